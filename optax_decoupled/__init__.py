@@ -1,0 +1,62 @@
+"""Decoupled weight decay for Optax, as Loshchilov & Hutter define it."""
+
+from optax_decoupled._adam import scale_by_adam
+from optax_decoupled._convert import (
+    l2_from_weight_decay,
+    weight_decay_from_half_life,
+    weight_decay_from_pytorch,
+    weight_decay_from_timescale,
+    weight_decay_to_pytorch,
+)
+from optax_decoupled._decay import (
+    DecoupledWeightDecayState,
+    add_decoupled_weight_decay,
+    l2_to_grad,
+    scale_adjusted_l2_to_grad,
+)
+from optax_decoupled._optimizers import (
+    adam_l2,
+    adamw,
+    adamwr,
+    decouple,
+    sgd_l2,
+    sgdw,
+    sgdwr,
+)
+from optax_decoupled._schedules import (
+    normalized_weight_decay,
+    normalized_weight_decay_schedule,
+    split_schedule,
+    warm_restart_position,
+    warm_restarts,
+)
+from optax_decoupled._selection import decay_mask, decay_rules
+from optax_decoupled._version import __version__
+
+__all__ = [
+    "DecoupledWeightDecayState",
+    "__version__",
+    "adam_l2",
+    "adamw",
+    "adamwr",
+    "add_decoupled_weight_decay",
+    "decay_mask",
+    "decay_rules",
+    "decouple",
+    "l2_from_weight_decay",
+    "l2_to_grad",
+    "normalized_weight_decay",
+    "normalized_weight_decay_schedule",
+    "scale_adjusted_l2_to_grad",
+    "scale_by_adam",
+    "sgd_l2",
+    "sgdw",
+    "sgdwr",
+    "split_schedule",
+    "warm_restart_position",
+    "warm_restarts",
+    "weight_decay_from_half_life",
+    "weight_decay_from_pytorch",
+    "weight_decay_from_timescale",
+    "weight_decay_to_pytorch",
+]

@@ -1,0 +1,94 @@
+"""Adam's preconditioner: Optax's rule, with honest arithmetic in low precision."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from optax_decoupled import _checks
+from optax_decoupled._checks import Hyperparameter
+from optax_decoupled._precision import in_float32, is_narrow
+
+
+def scale_by_adam(
+    b1: Hyperparameter = 0.9,
+    b2: Hyperparameter = 0.999,
+    eps: Hyperparameter = 1e-8,
+    eps_root: Hyperparameter = 0.0,
+    mu_dtype: jax.typing.DTypeLike | None = None,
+    nu_dtype: jax.typing.DTypeLike | None = None,
+    *,
+    nesterov: bool = False,
+) -> optax.GradientTransformation:
+    r"""Rescales gradients by Adam's rule, :math:`\hat m_t / (\sqrt{\hat v_t + ε_r} + ε)`.
+
+    .. math::
+        m_t = β_1 m_{t-1} + (1-β_1) g_t, \quad v_t = β_2 v_{t-1} + (1-β_2) g_t^2, \quad
+        \hat m_t = \frac{m_t}{1-β_1^t}, \quad \hat v_t = \frac{v_t}{1-β_2^t}
+
+    :func:`optax.scale_by_adam`, bit for bit, for float32 gradients. For narrower ones the
+    arithmetic is float32 and :math:`v` is stored in float32 by default: in bfloat16
+    :math:`0.999 v` rounds back to :math:`v`, so it would never decay.
+
+    Args:
+      b1: :math:`β_1`, in [0, 1). Like every hyperparameter here, a number, a 0-d array
+        or a tracer.
+      b2: :math:`β_2`, in [0, 1).
+      eps: :math:`ε \ge 0`, outside the root.
+      eps_root: :math:`ε_r \ge 0`, inside the root.
+      mu_dtype: dtype in which :math:`m` is stored. None: the parameter's.
+      nu_dtype: dtype in which :math:`v` is stored. None: the parameter's, but at least
+        float32.
+      nesterov: whether to use Nesterov's momentum (Dozat, 2016).
+
+    Returns:
+      An Optax transformation with an :class:`optax.ScaleByAdamState`. Updates have the
+      gradients' shapes and dtypes.
+
+    Raises:
+      TypeError, ValueError: for a static ``b1`` or ``b2`` outside [0, 1), a negative or
+        NaN epsilon; at ``init`` for a real ``mu_dtype`` with complex parameters.
+
+    Examples:
+      The first update is the sign of the gradient:
+
+      >>> import jax.numpy as jnp, optax_decoupled as od
+      >>> tx = od.scale_by_adam()
+      >>> grads = jnp.array([3.0, -0.01])
+      >>> updates, state = tx.update(grads, tx.init(grads))
+      >>> assert jnp.allclose(updates, jnp.sign(grads), atol=1e-5)
+
+    References:
+      Kingma & Ba, arXiv:1412.6980; Loshchilov & Hutter, arXiv:1711.05101, Algorithm 2.
+    """
+    for name, value in (("b1", b1), ("b2", b2)):
+        _checks.check_fraction(name, value, "It is the decay rate of a moving average.")
+    for name, value in (("eps", eps), ("eps_root", eps_root)):
+        _checks.check_nonnegative(name, value, "It keeps the denominator from zero, e.g. 1e-8.")
+    _checks.check_flag("nesterov", nesterov)
+
+    def store(state: optax.ScaleByAdamState, params: Any) -> optax.ScaleByAdamState:
+        del params
+        mu = jax.tree.map(lambda m: _stored_moment(m, mu_dtype), state.mu)
+        nu = jax.tree.map(lambda v: _stored_square(v, nu_dtype), state.nu)
+        return state._replace(mu=mu, nu=nu)
+
+    return in_float32(optax.scale_by_adam(b1, b2, eps, eps_root, nesterov=nesterov), store)
+
+
+def _stored_moment(m: Any, dtype: jax.typing.DTypeLike | None) -> Any:
+    if dtype is None:
+        return m
+    if jnp.iscomplexobj(m) and not jnp.issubdtype(dtype, jnp.complexfloating):
+        raise ValueError(
+            f"mu_dtype={dtype!r} cannot hold the first moment of complex parameters; it must be "
+            "complex. Leave it None to use the parameters' dtype."
+        )
+    return m.astype(dtype)
+
+
+def _stored_square(v: Any, dtype: jax.typing.DTypeLike | None) -> Any:
+    if dtype is None:
+        return v.astype(jnp.float32) if is_narrow(v) else v
+    return jnp.real(v).astype(dtype)

@@ -1,0 +1,144 @@
+"""Weight decay between conventions. All plain arithmetic: numbers, arrays and tracers."""
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from optax_decoupled import _checks
+from optax_decoupled._checks import Hyperparameter
+
+
+def weight_decay_from_pytorch(weight_decay: Hyperparameter, learning_rate: Hyperparameter) -> Any:
+    r"""The paper's decay for a value of PyTorch, Optax or Keras: :math:`λ = λ_{PT} α`.
+
+    Those libraries multiply their ``weight_decay`` by the learning rate; this package
+    does not. The conversion holds for the full step of rate :math:`α`; with the schedule
+    on both sides it holds at every step.
+
+    Args:
+      weight_decay: :math:`λ_{PT} \ge 0`, fraction of a weight per unit of learning rate.
+      learning_rate: :math:`α > 0`, the peak rate.
+
+    Returns:
+      :math:`λ`, the fraction of a weight removed per full step: a float for floats.
+
+    Raises:
+      TypeError, ValueError: for a negative decay or a rate that is not positive.
+
+    Examples:
+      >>> import optax_decoupled as od
+      >>> assert od.weight_decay_from_pytorch(0.1, 0.001) == 0.1 * 0.001
+    """
+    _check_decay_and_rate(weight_decay, learning_rate)
+    return weight_decay * learning_rate  # pyright: ignore[reportOperatorIssue]
+
+
+def weight_decay_to_pytorch(weight_decay: Hyperparameter, learning_rate: Hyperparameter) -> Any:
+    r"""The value for PyTorch, Optax or Keras of the paper's decay: :math:`λ_{PT} = λ / α`.
+
+    Args:
+      weight_decay: :math:`λ \ge 0`, the fraction of a weight removed per full step.
+      learning_rate: :math:`α > 0`, the peak rate.
+
+    Returns:
+      :math:`λ_{PT}`, fraction per unit of learning rate.
+
+    Raises:
+      TypeError, ValueError: for a negative decay or a rate that is not positive.
+
+    Examples:
+      >>> import optax_decoupled as od
+      >>> decay = od.weight_decay_to_pytorch(1e-4, 0.001)
+      >>> assert abs(od.weight_decay_from_pytorch(decay, 0.001) - 1e-4) < 1e-18
+    """
+    _check_decay_and_rate(weight_decay, learning_rate)
+    return weight_decay / learning_rate  # pyright: ignore[reportOperatorIssue]
+
+
+def l2_from_weight_decay(weight_decay: Hyperparameter, learning_rate: Hyperparameter) -> Any:
+    r"""The L2 coefficient with which plain SGD takes the same steps: :math:`λ' = λ / α`.
+
+    Proposition 1 of the paper. It holds for SGD without momentum at the constant rate
+    :math:`α`; with momentum or Adam no L2 coefficient does (Proposition 2).
+
+    Args:
+      weight_decay: :math:`λ \ge 0`, the fraction of a weight removed per step.
+      learning_rate: :math:`α > 0`.
+
+    Returns:
+      :math:`λ'`, for :func:`l2_to_grad` and :func:`sgd_l2`.
+
+    Raises:
+      TypeError, ValueError: for a negative decay or a rate that is not positive.
+
+    Examples:
+      >>> import optax_decoupled as od
+      >>> assert od.l2_from_weight_decay(0.001, 0.1) == 0.01
+
+    References:
+      Loshchilov & Hutter, arXiv:1711.05101, Proposition 1.
+    """
+    _check_decay_and_rate(weight_decay, learning_rate)
+    return weight_decay / learning_rate  # pyright: ignore[reportOperatorIssue]
+
+
+def weight_decay_from_half_life(steps: Hyperparameter) -> Any:
+    r"""The decay that halves an undriven weight in so many steps: :math:`1 - 2^{-1/n}`.
+
+    Args:
+      steps: the half-life :math:`n > 0` in full steps.
+
+    Returns:
+      :math:`λ`, the fraction of a weight removed per full step.
+
+    Raises:
+      TypeError, ValueError: if ``steps`` is not positive.
+
+    Examples:
+      >>> import optax_decoupled as od
+      >>> decay = od.weight_decay_from_half_life(1000)
+      >>> assert abs((1 - decay) ** 1000 - 0.5) < 1e-12
+    """
+    _checks.check_positive("steps", steps, "It is a half-life in optimizer steps.")
+    xp = np if _checks.is_static(steps) else jnp
+    decay = -xp.expm1(-np.log(2.0) / steps)  # pyright: ignore[reportOperatorIssue]
+    return float(decay) if xp is np else decay
+
+
+def weight_decay_from_timescale(steps: Hyperparameter) -> Any:
+    r"""The decay that makes the weights an average over :math:`τ` steps: :math:`λ = 1/τ`.
+
+    With decoupled decay the weights are an exponential moving average of the scaled
+    updates with timescale :math:`τ = 1/λ`.
+
+    Args:
+      steps: :math:`τ \ge 1` in full steps.
+
+    Returns:
+      :math:`λ`, the fraction of a weight removed per full step.
+
+    Raises:
+      TypeError, ValueError: if ``steps`` is below 1.
+
+    Examples:
+      >>> import optax_decoupled as od
+      >>> assert od.weight_decay_from_timescale(2000) == 0.0005
+
+    References:
+      Wang & Aitchison, How to set AdamW's weight decay as you scale model and dataset
+      size, arXiv:2405.13698.
+    """
+    _checks.check_number(
+        "steps",
+        steps,
+        "a finite number >= 1",
+        lambda x: 1.0 <= x < float("inf"),
+        "It is a timescale in optimizer steps.",
+    )
+    return 1.0 / steps  # pyright: ignore[reportOperatorIssue]
+
+
+def _check_decay_and_rate(weight_decay: Hyperparameter, learning_rate: Hyperparameter) -> None:
+    _checks.check_nonnegative("weight_decay", weight_decay, "It removes weight; see its units.")
+    _checks.check_positive("learning_rate", learning_rate, "Use the peak rate of the schedule.")

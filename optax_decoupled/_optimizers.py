@@ -1,0 +1,480 @@
+"""The paper's optimizers, each one `optax.chain`, and `decouple` for all others.
+
+What the arguments mean is said once, at the transforms: `scale_by_adam` for the
+moments, `add_decoupled_weight_decay` for decay, schedule and mask, `warm_restarts`
+for cycles. `schedule` is the paper's η_t and multiplies step and decay alike.
+"""
+
+from typing import Any
+
+import jax
+import optax
+
+from optax_decoupled import _checks
+from optax_decoupled._adam import scale_by_adam
+from optax_decoupled._checks import Hyperparameter, Schedule
+from optax_decoupled._decay import (
+    add_decoupled_weight_decay,
+    l2_to_grad,
+    product_schedule,
+    unchecked_decay,
+)
+from optax_decoupled._precision import in_float32
+from optax_decoupled._schedules import normalized_weight_decay_schedule, warm_restarts
+from optax_decoupled._selection import Mask
+
+ScheduleLike = Hyperparameter | Schedule | None
+
+
+def adamw(
+    learning_rate: Hyperparameter | Schedule,
+    weight_decay: Hyperparameter | Schedule,
+    *,
+    schedule: ScheduleLike = None,
+    decay_schedule: ScheduleLike = None,
+    b1: Hyperparameter = 0.9,
+    b2: Hyperparameter = 0.999,
+    eps: Hyperparameter = 1e-8,
+    eps_root: Hyperparameter = 0.0,
+    mu_dtype: jax.typing.DTypeLike | None = None,
+    nu_dtype: jax.typing.DTypeLike | None = None,
+    nesterov: bool = False,
+    mask: Mask = None,
+    cautious: bool = False,
+) -> optax.GradientTransformationExtraArgs:
+    r"""AdamW as in the paper: the decay is not multiplied by the learning rate.
+
+    .. math:: θ_{t+1} = θ_t - η_t \left( α \hat m_t / (\sqrt{\hat v_t} + ε) + λ θ_t \right)
+
+    The chain: :func:`scale_by_adam`, the scaling by :math:`-α η_t`,
+    :func:`add_decoupled_weight_decay`.
+
+    Args:
+      learning_rate: :math:`α`, or an Optax schedule of the rate; then ``schedule`` or
+        ``decay_schedule`` must say what the decay does.
+      weight_decay: :math:`λ`, the fraction of a weight removed per full step. For a value
+        of :func:`optax.adamw` or PyTorch see :func:`weight_decay_from_pytorch`.
+      schedule: :math:`η_t`, the multiplier of both step and decay; None for 1.
+      decay_schedule: the decay's own multiplier, instead of ``schedule``.
+      b1: see :func:`scale_by_adam`, also for the six arguments that follow.
+      b2: see ``b1``.
+      eps: see ``b1``.
+      eps_root: see ``b1``.
+      mu_dtype: see ``b1``.
+      nu_dtype: see ``b1``.
+      nesterov: see ``b1``.
+      mask: which parameters decay; see :func:`add_decoupled_weight_decay`.
+      cautious: see :func:`add_decoupled_weight_decay`.
+
+    Returns:
+      An Optax optimizer; its ``update`` needs ``params``.
+
+    Raises:
+      TypeError, ValueError: for hyperparameters out of range, and for a callable
+        ``learning_rate`` without ``schedule`` or ``decay_schedule``.
+
+    Examples:
+      The decay of a step without gradient does not depend on the learning rate:
+
+      >>> import jax.numpy as jnp, optax_decoupled as od
+      >>> def removed(learning_rate):
+      ...     tx = od.adamw(learning_rate, 1e-3)
+      ...     updates, _ = tx.update(jnp.zeros(1), tx.init(jnp.ones(1)), jnp.ones(1))
+      ...     return -updates[0]
+      >>> assert removed(0.1) == removed(0.001) == jnp.float32(1e-3)
+
+    References:
+      Loshchilov & Hutter, arXiv:1711.05101, Algorithm 2.
+    """
+    _check_decoupled(learning_rate, weight_decay, schedule, decay_schedule)
+    return optax.chain(
+        scale_by_adam(b1, b2, eps, eps_root, mu_dtype, nu_dtype, nesterov=nesterov),
+        optax.scale_by_schedule(product_schedule(-1, learning_rate, schedule)),
+        _decay(weight_decay, schedule, decay_schedule, mask, cautious),
+    )
+
+
+def sgdw(
+    learning_rate: Hyperparameter | Schedule,
+    weight_decay: Hyperparameter | Schedule,
+    *,
+    schedule: ScheduleLike = None,
+    decay_schedule: ScheduleLike = None,
+    momentum: Hyperparameter = 0.9,
+    nesterov: bool = False,
+    scale_before_momentum: bool = True,
+    mask: Mask = None,
+    cautious: bool = False,
+) -> optax.GradientTransformationExtraArgs:
+    r"""SGD with momentum and decoupled weight decay.
+
+    .. math:: m_t = β_1 m_{t-1} + η_t α g_t, \qquad θ_{t+1} = θ_t - m_t - η_t λ θ_t
+
+    The chain: the scaling by :math:`η_t α`, :func:`optax.trace`, a change of sign,
+    :func:`add_decoupled_weight_decay`. With ``scale_before_momentum=False`` the buffer
+    holds plain gradients and is scaled when it is used, as in PyTorch and
+    :func:`optax.sgd`. The two agree while :math:`η_t` is constant and only then.
+
+    Args:
+      learning_rate: see :func:`adamw`.
+      weight_decay: see :func:`adamw`.
+      schedule: see :func:`adamw`.
+      decay_schedule: see :func:`adamw`.
+      momentum: :math:`β_1`, in [0, 1).
+      nesterov: whether to use Nesterov's momentum.
+      scale_before_momentum: True is the paper's Algorithm 1, False PyTorch's buffer.
+      mask: see :func:`add_decoupled_weight_decay`.
+      cautious: see :func:`add_decoupled_weight_decay`.
+
+    Returns:
+      An Optax optimizer; its ``update`` needs ``params``.
+
+    Raises:
+      TypeError, ValueError: as :func:`adamw`.
+
+    Examples:
+      >>> import jax.numpy as jnp, optax_decoupled as od
+      >>> tx = od.sgdw(0.1, 1e-3)
+      >>> updates, _ = tx.update(jnp.ones(1), tx.init(jnp.ones(1)), jnp.ones(1))
+      >>> assert jnp.allclose(updates, -0.1 - 1e-3)
+
+    References:
+      Loshchilov & Hutter, arXiv:1711.05101, Algorithm 1.
+    """
+    _check_decoupled(learning_rate, weight_decay, schedule, decay_schedule)
+    return optax.chain(
+        *_momentum_sgd(learning_rate, schedule, momentum, nesterov, scale_before_momentum),
+        _decay(weight_decay, schedule, decay_schedule, mask, cautious),
+    )
+
+
+def adam_l2(
+    learning_rate: Hyperparameter | Schedule,
+    l2: Hyperparameter,
+    *,
+    schedule: ScheduleLike = None,
+    b1: Hyperparameter = 0.9,
+    b2: Hyperparameter = 0.999,
+    eps: Hyperparameter = 1e-8,
+    eps_root: Hyperparameter = 0.0,
+    mu_dtype: jax.typing.DTypeLike | None = None,
+    nu_dtype: jax.typing.DTypeLike | None = None,
+    nesterov: bool = False,
+    mask: Mask = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Adam with L2 regularization, the coupled twin of :func:`adamw`, to compare with.
+
+    .. math:: g_t = ∇f_t(θ_t) + λ' θ_t, \quad
+        θ_{t+1} = θ_t - η_t α \hat m_t / (\sqrt{\hat v_t} + ε)
+
+    The chain: :func:`l2_to_grad`, :func:`scale_by_adam`, the scaling by
+    :math:`-α η_t`.
+
+    Args:
+      learning_rate: :math:`α`, or an Optax schedule of the rate.
+      l2: :math:`λ' \ge 0`, see :func:`l2_to_grad`. It has no schedule of its own.
+      schedule: :math:`η_t`, the multiplier of the step; None for 1.
+      b1: see :func:`scale_by_adam`, also for the six arguments that follow.
+      b2: see ``b1``.
+      eps: see ``b1``.
+      eps_root: see ``b1``.
+      mu_dtype: see ``b1``.
+      nu_dtype: see ``b1``.
+      nesterov: see ``b1``.
+      mask: which parameters are penalized; see :func:`add_decoupled_weight_decay`.
+
+    Returns:
+      An Optax optimizer; its ``update`` needs ``params``.
+
+    Raises:
+      TypeError, ValueError: for hyperparameters out of range.
+
+    Examples:
+      The first step is of size :math:`α` whatever the penalty: Adam normalizes it away.
+
+      >>> import jax.numpy as jnp, optax_decoupled as od
+      >>> tx = od.adam_l2(0.01, 0.5)
+      >>> updates, _ = tx.update(jnp.zeros(1), tx.init(jnp.ones(1)), jnp.ones(1))
+      >>> assert jnp.allclose(updates, -0.01)
+
+    References:
+      Loshchilov & Hutter, arXiv:1711.05101, Algorithm 2 (with L2 regularization).
+    """
+    _checks.check_learning_rate(learning_rate)
+    _checks.check_schedule("schedule", schedule)
+    return optax.chain(
+        l2_to_grad(l2, mask=mask),
+        scale_by_adam(b1, b2, eps, eps_root, mu_dtype, nu_dtype, nesterov=nesterov),
+        optax.scale_by_schedule(product_schedule(-1, learning_rate, schedule)),
+    )
+
+
+def sgd_l2(
+    learning_rate: Hyperparameter | Schedule,
+    l2: Hyperparameter,
+    *,
+    schedule: ScheduleLike = None,
+    momentum: Hyperparameter = 0.9,
+    nesterov: bool = False,
+    scale_before_momentum: bool = True,
+    mask: Mask = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""SGD with momentum and L2 regularization, the coupled twin of :func:`sgdw`.
+
+    .. math:: m_t = β_1 m_{t-1} + η_t α (∇f_t(θ_t) + λ' θ_t), \qquad θ_{t+1} = θ_t - m_t
+
+    The chain: :func:`l2_to_grad`, then SGD as in :func:`sgdw`.
+
+    Args:
+      learning_rate: see :func:`adam_l2`.
+      l2: see :func:`adam_l2`.
+      schedule: see :func:`adam_l2`.
+      momentum: see :func:`sgdw`.
+      nesterov: see :func:`sgdw`.
+      scale_before_momentum: see :func:`sgdw`.
+      mask: which parameters are penalized; see :func:`add_decoupled_weight_decay`.
+
+    Returns:
+      An Optax optimizer; its ``update`` needs ``params``.
+
+    Raises:
+      TypeError, ValueError: for hyperparameters out of range.
+
+    Examples:
+      Without momentum it equals decay (Proposition 1):
+
+      >>> import jax.numpy as jnp, optax_decoupled as od
+      >>> coupled = od.sgd_l2(0.1, od.l2_from_weight_decay(1e-3, 0.1), momentum=0.0)
+      >>> decoupled = od.sgdw(0.1, 1e-3, momentum=0.0)
+      >>> params, grads = jnp.ones(1), jnp.full(1, 0.3)
+      >>> steps = [tx.update(grads, tx.init(params), params)[0] for tx in (coupled, decoupled)]
+      >>> assert jnp.allclose(*steps)
+
+    References:
+      Loshchilov & Hutter, arXiv:1711.05101, Algorithm 1 (with L2 regularization).
+    """
+    _checks.check_learning_rate(learning_rate)
+    _checks.check_schedule("schedule", schedule)
+    return optax.chain(
+        l2_to_grad(l2, mask=mask),
+        *_momentum_sgd(learning_rate, schedule, momentum, nesterov, scale_before_momentum),
+    )
+
+
+def adamwr(
+    learning_rate: Hyperparameter | Schedule,
+    normalized_weight_decay: Hyperparameter,
+    *,
+    first_cycle_steps: int,
+    cycle_mult: float = 2,
+    eta_min: Hyperparameter = 0.0,
+    b1: Hyperparameter = 0.9,
+    b2: Hyperparameter = 0.999,
+    eps: Hyperparameter = 1e-8,
+    eps_root: Hyperparameter = 0.0,
+    mu_dtype: jax.typing.DTypeLike | None = None,
+    nu_dtype: jax.typing.DTypeLike | None = None,
+    nesterov: bool = False,
+    mask: Mask = None,
+    cautious: bool = False,
+) -> optax.GradientTransformationExtraArgs:
+    r"""AdamW with warm restarts and normalized weight decay.
+
+    :func:`adamw` with :math:`η_t` from :func:`warm_restarts` and :math:`λ_i` from
+    :func:`normalized_weight_decay_schedule`. The weights to keep are those after a
+    cycle's last step (:func:`warm_restart_position`).
+
+    Args:
+      learning_rate: :math:`α`.
+      normalized_weight_decay: :math:`λ_{norm}`; 0.025 to 0.05 in the paper.
+      first_cycle_steps: see :func:`warm_restarts`. Static: under
+        ``optax.inject_hyperparams`` name it and ``cycle_mult`` in ``static_args``.
+      cycle_mult: see :func:`warm_restarts`.
+      eta_min: see :func:`warm_restarts`.
+      b1: see :func:`scale_by_adam`, also for the six arguments that follow.
+      b2: see ``b1``.
+      eps: see ``b1``.
+      eps_root: see ``b1``.
+      mu_dtype: see ``b1``.
+      nu_dtype: see ``b1``.
+      nesterov: see ``b1``.
+      mask: see :func:`add_decoupled_weight_decay`.
+      cautious: see :func:`add_decoupled_weight_decay`.
+
+    Returns:
+      An Optax optimizer; its ``update`` needs ``params``. Resuming needs only its state.
+
+    Raises:
+      TypeError, ValueError: as :func:`adamw` and :func:`warm_restarts`.
+
+    Examples:
+      >>> import jax.numpy as jnp, optax, optax_decoupled as od
+      >>> tx = od.adamwr(1e-3, 0.05, first_cycle_steps=100)
+      >>> _, state = tx.update(jnp.zeros(1), tx.init(jnp.ones(1)), jnp.ones(1))
+      >>> assert jnp.isclose(optax.tree.get(state, "decay_rate"), 0.05 / 100**0.5)
+
+    References:
+      Loshchilov & Hutter, arXiv:1711.05101, appendix B.
+    """
+    return adamw(
+        learning_rate,
+        normalized_weight_decay_schedule(normalized_weight_decay, first_cycle_steps, cycle_mult),
+        schedule=warm_restarts(first_cycle_steps, cycle_mult, eta_min=eta_min),
+        b1=b1,
+        b2=b2,
+        eps=eps,
+        eps_root=eps_root,
+        mu_dtype=mu_dtype,
+        nu_dtype=nu_dtype,
+        nesterov=nesterov,
+        mask=mask,
+        cautious=cautious,
+    )
+
+
+def sgdwr(
+    learning_rate: Hyperparameter | Schedule,
+    normalized_weight_decay: Hyperparameter,
+    *,
+    first_cycle_steps: int,
+    cycle_mult: float = 2,
+    eta_min: Hyperparameter = 0.0,
+    momentum: Hyperparameter = 0.9,
+    nesterov: bool = False,
+    scale_before_momentum: bool = True,
+    mask: Mask = None,
+    cautious: bool = False,
+) -> optax.GradientTransformationExtraArgs:
+    r"""SGDW with warm restarts and normalized weight decay.
+
+    :func:`sgdw` with :math:`η_t` from :func:`warm_restarts` and :math:`λ_i` from
+    :func:`normalized_weight_decay_schedule`.
+
+    Args:
+      learning_rate: :math:`α`.
+      normalized_weight_decay: see :func:`adamwr`.
+      first_cycle_steps: see :func:`adamwr`.
+      cycle_mult: see :func:`adamwr`.
+      eta_min: see :func:`adamwr`.
+      momentum: see :func:`sgdw`.
+      nesterov: see :func:`sgdw`.
+      scale_before_momentum: see :func:`sgdw`.
+      mask: see :func:`add_decoupled_weight_decay`.
+      cautious: see :func:`add_decoupled_weight_decay`.
+
+    Returns:
+      An Optax optimizer; its ``update`` needs ``params``. Resuming needs only its state.
+
+    Raises:
+      TypeError, ValueError: as :func:`sgdw` and :func:`warm_restarts`.
+
+    Examples:
+      >>> import jax.numpy as jnp, optax, optax_decoupled as od
+      >>> tx = od.sgdwr(0.05, 0.05, first_cycle_steps=100)
+      >>> _, state = tx.update(jnp.zeros(1), tx.init(jnp.ones(1)), jnp.ones(1))
+      >>> assert jnp.isclose(optax.tree.get(state, "decay_rate"), 0.05 / 100**0.5)
+
+    References:
+      Loshchilov & Hutter, arXiv:1711.05101, appendix B.
+    """
+    return sgdw(
+        learning_rate,
+        normalized_weight_decay_schedule(normalized_weight_decay, first_cycle_steps, cycle_mult),
+        schedule=warm_restarts(first_cycle_steps, cycle_mult, eta_min=eta_min),
+        momentum=momentum,
+        nesterov=nesterov,
+        scale_before_momentum=scale_before_momentum,
+        mask=mask,
+        cautious=cautious,
+    )
+
+
+def decouple(
+    inner: optax.GradientTransformation,
+    weight_decay: Hyperparameter | Schedule,
+    schedule: ScheduleLike = None,
+    *,
+    mask: Mask = None,
+    cautious: bool = False,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Any finished optimizer plus decoupled weight decay, in the right order.
+
+    .. math:: θ_{t+1} = θ_t + u_t - c_t · w ⊙ θ_t
+
+    The chain: ``inner``, :func:`add_decoupled_weight_decay`.
+
+    Args:
+      inner: an optimizer whose updates are ready to be added, e.g. ``optax.lion(1e-4,
+        weight_decay=0.0)``. Turn its own decay off.
+      weight_decay: see :func:`add_decoupled_weight_decay`.
+      schedule: see :func:`add_decoupled_weight_decay`. Give the shape of the inner
+        learning rate if that moves (:func:`split_schedule`).
+      mask: see :func:`add_decoupled_weight_decay`.
+      cautious: see :func:`add_decoupled_weight_decay`.
+
+    Returns:
+      An Optax optimizer; its ``update`` needs ``params``.
+
+    Raises:
+      TypeError, ValueError: if ``inner`` is not an Optax transformation; as
+        :func:`add_decoupled_weight_decay`.
+
+    Examples:
+      >>> import jax.numpy as jnp, optax, optax_decoupled as od
+      >>> tx = od.decouple(optax.sgd(0.1), 1e-3)
+      >>> updates, _ = tx.update(jnp.zeros(1), tx.init(jnp.ones(1)), jnp.ones(1))
+      >>> assert jnp.allclose(updates, -1e-3)
+    """
+    if not (callable(getattr(inner, "init", None)) and callable(getattr(inner, "update", None))):
+        raise TypeError(
+            f"inner={inner!r} must be an optax.GradientTransformation (init and update). "
+            "Call the optimizer's factory first, e.g. decouple(optax.sgd(0.1), ...)."
+        )
+    return optax.chain(
+        inner, add_decoupled_weight_decay(weight_decay, schedule, mask=mask, cautious=cautious)
+    )
+
+
+def _momentum_sgd(
+    learning_rate: Hyperparameter | Schedule,
+    schedule: ScheduleLike,
+    momentum: Hyperparameter,
+    nesterov: bool,
+    scale_before_momentum: bool,
+) -> tuple[optax.GradientTransformation, ...]:
+    _checks.check_fraction("momentum", momentum, "0.0 is SGD without momentum.")
+    _checks.check_flag("nesterov", nesterov)
+    _checks.check_flag("scale_before_momentum", scale_before_momentum)
+    step = optax.scale_by_schedule(product_schedule(learning_rate, schedule))
+    trace = in_float32(optax.trace(momentum, nesterov))
+    negate = optax.scale(-1.0)
+    return (step, trace, negate) if scale_before_momentum else (trace, step, negate)
+
+
+def _decay(
+    weight_decay: Hyperparameter | Schedule,
+    schedule: ScheduleLike,
+    decay_schedule: ScheduleLike,
+    mask: Mask,
+    cautious: bool,
+) -> optax.GradientTransformationExtraArgs:
+    multiplier = schedule if decay_schedule is None else decay_schedule
+    return unchecked_decay(weight_decay, multiplier, mask, cautious)
+
+
+def _check_decoupled(
+    learning_rate: Any, weight_decay: Any, schedule: Any, decay_schedule: Any
+) -> None:
+    _checks.check_learning_rate(learning_rate)
+    _checks.check_weight_decay(weight_decay, learning_rate)
+    _checks.check_schedule("schedule", schedule)
+    _checks.check_schedule("decay_schedule", decay_schedule)
+    if callable(learning_rate) and schedule is None and decay_schedule is None:
+        raise ValueError(
+            f"learning_rate={learning_rate!r} is a schedule, but neither schedule nor "
+            "decay_schedule is given, so the decay would stay constant while the rate moves. "
+            "Choose one: (1) peak, eta = split_schedule(learning_rate, peak), then "
+            "learning_rate=peak, schedule=eta moves both together, as in the paper; (2) "
+            "decay_schedule=... gives the decay a schedule of its own; (3) decay_schedule=1.0 "
+            "keeps it constant on purpose."
+        )

@@ -1,0 +1,249 @@
+r"""Warm restarts and normalized weight decay: the paper's appendix B, as pure functions of the step."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from optax_decoupled import _checks
+from optax_decoupled._checks import Hyperparameter, Schedule
+
+# Optax counts steps in int32, and its counters stop at this value.
+_LAST_STEP = 2**31 - 1
+_MAX_CYCLES = 1_000_000
+
+
+def warm_restarts(
+    first_cycle_steps: int, cycle_mult: float = 2, *, eta_min: Hyperparameter = 0.0
+) -> Schedule:
+    r"""Cosine annealing with warm restarts, the paper's multiplier :math:`η_t`.
+
+    .. math:: η_t = η_{min} + \tfrac12 (1 - η_{min}) (1 + \cos(π T_{cur} / T_i))
+
+    :math:`T_{cur}` steps have passed in cycle :math:`i` of :math:`T_i` =
+    round(``first_cycle_steps`` · ``cycle_mult`` :math:`^i`) steps. Step 0 and the first
+    step of every cycle give exactly 1. It never ends, and resuming needs only the step.
+
+    Args:
+      first_cycle_steps: :math:`T_0 \ge 1` in steps, a static integer; 1 to 10 % of the
+        budget in the paper.
+      cycle_mult: :math:`T_{mult} \ge 1`, a static number; 2 in the paper.
+      eta_min: the lowest multiplier, in [0, 1).
+
+    Returns:
+      A schedule, int step of any shape → :math:`η` of the same shape, in JAX's default
+      float dtype. At the last step of a cycle :math:`η` is near ``eta_min``: those are
+      the weights to keep (:func:`warm_restart_position` finds it).
+
+    Raises:
+      TypeError, ValueError: for ``first_cycle_steps`` < 1, ``cycle_mult`` < 1, a value
+        that is not static, or ``eta_min`` outside [0, 1).
+
+    Examples:
+      >>> import jax.numpy as jnp, optax_decoupled as od
+      >>> eta = od.warm_restarts(100, 2)
+      >>> assert jnp.array_equal(eta(jnp.array([0, 100, 300, 700])), jnp.ones(4))
+      >>> assert eta(299) < 1e-4
+
+    References:
+      Loshchilov & Hutter, arXiv:1711.05101, appendix B.2; SGDR, arXiv:1608.03983.
+    """
+    _check_cycles(first_cycle_steps, cycle_mult)
+    _checks.check_fraction("eta_min", eta_min, "It is a fraction of the full step.")
+
+    def schedule(step: jax.typing.ArrayLike) -> jax.Array:
+        _, within, length = warm_restart_position(step, first_cycle_steps, cycle_mult)
+        # int32 / int32 is float32 even under x64, hence the casts to the default float.
+        angle = 0.5 * jnp.pi * within.astype(float) / length.astype(float)
+        # cos² of half the angle: the same function, accurate where it is near zero.
+        return eta_min + (1 - eta_min) * jnp.square(jnp.cos(angle))
+
+    return schedule
+
+
+def warm_restart_position(
+    step: jax.typing.ArrayLike, first_cycle_steps: int, cycle_mult: float = 2
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    r"""Where a step lies among the cycles of :func:`warm_restarts`.
+
+    Args:
+      step: the number of updates so far, an integer array of any shape (or a tracer).
+      first_cycle_steps: as in :func:`warm_restarts`.
+      cycle_mult: as in :func:`warm_restarts`.
+
+    Returns:
+      ``(cycle, within, length)``, int32 arrays of the shape of ``step``: the index of the
+      cycle, the steps since it began, and its length in steps (2³¹ − 1 for a last cycle
+      that no int32 counter can finish). A cycle's last update is the one with
+      ``within == length - 1``.
+
+    Raises:
+      TypeError, ValueError: as :func:`warm_restarts`; also for a ``step`` that is not
+        an integer.
+
+    Examples:
+      >>> import optax_decoupled as od
+      >>> tuple(map(int, od.warm_restart_position(299, 100, 2)))
+      (1, 199, 200)
+    """
+    _check_cycles(first_cycle_steps, cycle_mult)
+    step = jnp.asarray(step)
+    if not jnp.issubdtype(step.dtype, jnp.integer):
+        raise TypeError(
+            f"step has dtype {step.dtype}; it must be an integer count of updates. "
+            "Convert it first, e.g. step.astype(int)."
+        )
+    step = step.astype(jnp.int32)
+    if cycle_mult == 1:
+        length = jnp.full_like(step, int(first_cycle_steps))
+        return step // length, step % length, length
+    starts, lengths = _cycle_table(int(first_cycle_steps), float(cycle_mult))
+    cycle = jnp.searchsorted(jnp.asarray(starts), step, side="right").astype(jnp.int32) - 1
+    return cycle, step - jnp.asarray(starts)[cycle], jnp.asarray(lengths)[cycle]
+
+
+def normalized_weight_decay(
+    norm: Hyperparameter,
+    *,
+    batch_size: Hyperparameter,
+    dataset_size: Hyperparameter,
+    epochs: Hyperparameter,
+) -> Any:
+    r"""The decay for a training budget, :math:`λ = λ_{norm} \sqrt{b / (B T)}`.
+
+    The paper found that the best :math:`λ_{norm}` moves less with the budget than the
+    best :math:`λ`: 0.025 to 0.05 on CIFAR-10 and ImageNet32x32.
+
+    Args:
+      norm: :math:`λ_{norm} \ge 0`, dimensionless.
+      batch_size: :math:`b`, examples in a batch.
+      dataset_size: :math:`B`, training examples.
+      epochs: :math:`T`, passes over the data; of the current cycle under restarts.
+
+    Returns:
+      :math:`λ`, the fraction of a weight removed per full step: a Python float for
+      static arguments.
+
+    Raises:
+      TypeError, ValueError: for a negative ``norm`` or a size that is not positive.
+
+    Examples:
+      >>> import optax_decoupled as od
+      >>> decay = od.normalized_weight_decay(0.05, batch_size=128, dataset_size=50_000, epochs=100)
+      >>> assert round(decay, 6) == 2.53e-4
+
+    References:
+      Loshchilov & Hutter, arXiv:1711.05101, appendix B.1.
+    """
+    _checks.check_nonnegative("norm", norm, "The paper's best values are 0.025 to 0.05.")
+    sizes = {"batch_size": batch_size, "dataset_size": dataset_size, "epochs": epochs}
+    for name, value in sizes.items():
+        _checks.check_positive(name, value, "It measures the training budget.")
+    return norm * (batch_size / (dataset_size * epochs)) ** 0.5  # pyright: ignore[reportOperatorIssue]
+
+
+def normalized_weight_decay_schedule(
+    norm: Hyperparameter, first_cycle_steps: int, cycle_mult: float = 2
+) -> Schedule:
+    r"""Normalized decay under warm restarts, :math:`λ_i = λ_{norm} / \sqrt{T_i}`.
+
+    :math:`T_i` is the length in steps of the current cycle of :func:`warm_restarts`, so
+    the decay falls by :math:`\sqrt{T_{mult}}` at each restart.
+
+    Args:
+      norm: :math:`λ_{norm} \ge 0`, dimensionless.
+      first_cycle_steps: as in :func:`warm_restarts`.
+      cycle_mult: as in :func:`warm_restarts`.
+
+    Returns:
+      A schedule, int step of any shape → :math:`λ_i` of the same shape.
+
+    Raises:
+      TypeError, ValueError: as :func:`warm_restarts`; also for a negative ``norm``.
+
+    Examples:
+      >>> import optax_decoupled as od
+      >>> decay = od.normalized_weight_decay_schedule(0.05, 100, 4)
+      >>> assert abs(decay(0) - 0.005) < 1e-8 and abs(decay(100) - 0.0025) < 1e-8
+
+    References:
+      Loshchilov & Hutter, arXiv:1711.05101, appendices B.1 and B.2.
+    """
+    _check_cycles(first_cycle_steps, cycle_mult)
+    _checks.check_nonnegative("norm", norm, "The paper's best values are 0.025 to 0.05.")
+
+    def schedule(step: jax.typing.ArrayLike) -> jax.Array:
+        _, _, length = warm_restart_position(step, first_cycle_steps, cycle_mult)
+        return norm / jnp.sqrt(length.astype(float))
+
+    return schedule
+
+
+def split_schedule(
+    learning_rate_schedule: Schedule, peak: Hyperparameter
+) -> tuple[Hyperparameter, Schedule]:
+    r"""Splits a learning-rate schedule into the paper's :math:`α` and :math:`η_t`.
+
+    .. math:: \text{rate}(t) = α η_t, \qquad α = \text{peak}, \quad η_t = \text{rate}(t) / α
+
+    Args:
+      learning_rate_schedule: any Optax schedule of the learning rate.
+      peak: the rate of a full step, > 0; usually the schedule's highest value.
+
+    Returns:
+      ``(peak, schedule)``, for ``adamw(peak, weight_decay, schedule=schedule)``.
+
+    Raises:
+      TypeError, ValueError: if the first argument is not a schedule or ``peak`` is not
+        positive.
+
+    Examples:
+      >>> import optax, optax_decoupled as od
+      >>> rate = optax.cosine_decay_schedule(0.003, 100)
+      >>> alpha, eta = od.split_schedule(rate, peak=0.003)
+      >>> assert eta(0) == 1.0 and abs(alpha * eta(50) - rate(50)) < 1e-9
+    """
+    if not callable(learning_rate_schedule):
+        raise TypeError(
+            f"learning_rate_schedule={learning_rate_schedule!r} must be a schedule "
+            "(step -> learning rate). A constant needs no splitting: pass it as learning_rate."
+        )
+    _checks.check_positive("peak", peak, "It is the learning rate of a full step.")
+    return peak, lambda step: learning_rate_schedule(step) / peak  # pyright: ignore[reportOperatorIssue]
+
+
+def _check_cycles(first_cycle_steps: Any, cycle_mult: Any) -> None:
+    _checks.check_whole("first_cycle_steps", first_cycle_steps, "It is the first cycle's length.")
+    if not _checks.is_static(cycle_mult):
+        raise TypeError(
+            f"cycle_mult={cycle_mult!r} must be a static Python number, because the cycle "
+            "boundaries are a table built before tracing. Under optax.inject_hyperparams pass "
+            'static_args=("first_cycle_steps", "cycle_mult").'
+        )
+    _checks.check_number(
+        "cycle_mult",
+        cycle_mult,
+        "a finite number >= 1",
+        lambda x: 1.0 <= x < float("inf"),
+        "1 repeats cycles of one length, 2 doubles them.",
+    )
+
+
+@functools.lru_cache(maxsize=64)
+def _cycle_table(first: int, mult: float) -> tuple[np.ndarray, np.ndarray]:
+    """First step and length of every cycle that begins within int32, exact integers."""
+    starts, lengths, start = [], [], 0
+    while start <= _LAST_STEP:
+        length = round(first * mult ** len(starts))
+        starts.append(start)
+        lengths.append(min(length, _LAST_STEP))
+        start += length
+        if len(starts) > _MAX_CYCLES:
+            raise ValueError(
+                f"cycle_mult={mult} with first_cycle_steps={first} makes more than {_MAX_CYCLES} "
+                "cycles within 2**31 steps. Use cycle_mult=1 for cycles of one length, or longer "
+                "cycles."
+            )
+    return np.array(starts, np.int32), np.array(lengths, np.int32)
