@@ -1,0 +1,167 @@
+"""Algorithms 1 and 2 of the paper, against NumPy float64 references."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import reference
+from problems import STEPS, THETA, gradient, relative_error, train
+
+import optax_decoupled as od
+
+DECAY = 2e-3
+L2 = 0.05
+# (dtype, tolerance): rounding only. Every effect tested is at least 100 times larger.
+PRECISIONS = {"float64": 1e-10, "float32": 2e-5}
+
+
+def _cosine(t, xp):
+    return 0.5 * (1 + xp.cos(np.pi * t / STEPS))
+
+
+def _drops(t, xp):
+    return xp.where(t < 80, 1.0, xp.where(t < 160, 0.1, 0.01))
+
+
+def _constant(t, xp):
+    return 1.0 + 0.0 * t
+
+
+SCHEDULES = {"constant": _constant, "cosine": _cosine, "drops": _drops}
+
+
+def _both(name):
+    """A schedule for the package and its values for the reference."""
+    values = [float(SCHEDULES[name](t, np)) for t in range(STEPS)]
+    return (lambda count: SCHEDULES[name](count.astype(float), jnp)), values
+
+
+def _assert_equal(tx_factory, expected, dtype):
+    with jax.enable_x64(dtype == "float64"):
+        actual = train(tx_factory(), dtype)
+    assert actual.dtype == dtype
+    assert relative_error(actual, expected) < PRECISIONS[dtype]
+
+
+COMMON = list(itertools.product(PRECISIONS, SCHEDULES, (0.01, 0.04)))
+
+
+@pytest.mark.parametrize("scale_before_momentum", [True, False])
+@pytest.mark.parametrize(("momentum", "nesterov"), [(0.0, False), (0.9, False), (0.9, True)])
+@pytest.mark.parametrize(("dtype", "schedule", "alpha"), COMMON)
+def test_sgdw_is_algorithm_1(dtype, schedule, alpha, momentum, nesterov, scale_before_momentum):
+    eta, values = _both(schedule)
+    options = dict(
+        momentum=momentum, nesterov=nesterov, scale_before_momentum=scale_before_momentum
+    )
+    decay = [DECAY * e for e in values]
+    expected = reference.sgd(THETA, gradient, values, alpha, decay=decay, **options)
+    _assert_equal(lambda: od.sgdw(alpha, DECAY, schedule=eta, **options), expected, dtype)
+
+
+@pytest.mark.parametrize("scale_before_momentum", [True, False])
+@pytest.mark.parametrize("nesterov", [False, True])
+@pytest.mark.parametrize(("dtype", "schedule", "alpha"), COMMON)
+def test_sgd_l2_is_algorithm_1_with_l2(dtype, schedule, alpha, nesterov, scale_before_momentum):
+    eta, values = _both(schedule)
+    options = dict(momentum=0.9, nesterov=nesterov, scale_before_momentum=scale_before_momentum)
+    expected = reference.sgd(THETA, gradient, values, alpha, l2=L2, **options)
+    _assert_equal(lambda: od.sgd_l2(alpha, L2, schedule=eta, **options), expected, dtype)
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+@pytest.mark.parametrize(("dtype", "schedule", "alpha"), COMMON)
+def test_adamw_is_algorithm_2(dtype, schedule, alpha, nesterov):
+    eta, values = _both(schedule)
+    decay = [DECAY * e for e in values]
+    expected = reference.adam(THETA, gradient, values, alpha, decay=decay, nesterov=nesterov)
+    _assert_equal(lambda: od.adamw(alpha, DECAY, schedule=eta, nesterov=nesterov), expected, dtype)
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+@pytest.mark.parametrize(("dtype", "schedule", "alpha"), COMMON)
+def test_adam_l2_is_algorithm_2_with_l2(dtype, schedule, alpha, nesterov):
+    eta, values = _both(schedule)
+    expected = reference.adam(THETA, gradient, values, alpha, l2=L2, nesterov=nesterov)
+    _assert_equal(lambda: od.adam_l2(alpha, L2, schedule=eta, nesterov=nesterov), expected, dtype)
+
+
+@pytest.mark.parametrize("dtype", PRECISIONS)
+@pytest.mark.parametrize("mult", [1, 2, 1.5])
+def test_adamwr_and_sgdwr_follow_appendix_b(dtype, mult):
+    first, norm, eta_min = 20, 0.05, 0.1
+    eta = reference.warm_restarts(first, mult, eta_min, STEPS)
+    lambdas = reference.normalized_decay(norm, first, mult, STEPS)
+    decay = [e * c for e, c in zip(eta, lambdas, strict=True)]
+    cycles = dict(first_cycle_steps=first, cycle_mult=mult, eta_min=eta_min)
+    expected = reference.adam(THETA, gradient, eta, 0.01, decay=decay)
+    _assert_equal(lambda: od.adamwr(0.01, norm, **cycles), expected, dtype)
+    expected = reference.sgd(THETA, gradient, eta, 0.01, decay=decay)
+    _assert_equal(lambda: od.sgdwr(0.01, norm, **cycles), expected, dtype)
+
+
+def test_decay_schedule_replaces_the_schedule_for_the_decay_alone():
+    eta, values = _both("cosine")
+    expected = reference.adam(THETA, gradient, values, 0.01, decay=[DECAY] * STEPS)
+    _assert_equal(
+        lambda: od.adamw(0.01, DECAY, schedule=eta, decay_schedule=1.0), expected, "float64"
+    )
+
+
+def test_a_learning_rate_schedule_and_a_split_one_take_the_same_steps():
+    with jax.enable_x64(True):
+        rate = lambda count: 0.02 * _cosine(count.astype(float), jnp)  # noqa: E731
+        alpha, eta = od.split_schedule(rate, peak=0.02)
+        split = train(od.adamw(alpha, DECAY, schedule=eta), "float64")
+        whole = train(od.adamw(rate, DECAY, decay_schedule=eta), "float64")
+    assert relative_error(split, whole) < 1e-12
+
+
+def test_a_decay_schedule_in_the_weight_decay_argument():
+    eta, values = _both("drops")
+    expected = reference.adam(THETA, gradient, [1.0] * STEPS, 0.01, decay=[DECAY * e for e in values])
+    _assert_equal(
+        lambda: od.adamw(0.01, lambda count: DECAY * eta(count)), expected, "float64"
+    )
+
+
+# What must not hold: each pair below would pass as one if the code confused them.
+
+
+def _distance(a, b):
+    with jax.enable_x64(True):
+        return relative_error(train(a, "float64"), train(b, "float64"))
+
+
+def test_coupled_and_decoupled_differ():
+    l2 = od.l2_from_weight_decay(DECAY, 0.01)
+    assert _distance(od.adam_l2(0.01, l2), od.adamw(0.01, DECAY)) > 0.01
+    assert _distance(od.sgd_l2(0.01, l2), od.sgdw(0.01, DECAY)) > 0.01
+
+
+def test_lr_coupled_and_independent_decay_agree_at_one_peak_and_differ_at_another():
+    pytorch = od.weight_decay_to_pytorch(DECAY, 0.01)
+    assert _distance(optax.adamw(0.01, weight_decay=pytorch), od.adamw(0.01, DECAY)) < 1e-10
+    assert _distance(optax.adamw(0.04, weight_decay=pytorch), od.adamw(0.04, DECAY)) > 0.01
+
+
+def test_the_two_momentum_buffers_agree_only_while_the_schedule_rests():
+    eta, _ = _both("cosine")
+    first, second = (
+        od.sgdw(0.04, DECAY, scale_before_momentum=before) for before in (True, False)
+    )
+    assert _distance(first, second) < 1e-10
+    first, second = (
+        od.sgdw(0.04, DECAY, schedule=eta, scale_before_momentum=before)
+        for before in (True, False)
+    )
+    assert _distance(first, second) > 1e-4
+
+
+def test_the_decay_follows_the_schedule():
+    eta, _ = _both("cosine")
+    constant = od.adamw(0.01, DECAY, schedule=eta, decay_schedule=1.0)
+    assert _distance(od.adamw(0.01, DECAY, schedule=eta), constant) > 0.01
