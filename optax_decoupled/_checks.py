@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 Hyperparameter = jax.typing.ArrayLike
-Schedule = Callable[[jax.typing.ArrayLike], jax.typing.ArrayLike]
+Schedule = Callable[[jax.Array], jax.typing.ArrayLike]
 
 # From here on a static decay looks like PyTorch's: its default is 0.01, while the
 # paper's best values for a whole training run lie between 1e-5 and 1e-3.
@@ -31,8 +31,8 @@ def is_static(value: Any) -> bool:
 
 def check_number(
     name: str, value: Any, rule: str, holds: Callable[[float], bool], way_out: str
-) -> None:
-    """Refuses what is not a scalar and static numbers for which `holds` is false."""
+) -> Any:
+    """Returns value; refuses what is no scalar and static numbers that break the rule."""
     if isinstance(value, bool | np.bool_):
         raise TypeError(f"{name}={value!r} is a bool; it must be {rule}. {way_out}")
     if not is_static(value):
@@ -45,24 +45,23 @@ def check_number(
                 f"{name} has shape {shape}; it must be a scalar, {rule}. "
                 "For several values at once, wrap the whole optimizer in jax.vmap."
             )
-        return
+        return value
     number = np.asarray(value)
     if np.iscomplexobj(number) or not holds(float(number)):
         raise ValueError(f"{name}={value!r} is not allowed: it must be {rule}. {way_out}")
+    return value
 
 
-def check_nonnegative(name: str, value: Any, way_out: str) -> None:
-    check_number(
-        name, value, "a finite number >= 0", lambda x: 0.0 <= x < math.inf, way_out
-    )
+def check_nonnegative(name: str, value: Any, way_out: str) -> Any:
+    return check_number(name, value, "a finite number >= 0", lambda x: 0.0 <= x < math.inf, way_out)
 
 
-def check_positive(name: str, value: Any, way_out: str) -> None:
-    check_number(name, value, "a finite number > 0", lambda x: 0.0 < x < math.inf, way_out)
+def check_positive(name: str, value: Any, way_out: str) -> Any:
+    return check_number(name, value, "a finite number > 0", lambda x: 0.0 < x < math.inf, way_out)
 
 
-def check_fraction(name: str, value: Any, way_out: str) -> None:
-    check_number(name, value, "a number in [0, 1)", lambda x: 0.0 <= x < 1.0, way_out)
+def check_fraction(name: str, value: Any, way_out: str) -> Any:
+    return check_number(name, value, "a number in [0, 1)", lambda x: 0.0 <= x < 1.0, way_out)
 
 
 def check_whole(name: str, value: Any, way_out: str) -> None:
@@ -113,9 +112,7 @@ def check_weight_decay(weight_decay: Any, learning_rate: Any = None) -> None:
         return
     if is_static(learning_rate):
         converted = float(weight_decay) * float(learning_rate)
-        way_out = (
-            f"weight_decay_from_pytorch({weight_decay}, {learning_rate}) = {converted:.3g}"
-        )
+        way_out = f"weight_decay_from_pytorch({weight_decay}, {learning_rate}) = {converted:.3g}"
     else:
         way_out = "weight_decay_from_pytorch(weight_decay, learning_rate)"
     warnings.warn(

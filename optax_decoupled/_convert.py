@@ -1,9 +1,9 @@
 """Weight decay between conventions. All plain arithmetic: numbers, arrays and tracers."""
 
+import math
 from typing import Any
 
 import jax.numpy as jnp
-import numpy as np
 
 from optax_decoupled import _checks
 from optax_decoupled._checks import Hyperparameter
@@ -30,8 +30,8 @@ def weight_decay_from_pytorch(weight_decay: Hyperparameter, learning_rate: Hyper
       >>> import optax_decoupled as od
       >>> assert od.weight_decay_from_pytorch(0.1, 0.001) == 0.1 * 0.001
     """
-    _check_decay_and_rate(weight_decay, learning_rate)
-    return weight_decay * learning_rate  # pyright: ignore[reportOperatorIssue]
+    decay, rate = _checked(weight_decay, learning_rate)
+    return decay * rate
 
 
 def weight_decay_to_pytorch(weight_decay: Hyperparameter, learning_rate: Hyperparameter) -> Any:
@@ -52,8 +52,8 @@ def weight_decay_to_pytorch(weight_decay: Hyperparameter, learning_rate: Hyperpa
       >>> decay = od.weight_decay_to_pytorch(1e-4, 0.001)
       >>> assert abs(od.weight_decay_from_pytorch(decay, 0.001) - 1e-4) < 1e-18
     """
-    _check_decay_and_rate(weight_decay, learning_rate)
-    return weight_decay / learning_rate  # pyright: ignore[reportOperatorIssue]
+    decay, rate = _checked(weight_decay, learning_rate)
+    return decay / rate
 
 
 def l2_from_weight_decay(weight_decay: Hyperparameter, learning_rate: Hyperparameter) -> Any:
@@ -79,8 +79,8 @@ def l2_from_weight_decay(weight_decay: Hyperparameter, learning_rate: Hyperparam
     References:
       Loshchilov & Hutter, arXiv:1711.05101, Proposition 1.
     """
-    _check_decay_and_rate(weight_decay, learning_rate)
-    return weight_decay / learning_rate  # pyright: ignore[reportOperatorIssue]
+    decay, rate = _checked(weight_decay, learning_rate)
+    return decay / rate
 
 
 def weight_decay_from_half_life(steps: Hyperparameter) -> Any:
@@ -100,10 +100,10 @@ def weight_decay_from_half_life(steps: Hyperparameter) -> Any:
       >>> decay = od.weight_decay_from_half_life(1000)
       >>> assert abs((1 - decay) ** 1000 - 0.5) < 1e-12
     """
-    _checks.check_positive("steps", steps, "It is a half-life in optimizer steps.")
-    xp = np if _checks.is_static(steps) else jnp
-    decay = -xp.expm1(-np.log(2.0) / steps)  # pyright: ignore[reportOperatorIssue]
-    return float(decay) if xp is np else decay
+    n = _checks.check_positive("steps", steps, "It is a half-life in optimizer steps.")
+    if _checks.is_static(n):
+        return -math.expm1(-math.log(2.0) / n)
+    return -jnp.expm1(-math.log(2.0) / n)
 
 
 def weight_decay_from_timescale(steps: Hyperparameter) -> Any:
@@ -129,16 +129,18 @@ def weight_decay_from_timescale(steps: Hyperparameter) -> Any:
       Wang & Aitchison, How to set AdamW's weight decay as you scale model and dataset
       size, arXiv:2405.13698.
     """
-    _checks.check_number(
+    tau = _checks.check_number(
         "steps",
         steps,
         "a finite number >= 1",
         lambda x: 1.0 <= x < float("inf"),
         "It is a timescale in optimizer steps.",
     )
-    return 1.0 / steps  # pyright: ignore[reportOperatorIssue]
+    return 1.0 / tau
 
 
-def _check_decay_and_rate(weight_decay: Hyperparameter, learning_rate: Hyperparameter) -> None:
-    _checks.check_nonnegative("weight_decay", weight_decay, "It removes weight; see its units.")
-    _checks.check_positive("learning_rate", learning_rate, "Use the peak rate of the schedule.")
+def _checked(weight_decay: Any, learning_rate: Any) -> tuple[Any, Any]:
+    return (
+        _checks.check_nonnegative("weight_decay", weight_decay, "It must not add weight."),
+        _checks.check_positive("learning_rate", learning_rate, "Use the schedule's peak rate."),
+    )

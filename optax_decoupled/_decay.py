@@ -34,7 +34,7 @@ class DecoupledWeightDecayState(NamedTuple):
         for logs: ``optax.tree.get(opt_state, "decay_rate")``.
     """
 
-    count: jax.Array
+    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]  Optax's name
     decay_rate: jax.Array
 
 
@@ -114,7 +114,7 @@ def unchecked_decay(
         _selection.leaf_multipliers(mask, params)  # a mask that does not fit fails here
         return DecoupledWeightDecayState(jnp.zeros([], jnp.int32), jnp.zeros([], jnp.float32))
 
-    def update_fn(updates: Any, state: DecoupledWeightDecayState, params: Any = None, **_: Any):
+    def update_fn(updates: Any, state: Any, params: Any = None, **_: Any):
         rate = product_schedule(weight_decay, schedule)(state.count)
 
         def decay(u: jax.Array, p: jax.Array, c: jax.Array) -> jax.Array:
@@ -125,7 +125,8 @@ def unchecked_decay(
 
         updates = _map_decaying(decay, rate, mask, updates, params, "add_decoupled_weight_decay")
         applied = jnp.asarray(rate, jnp.float32)
-        return updates, DecoupledWeightDecayState(optax.safe_increment(state.count), applied)
+        count = jnp.asarray(optax.safe_increment(state.count))
+        return updates, DecoupledWeightDecayState(count, applied)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
@@ -210,20 +211,27 @@ def scale_adjusted_l2_to_grad(
     )
 
 
-def product_schedule(*factors: Hyperparameter | Schedule | None) -> Schedule:
+def product_schedule(*factors: Hyperparameter | Schedule | None) -> Callable[[Any], Any]:
     """The product of schedules and constants as a schedule; None stands for 1.
 
-    A constant stays a Python number until it meets an array, which keeps its precision.
+    A constant stays a Python number until it meets an array, which keeps its precision;
+    a constant 0 makes the product a constant 0, so that the arithmetic can be skipped.
     """
 
-    def schedule(count: jax.typing.ArrayLike) -> jax.typing.ArrayLike:
-        product = 1.0
+    def schedule(count: jax.Array) -> Any:
+        if any(map(_is_static_zero, factors)):
+            return 0.0
+        product: Any = 1.0
         for factor in factors:
             if factor is not None:
                 product = product * (factor(count) if callable(factor) else factor)
         return product
 
     return schedule
+
+
+def _is_static_zero(value: Any) -> bool:
+    return _checks.is_static(value) and bool(value == 0)
 
 
 def _check_l2(l2: Hyperparameter) -> None:
@@ -238,7 +246,7 @@ def _stateless_l2(
         scales(params)
         return optax.EmptyState()
 
-    def update_fn(updates: Any, state: optax.EmptyState, params: Any = None, **_: Any):
+    def update_fn(updates: Any, state: Any, params: Any = None, **_: Any):
         def penalize(g: jax.Array, p: jax.Array, c: jax.Array, s: Any = None) -> jax.Array:
             return g + c * (p if s is None else s * p)
 
@@ -288,6 +296,8 @@ def _map_decaying(
             f"params=None in {name}: weight decay needs the current parameters. "
             "Call tx.update(grads, state, params)."
         )
+    if _is_static_zero(rate):
+        return updates  # nor may an added 0 change how XLA rounds the step
     leaves, treedef = jax.tree.flatten(params)
     updates_flat = treedef.flatten_up_to(updates)
     multipliers = _selection.leaf_multipliers(mask, params)

@@ -1,6 +1,7 @@
-r"""Warm restarts and normalized weight decay: the paper's appendix B, as pure functions of the step."""
+r"""Warm restarts and normalized decay (appendix B), as pure functions of the step."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -17,7 +18,7 @@ _MAX_CYCLES = 1_000_000
 
 def warm_restarts(
     first_cycle_steps: int, cycle_mult: float = 2, *, eta_min: Hyperparameter = 0.0
-) -> Schedule:
+) -> Callable[[jax.typing.ArrayLike], jax.Array]:
     r"""Cosine annealing with warm restarts, the paper's multiplier :math:`η_t`.
 
     .. math:: η_t = η_{min} + \tfrac12 (1 - η_{min}) (1 + \cos(π T_{cur} / T_i))
@@ -51,14 +52,14 @@ def warm_restarts(
       Loshchilov & Hutter, arXiv:1711.05101, appendix B.2; SGDR, arXiv:1608.03983.
     """
     _check_cycles(first_cycle_steps, cycle_mult)
-    _checks.check_fraction("eta_min", eta_min, "It is a fraction of the full step.")
+    floor = _checks.check_fraction("eta_min", eta_min, "It is a fraction of the full step.")
 
     def schedule(step: jax.typing.ArrayLike) -> jax.Array:
         _, within, length = warm_restart_position(step, first_cycle_steps, cycle_mult)
         # int32 / int32 is float32 even under x64, hence the casts to the default float.
         angle = 0.5 * jnp.pi * within.astype(float) / length.astype(float)
         # cos² of half the angle: the same function, accurate where it is near zero.
-        return eta_min + (1 - eta_min) * jnp.square(jnp.cos(angle))
+        return floor + (1 - floor) * jnp.square(jnp.cos(angle))
 
     return schedule
 
@@ -137,16 +138,18 @@ def normalized_weight_decay(
     References:
       Loshchilov & Hutter, arXiv:1711.05101, appendix B.1.
     """
-    _checks.check_nonnegative("norm", norm, "The paper's best values are 0.025 to 0.05.")
+    scale = _check_norm(norm)
     sizes = {"batch_size": batch_size, "dataset_size": dataset_size, "epochs": epochs}
-    for name, value in sizes.items():
+    b, B, T = (
         _checks.check_positive(name, value, "It measures the training budget.")
-    return norm * (batch_size / (dataset_size * epochs)) ** 0.5  # pyright: ignore[reportOperatorIssue]
+        for name, value in sizes.items()
+    )
+    return scale * (b / (B * T)) ** 0.5
 
 
 def normalized_weight_decay_schedule(
     norm: Hyperparameter, first_cycle_steps: int, cycle_mult: float = 2
-) -> Schedule:
+) -> Callable[[jax.typing.ArrayLike], jax.Array]:
     r"""Normalized decay under warm restarts, :math:`λ_i = λ_{norm} / \sqrt{T_i}`.
 
     :math:`T_i` is the length in steps of the current cycle of :func:`warm_restarts`, so
@@ -172,18 +175,18 @@ def normalized_weight_decay_schedule(
       Loshchilov & Hutter, arXiv:1711.05101, appendices B.1 and B.2.
     """
     _check_cycles(first_cycle_steps, cycle_mult)
-    _checks.check_nonnegative("norm", norm, "The paper's best values are 0.025 to 0.05.")
+    scale = _check_norm(norm)
 
     def schedule(step: jax.typing.ArrayLike) -> jax.Array:
         _, _, length = warm_restart_position(step, first_cycle_steps, cycle_mult)
-        return norm / jnp.sqrt(length.astype(float))
+        return scale / jnp.sqrt(length.astype(float))
 
     return schedule
 
 
 def split_schedule(
     learning_rate_schedule: Schedule, peak: Hyperparameter
-) -> tuple[Hyperparameter, Schedule]:
+) -> tuple[Any, Callable[[Any], Any]]:
     r"""Splits a learning-rate schedule into the paper's :math:`α` and :math:`η_t`.
 
     .. math:: \text{rate}(t) = α η_t, \qquad α = \text{peak}, \quad η_t = \text{rate}(t) / α
@@ -210,8 +213,13 @@ def split_schedule(
             f"learning_rate_schedule={learning_rate_schedule!r} must be a schedule "
             "(step -> learning rate). A constant needs no splitting: pass it as learning_rate."
         )
-    _checks.check_positive("peak", peak, "It is the learning rate of a full step.")
-    return peak, lambda step: learning_rate_schedule(step) / peak  # pyright: ignore[reportOperatorIssue]
+    alpha = _checks.check_positive("peak", peak, "It is the learning rate of a full step.")
+    rate: Callable[[Any], Any] = learning_rate_schedule
+    return alpha, lambda step: rate(step) / alpha
+
+
+def _check_norm(norm: Any) -> Any:
+    return _checks.check_nonnegative("norm", norm, "The paper's best are 0.025 to 0.05.")
 
 
 def _check_cycles(first_cycle_steps: Any, cycle_mult: Any) -> None:

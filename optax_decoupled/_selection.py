@@ -123,9 +123,7 @@ def decay_mask(params: Any) -> Any:
     flat, treedef = jax.tree_util.tree_flatten_with_path(params, is_leaf=is_norm_module)
     paths = _unboxed([key_path for key_path, _ in flat])
     nodes = [
-        jax.tree.map(lambda _: False, node)
-        if is_norm_module(node)
-        else not is_bias_or_norm(path)
+        jax.tree.map(lambda _: False, node) if is_norm_module(node) else not is_bias_or_norm(path)
         for path, (_, node) in zip(paths, flat, strict=True)
     ]
     return jax.tree.unflatten(treedef, nodes)
@@ -193,7 +191,9 @@ def _mask_entries(tree: Any, params: Any) -> dict[Path, Any]:
             f"or a function from the parameters to one; None decays everything. {_INJECT_HINT}"
         )
     flat, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda x: x is None)
-    return dict(zip(_unboxed([key_path for key_path, _ in flat]), (v for _, v in flat), strict=True))
+    return dict(
+        zip(_unboxed([key_path for key_path, _ in flat]), (v for _, v in flat), strict=True)
+    )
 
 
 def _check_multiplier(name: str, value: Any) -> Multiplier:
@@ -232,7 +232,9 @@ def _unused(entries: Iterable[Path], used: set[Path], empty: Sequence[Path]) -> 
     return [
         path
         for path in entries
-        if path not in used and path not in above and not any(path[:n] in nodes for n in range(len(path) + 1))
+        if path not in used
+        and path not in above
+        and not any(path[:n] in nodes for n in range(len(path) + 1))
     ]
 
 

@@ -71,8 +71,8 @@ def warm_restarts(first: int, mult: float, eta_min: float, steps: int) -> list[f
     cycle = 0
     while len(eta) < steps:
         length = round(first * mult**cycle)
-        for t in range(length):
-            eta.append(eta_min + 0.5 * (1 - eta_min) * (1 + np.cos(np.pi * t / length)))
+        angles = np.pi * np.arange(length) / length
+        eta += list(eta_min + 0.5 * (1 - eta_min) * (1 + np.cos(angles)))
         cycle += 1
     return eta[:steps]
 

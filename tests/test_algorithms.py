@@ -113,7 +113,7 @@ def test_decay_schedule_replaces_the_schedule_for_the_decay_alone():
 
 def test_a_learning_rate_schedule_and_a_split_one_take_the_same_steps():
     with jax.enable_x64(True):
-        rate = lambda count: 0.02 * _cosine(count.astype(float), jnp)  # noqa: E731
+        rate = lambda count: 0.02 * _cosine(count.astype(float), jnp)
         alpha, eta = od.split_schedule(rate, peak=0.02)
         split = train(od.adamw(alpha, DECAY, schedule=eta), "float64")
         whole = train(od.adamw(rate, DECAY, decay_schedule=eta), "float64")
@@ -122,10 +122,10 @@ def test_a_learning_rate_schedule_and_a_split_one_take_the_same_steps():
 
 def test_a_decay_schedule_in_the_weight_decay_argument():
     eta, values = _both("drops")
-    expected = reference.adam(THETA, gradient, [1.0] * STEPS, 0.01, decay=[DECAY * e for e in values])
-    _assert_equal(
-        lambda: od.adamw(0.01, lambda count: DECAY * eta(count)), expected, "float64"
+    expected = reference.adam(
+        THETA, gradient, [1.0] * STEPS, 0.01, decay=[DECAY * e for e in values]
     )
+    _assert_equal(lambda: od.adamw(0.01, lambda count: DECAY * eta(count)), expected, "float64")
 
 
 # What must not hold: each pair below would pass as one if the code confused them.
@@ -150,13 +150,10 @@ def test_lr_coupled_and_independent_decay_agree_at_one_peak_and_differ_at_anothe
 
 def test_the_two_momentum_buffers_agree_only_while_the_schedule_rests():
     eta, _ = _both("cosine")
-    first, second = (
-        od.sgdw(0.04, DECAY, scale_before_momentum=before) for before in (True, False)
-    )
+    first, second = (od.sgdw(0.04, DECAY, scale_before_momentum=before) for before in (True, False))
     assert _distance(first, second) < 1e-10
     first, second = (
-        od.sgdw(0.04, DECAY, schedule=eta, scale_before_momentum=before)
-        for before in (True, False)
+        od.sgdw(0.04, DECAY, schedule=eta, scale_before_momentum=before) for before in (True, False)
     )
     assert _distance(first, second) > 1e-4
 

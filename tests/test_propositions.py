@@ -68,7 +68,8 @@ def test_proposition_2_no_l2_coefficient_equals_decay():
 def test_proposition_2_for_adam_no_coefficient_of_a_grid_comes_near():
     decoupled = _train64(od.adamw(0.01, DECAY))
     distances = [
-        relative_error(_train64(od.adam_l2(0.01, l2)), decoupled) for l2 in np.geomspace(1e-3, 10, 13)
+        relative_error(_train64(od.adam_l2(0.01, l2)), decoupled)
+        for l2 in np.geomspace(1e-3, 10, 13)
     ]
     assert min(distances) > 0.01
 
@@ -98,7 +99,7 @@ def test_the_scale_adjusted_gradient_is_that_of_the_penalty():
     l2 = 0.3
     with jax.enable_x64(True):
         theta, scale = jnp.asarray(THETA), jnp.asarray(SCALE)
-        penalty = lambda x: l2 / 2 * jnp.sum((x * jnp.sqrt(scale)) ** 2)  # noqa: E731
+        penalty = lambda x: l2 / 2 * jnp.sum((x * jnp.sqrt(scale)) ** 2)
         tx = od.scale_adjusted_l2_to_grad(l2, scale)
         grads, _ = tx.update(jnp.zeros(DIM), tx.init(theta), theta)
         np.testing.assert_allclose(grads, jax.grad(penalty)(theta), rtol=1e-12)

@@ -98,14 +98,14 @@ def test_every_restart_is_exactly_one(first, mult, eta_min, cycle):
 @pytest.mark.parametrize("factory", [od.adamwr, od.sgdwr])
 def test_resuming_at_any_step_needs_only_the_state(factory):
     """The same steps, whether the optimizer object is kept or built again at each."""
-    make = lambda: factory(0.01, 0.05, first_cycle_steps=20, cycle_mult=1.5)  # noqa: E731
+    make = lambda: factory(0.01, 0.05, first_cycle_steps=20, cycle_mult=1.5)
     rebuilt = optax.GradientTransformation(make().init, lambda *args: make().update(*args))
     np.testing.assert_array_equal(train(make(), "float32"), train(rebuilt, "float32"))
 
 
 def test_restarts_change_the_trajectory():
     eta = od.warm_restarts(50, 1)
-    once = lambda count: eta(jnp.minimum(count, 49))  # noqa: E731
+    once = lambda count: eta(jnp.minimum(count, 49))
     paths = [train(od.adamw(0.02, 1e-3, schedule=s), "float32") for s in (eta, once)]
     np.testing.assert_array_equal(paths[0][:50], paths[1][:50])
     assert relative_error(*paths) > 0.01
@@ -120,7 +120,9 @@ def test_normalized_weight_decay_is_the_papers():
 
 
 def test_normalized_weight_decay_of_arrays_and_tracers():
-    f = jax.jit(lambda norm: od.normalized_weight_decay(norm, batch_size=1, dataset_size=4, epochs=4))
+    f = jax.jit(
+        lambda norm: od.normalized_weight_decay(norm, batch_size=1, dataset_size=4, epochs=4)
+    )
     np.testing.assert_allclose(jax.vmap(f)(jnp.array([1.0, 2.0])), [0.25, 0.5])
 
 

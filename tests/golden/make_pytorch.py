@@ -9,7 +9,7 @@ import json
 import math
 import pathlib
 
-import torch
+import torch  # pyright: ignore[reportMissingImports]  # not among the extras
 
 STEPS, DIM = 200, 6
 KEEP = [0, 1, 2, 9, 49, 99, 149, 199]  # the steps after which parameters are stored

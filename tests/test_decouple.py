@@ -1,0 +1,61 @@
+"""`decouple` around other people's optimizers: their update, minus c_t θ."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import optax_decoupled as od
+
+INNER = {
+    "sgd": lambda: optax.sgd(0.1, momentum=0.9),
+    "adam": lambda: optax.adam(0.01),
+    "lion": lambda: optax.lion(0.001, weight_decay=0.0),
+    "rmsprop": lambda: optax.rmsprop(0.01),
+    "adafactor": lambda: optax.adafactor(0.01),
+    "lamb": lambda: optax.lamb(0.01),
+    "muon": lambda: optax.contrib.muon(0.02),
+    "adagrad": lambda: optax.adagrad(0.1),
+    "clipped": lambda: optax.chain(optax.clip_by_global_norm(1.0), optax.adam(0.01)),
+    "accumulated": lambda: optax.chain(optax.apply_every(2), optax.sgd(0.1)),
+}
+DECAY = 1e-3
+ETA = optax.linear_schedule(1.0, 0.2, 10)
+
+
+def _params():
+    keys = jax.random.split(jax.random.key(0))
+    return {
+        "kernel": jax.random.normal(keys[0], (130, 140)),
+        "bias": jax.random.normal(keys[1], (7,)),
+    }
+
+
+@pytest.mark.parametrize("name", INNER)
+def test_update_is_the_inner_one_minus_decay(name):
+    inner = INNER[name]()
+    tx = od.decouple(inner, DECAY, ETA)
+    params = _params()
+    state, inner_state = tx.init(params), inner.init(params)
+    update, inner_update = jax.jit(tx.update), jax.jit(inner.update)
+    for t in range(6):
+        grads = jax.tree.map(lambda p, t=t: jnp.sin(3 * p + t), params)
+        expected, inner_state = inner_update(grads, inner_state, params)
+        expected = jax.tree.map(
+            lambda u, p, t=t: np.float64(u) - DECAY * float(ETA(t)) * np.float64(p),
+            expected,
+            params,
+        )
+        updates, state = update(grads, state, params)
+        for u, e in zip(jax.tree.leaves(updates), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_allclose(u, e, rtol=2e-6, atol=1e-9)
+        params = optax.apply_updates(params, updates)
+    assert jax.tree.structure(state[0]) == jax.tree.structure(inner_state)
+
+
+def test_extra_arguments_reach_the_inner_optimizer():
+    tx = od.decouple(optax.polyak_sgd(1.0), DECAY)
+    params = jnp.ones(3)
+    updates, _ = tx.update(jnp.ones(3), tx.init(params), params, value=jnp.array(1.5))
+    np.testing.assert_allclose(updates, -0.5 - DECAY, rtol=1e-6)
