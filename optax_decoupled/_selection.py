@@ -143,7 +143,7 @@ def is_decayable(leaf: Any) -> bool:
 def named_leaves(tree: Any) -> tuple[list[tuple[Path, Any]], list[Path]]:
     """The leaves of a tree with their paths, and the paths of its empty nodes.
 
-    Empty nodes are None, ``optax.MaskedNode`` and containers without leaves.
+    Empty nodes are None, ``optax.MaskedNode`` and containers without children.
     """
     flat, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=_is_empty)
     paths = _unboxed([key_path for key_path, _ in flat])
@@ -284,9 +284,10 @@ def _listing(paths: Sequence[str], limit: int = 5) -> str:
 
 
 def _is_empty(node: Any) -> bool:
-    return node is None or (
-        not isinstance(node, jax.Array | np.ndarray) and jax.tree.structure(node).num_leaves == 0
-    )
+    if isinstance(node, jax.Array | np.ndarray):
+        return False
+    structure = jax.tree.structure(node)
+    return structure.num_leaves == 0 and structure.num_nodes == 1
 
 
 def _unboxed(key_paths: Sequence[tuple[Any, ...]]) -> list[Path]:

@@ -1,0 +1,48 @@
+# Each target makes what it needs: a virtual environment in $(VENV) with the extras it uses.
+PYTHON ?= python3
+VENV ?= .venv
+OUT ?= benchmarks/results
+BIN := $(VENV)/bin
+PYTEST ?= -n 2
+
+.PHONY: run test test-slow lint format docs build clean
+
+run: $(VENV)/.bench  ## train the paper's Figure 2 on digits; table, figure and JSON in $(OUT)
+	$(BIN)/python benchmarks/figure2_digits.py --out $(OUT)
+
+test: $(VENV)/.test  ## the fast tests, with README and doctests
+	$(BIN)/python -m pytest $(PYTEST) -m "not slow"
+
+test-slow: $(VENV)/.test  ## the long tests that `make test` leaves out
+	$(BIN)/python -m pytest $(PYTEST) -m slow
+
+lint: $(VENV)/.lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+format: $(VENV)/.lint
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: $(VENV)/.docs
+	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
+
+build: $(VENV)/.build
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist
+
+$(VENV)/.build: | $(BIN)/python
+	$(BIN)/python -m pip install --quiet build
+	touch $@
+
+$(VENV)/.%: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable ".[$*]"
+	touch $@
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed; pass PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+
+clean:
+	rm -rf $(VENV) dist docs/_build docs/generated .pytest_cache .ruff_cache

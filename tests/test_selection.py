@@ -1,0 +1,440 @@
+"""Which parameters decay: the same rules select the same parameters of every framework."""
+
+import dataclasses
+import re
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import linen as nn
+from flax import nnx
+from flax.core import FrozenDict, freeze
+
+import optax_decoupled as od
+
+DECAY = 1e-3
+
+
+def decayed_paths(tx, params, update_params=None) -> dict[str, float]:
+    """Path → fraction removed, measured by a step of zero gradient from weights of one."""
+    state = tx.init(params)
+    params = params if update_params is None else update_params
+    ones = jax.tree.map(jnp.ones_like, params)
+    updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), state, ones)
+    flat, _ = jax.tree_util.tree_flatten_with_path(updates)
+    fractions = {}
+    for keys, u in flat:
+        boxed = keys and keys[-1] == jax.tree_util.GetAttrKey("value")
+        names = [
+            str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", ""))))
+            for k in (keys[:-1] if boxed else keys)
+        ]
+        assert float(jnp.ptp(u)) == 0.0
+        fractions["/".join(names)] = -float(u.ravel()[0])
+    return fractions
+
+
+def selected(mask, params) -> set[str]:
+    """The paths that a mask function selects with multiplier 1."""
+    fractions = decayed_paths(od.add_decoupled_weight_decay(DECAY, mask=mask), params)
+    assert set(fractions.values()) <= {np.float32(DECAY), 0.0}
+    return {path for path, fraction in fractions.items() if fraction}
+
+
+class LinenModel(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Dense(4, name="first")(x)
+        x = nn.LayerNorm(name="norm")(x)
+        x = nn.BatchNorm(use_running_average=False)(x)
+        return nn.Dense(2, name="last")(x)
+
+
+class LinenBlock(nn.Module):
+    @nn.compact
+    def __call__(self, x, _):
+        x = nn.LayerNorm(name="ln")(x)
+        return nn.Dense(4, name="dense")(x), None
+
+
+class LinenScanned(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        stack = nn.scan(
+            LinenBlock, variable_axes={"params": 0}, split_rngs={"params": True}, length=3
+        )
+        return stack(name="layers")(x, None)[0]
+
+
+class NnxModel(nnx.Module):
+    def __init__(self, rngs):
+        self.first = nnx.Linear(3, 4, rngs=rngs)
+        self.norm = nnx.LayerNorm(4, rngs=rngs)
+        self.bn = nnx.BatchNorm(4, rngs=rngs)
+        self.last = nnx.Linear(4, 2, rngs=rngs)
+
+    def __call__(self, x):
+        return self.last(self.bn(self.norm(self.first(x))))
+
+
+class NnxBlock(nnx.Module):
+    def __init__(self, rngs):
+        self.ln = nnx.LayerNorm(4, rngs=rngs)
+        self.dense = nnx.Linear(4, 4, rngs=rngs)
+
+
+class NnxVmapped(nnx.Module):
+    def __init__(self, rngs):
+        @nnx.split_rngs(splits=3)
+        @nnx.vmap
+        def make(rngs):
+            return NnxBlock(rngs)
+
+        self.layers = make(rngs)
+
+
+class EqxModel(eqx.Module):
+    first: eqx.nn.Linear
+    between: eqx.nn.Sequential
+    last: eqx.nn.Linear
+
+    def __init__(self, key):
+        keys = jax.random.split(key)
+        self.first = eqx.nn.Linear(3, 4, key=keys[0])
+        self.between = eqx.nn.Sequential([eqx.nn.LayerNorm(4), eqx.nn.Lambda(jax.nn.relu)])
+        self.last = eqx.nn.Linear(4, 2, key=keys[1])
+
+
+class Dense(NamedTuple):
+    kernel: Any
+    bias: Any
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class Layers:
+    first: Dense
+    norm: dict
+    last: list
+
+
+def _linen(model, shape=(2, 3)):
+    return model.init(jax.random.key(0), jnp.ones(shape))["params"]
+
+
+def _plain():
+    kernel, bias = jnp.ones((3, 4)), jnp.ones(4)
+    return Layers(Dense(kernel, bias), {"scale": bias, "bias": bias}, [kernel, bias])
+
+
+def _pure(state):
+    return nnx.to_pure_dict(state)
+
+
+TWO_DENSE = {"first/kernel", "last/kernel"}
+MODELS = {
+    "linen": (lambda: _linen(LinenModel()), TWO_DENSE),
+    "linen frozen": (lambda: freeze(_linen(LinenModel())), TWO_DENSE),
+    "linen scanned": (lambda: _linen(LinenScanned(), (2, 4)), {"layers/dense/kernel"}),
+    "nnx state": (lambda: nnx.state(NnxModel(nnx.Rngs(0)), nnx.Param), TWO_DENSE),
+    "nnx pure": (lambda: _pure(nnx.state(NnxModel(nnx.Rngs(0)), nnx.Param)), TWO_DENSE),
+    "nnx vmapped": (
+        lambda: nnx.state(NnxVmapped(nnx.Rngs(0)), nnx.Param),
+        {"layers/dense/kernel"},
+    ),
+    "equinox": (
+        lambda: eqx.filter(EqxModel(jax.random.key(0)), eqx.is_inexact_array),
+        {"first/weight", "last/weight"},
+    ),
+    "named tuple": (lambda: {"first": Dense(jnp.ones((3, 4)), jnp.ones(4))}, {"first/kernel"}),
+    "list": (lambda: [{"w": jnp.ones(3), "bias": jnp.ones(2)}, jnp.ones(2)], {"0/w", "1"}),
+    "dataclass": (_plain, {"first/kernel", "last/0", "last/1"}),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_decay_mask_spares_biases_and_norms(name):
+    make, expected = MODELS[name]
+    assert selected(od.decay_mask, make()) == expected
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_same_rules_select_the_same_parameters(name):
+    make, expected = MODELS[name]
+    pattern = "|".join(sorted(expected))
+    assert selected(od.decay_rules((pattern, 1.0), default=0.0), make()) == expected
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_mask_built_by_tree_map_selects_everything(name):
+    params = MODELS[name][0]()
+    everything = selected(None, params)
+    assert selected(jax.tree.map(lambda _: True, params), params) == everything
+    assert selected(lambda p: jax.tree.map(lambda _: True, p), params) == everything
+    assert len(everything) > len(MODELS[name][1])
+    assert selected(jax.tree.map(lambda _: False, params), params) == set()
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        od.decay_mask,
+        od.decay_rules((".*kernel", 1.0), (".*", 0.0)),
+        {"first": {"kernel": True, "bias": False}, "norm": False, "bn": False, "last": [True]},
+    ],
+    ids=["decay_mask", "decay_rules", "dict"],
+)
+def test_nnx_optimizer_decays_what_the_mask_says(mask):
+    """nnx.Optimizer shows Variables at init and bare arrays at update."""
+    model = NnxModel(nnx.Rngs(0))
+    if isinstance(mask, dict):
+        mask = {**mask, "last": {"kernel": True, "bias": False}}
+    optimizer = nnx.Optimizer(model, od.sgdw(0.1, DECAY, mask=mask), wrt=nnx.Param)
+    before = _pure(nnx.state(model, nnx.Param))
+    before = jax.tree.map(jnp.copy, before)
+    grads = jax.tree.map(jnp.zeros_like, nnx.state(model, nnx.Param))
+    optimizer.update(model, grads)
+    after = _pure(nnx.state(model, nnx.Param))
+    for layer, name in (("first", "kernel"), ("last", "kernel")):
+        np.testing.assert_allclose(after[layer][name], (1 - DECAY) * before[layer][name], rtol=1e-5)
+    for layer, name in (("norm", "scale"), ("bn", "scale"), ("first", "bias")):
+        np.testing.assert_array_equal(after[layer][name], before[layer][name])
+
+
+def test_a_mask_tree_over_an_nnx_state_serves_the_pure_update():
+    state = nnx.state(NnxModel(nnx.Rngs(0)), nnx.Param)
+    mask = jax.tree.map(lambda p: p.ndim > 1, state)
+    tx = od.add_decoupled_weight_decay(DECAY, mask=mask)
+    fractions = decayed_paths(tx, state, _pure(state))
+    assert {path for path, fraction in fractions.items() if fraction} == TWO_DENSE
+
+
+def test_multipliers_scale_the_decay():
+    params = _linen(LinenModel())
+    mask = od.decay_rules(("first/.*", 0.5), (".*kernel", 2.0), default=0.0)
+    fractions = decayed_paths(od.add_decoupled_weight_decay(DECAY, mask=mask), params)
+    assert fractions["first/kernel"] == pytest.approx(DECAY / 2)
+    assert fractions["first/bias"] == pytest.approx(DECAY / 2)  # the first match wins
+    assert fractions["last/kernel"] == pytest.approx(2 * DECAY)
+    assert fractions["last/bias"] == 0.0
+
+
+@pytest.mark.parametrize("value", [0.5, np.float32(0.5), jnp.float32(0.5)])
+def test_multipliers_of_any_scalar_type(value):
+    params = {"a": jnp.ones(2), "b": jnp.ones(2)}
+    tx = od.add_decoupled_weight_decay(DECAY, mask={"a": value, "b": np.bool_(True)})
+    assert decayed_paths(tx, params) == pytest.approx({"a": DECAY / 2, "b": DECAY})
+
+
+def test_traced_multipliers():
+    params = {"a": jnp.ones(2)}
+
+    @jax.jit
+    def step(multiplier):
+        tx = od.add_decoupled_weight_decay(DECAY, mask={"a": multiplier})
+        return tx.update({"a": jnp.zeros(2)}, tx.init(params), params)[0]["a"]
+
+    np.testing.assert_allclose(step(3.0), -3 * DECAY, rtol=1e-6)
+    np.testing.assert_array_equal(step(0.0), 0.0)
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        {"encoder": True, "decoder": False},
+        {"encoder": {"a": True, "b": True}, "decoder": False},
+        FrozenDict({"encoder": 1.0, "decoder": 0.0}),
+    ],
+)
+def test_prefixes(mask):
+    params = {
+        "encoder": {"a": {"w": jnp.ones(2)}, "b": {"w": jnp.ones(2), "v": jnp.ones(1)}},
+        "decoder": {"w": jnp.ones(3)},
+    }
+    assert selected(mask, params) == {"encoder/a/w", "encoder/b/w", "encoder/b/v"}
+
+
+def test_a_bare_array_is_a_parameter_tree_too():
+    assert decayed_paths(od.add_decoupled_weight_decay(DECAY, mask=True), jnp.ones(2)) == {
+        "": pytest.approx(DECAY)
+    }
+
+
+def test_every_transform_takes_a_mask():
+    params = {"kernel": jnp.ones(2), "bias": jnp.ones(2)}
+    make = {
+        "l2": lambda mask: od.l2_to_grad(DECAY, mask=mask),
+        "scale adjusted": lambda mask: od.scale_adjusted_l2_to_grad(
+            DECAY, {"kernel": jnp.ones(2), "bias": jnp.ones(2)}, mask=mask
+        ),
+        "adamw": lambda mask: od.adamw(0.1, DECAY, mask=mask),
+        "adamwr": lambda mask: od.adamwr(0.1, 0.01, first_cycle_steps=100, mask=mask),
+        "sgdwr": lambda mask: od.sgdwr(0.1, 0.01, first_cycle_steps=100, mask=mask),
+        "decouple": lambda mask: od.decouple(optax.sgd(0.1), DECAY, mask=mask),
+        "adam_l2": lambda mask: od.adam_l2(0.1, DECAY, mask=mask),
+        "sgd_l2": lambda mask: od.sgd_l2(0.1, DECAY, mask=mask),
+    }
+    for name, factory in make.items():
+        fractions = decayed_paths(factory(od.decay_mask), params)
+        assert fractions["kernel"] != 0.0, name
+        assert fractions["bias"] == 0.0, name
+
+
+def test_rules_within_masked_and_partition_know_of_the_parameters_elsewhere():
+    """Optax puts MaskedNode in the place of parameters that are not for this transform."""
+    params = {"a": {"kernel": jnp.ones(2)}, "b": {"kernel": jnp.ones(2), "bias": jnp.ones(2)}}
+    rules = od.decay_rules(("a/.*", 0.5), (".*kernel", 1.0), default=0.0)
+    decay = od.add_decoupled_weight_decay(DECAY, mask=rules)
+    tx = optax.masked(decay, {"a": {"kernel": False}, "b": {"kernel": True, "bias": True}})
+    assert decayed_paths(tx, params) == {
+        "a/kernel": 0.0,
+        "b/kernel": pytest.approx(DECAY),
+        "b/bias": 0.0,
+    }
+    labels = {"a": {"kernel": "sgd"}, "b": {"kernel": "adam", "bias": "adam"}}
+    tx = optax.partition(
+        {"sgd": od.sgdw(0.1, 2 * DECAY), "adam": od.adamw(0.1, DECAY, mask=rules)}, labels
+    )
+    assert decayed_paths(tx, params) == {
+        "a/kernel": pytest.approx(2 * DECAY),
+        "b/kernel": pytest.approx(DECAY),
+        "b/bias": 0.0,
+    }
+
+
+def test_map_params_works_with_every_kind_of_mask():
+    params = {"kernel": jnp.ones(2), "bias": jnp.ones(2)}
+    for mask in (
+        None,
+        od.decay_mask,
+        {"kernel": True, "bias": False},
+        lambda _: {"kernel": 1, "bias": 0},
+    ):
+        tx = od.adamw(0.1, DECAY, mask=mask)
+        state = tx.init(params)
+        doubled = optax.tree.map_params(tx, lambda x: x + 1, state)
+        assert jax.tree.structure(doubled) == jax.tree.structure(state)
+        np.testing.assert_array_equal(doubled[0].mu["kernel"], 1.0)
+
+
+def test_a_parameter_called_value_keeps_its_name():
+    params = {"attention": {"query": jnp.ones(2), "value": jnp.ones(2)}}
+    assert selected(od.decay_rules((".*/value", 1.0), default=0.0), params) == {"attention/value"}
+
+
+UNDECAYED = """
+bias b_bias bias_ih scale q_scale LayerNorm_0/w bn1/w ln_f/w input_layernorm/weight rms/g
+BatchNorm_0/scale group_norm/w pre_ln/w norm/value
+"""
+DECAYED = "kernel weight w embedding normal_dense/w lnk/w scaled/w"
+
+
+@pytest.mark.parametrize("name", UNDECAYED.split())
+def test_undecayed_names(name):
+    params: Any = jnp.ones((2, 2))
+    for key in reversed(name.split("/")):
+        params = {key: params}
+    assert selected(od.decay_mask, params) == set()
+
+
+@pytest.mark.parametrize("name", DECAYED.split())
+def test_decayed_names(name):
+    params: Any = jnp.ones(2)
+    for key in reversed(name.split("/")):
+        params = {key: params}
+    assert selected(od.decay_mask, params) == {name}
+
+
+PARAMS = {
+    "encoder": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)},
+    "decoder": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)},
+}
+STATIC_ARGS = 'static_args=("mask",)'
+REFUSED = {
+    "a rule without match": (
+        od.decay_rules(("encoder/kernl", 1.0), (".*", 0.0)),
+        ["'encoder/kernl'", "matches no parameter", "'encoder/kernel'", "Mend or drop"],
+    ),
+    "a leaf without rule": (
+        od.decay_rules((".*/kernel", 1.0)),
+        ["No decay rule matches", "'decoder/bias', 'encoder/bias'", "default=0.0"],
+    ),
+    "text": (
+        {"encoder": "yes", "decoder": False},
+        ["mask at 'encoder'", "'yes'", "str", "bool", "False"],
+    ),
+    "None": (
+        {"encoder": None, "decoder": False},
+        ["mask at 'encoder'", "None", "bool", "False (or 0.0)"],
+    ),
+    "negative": (
+        {"encoder": -0.5, "decoder": 1.0},
+        ["mask at 'encoder'=-0.5", ">= 0", "0.0 turns it off"],
+    ),
+    "elementwise": (
+        {"encoder": jnp.ones((2, 2)), "decoder": True},
+        ["mask at 'encoder'", "(2, 2)", "scalar"],
+    ),
+    "a missing entry": (
+        {"encoder": True},
+        ["mask", "structure", "says nothing", "'decoder/bias', 'decoder/kernel'", "decay_rules"],
+    ),
+    "a foreign entry": (
+        {"encoder": True, "decoder": True, "head": True},
+        ["mask", "structure", "no parameters: 'head'", "jax.tree.map"],
+    ),
+    "another shape": (
+        {"encoder": [True, False], "decoder": True},
+        ["mask", "structure", "'encoder/0'"],
+    ),
+    "a bare bool": (True, ["mask is True", "single bool", "None decays everything", STATIC_ARGS]),
+    "a bare number": (0.5, ["mask is 0.5", "single float", STATIC_ARGS]),
+    "a bare array": (jnp.array(True), ["mask is Array(True", "single", STATIC_ARGS]),
+    "a function that returns a bool": (lambda _: True, ["mask is True", STATIC_ARGS]),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused_at_init(name):
+    mask, parts = REFUSED[name]
+    for tx in (od.adamw(0.1, DECAY, mask=mask), od.l2_to_grad(DECAY, mask=mask)):
+        with pytest.raises((ValueError, TypeError)) as caught:
+            tx.init(PARAMS)
+        assert re.search(".*".join(map(re.escape, parts)), str(caught.value)), caught.value
+
+
+@pytest.mark.parametrize("mask", [od.decay_mask, od.decay_rules((".*kernel", 1.0), default=0.0)])
+def test_a_mask_function_under_inject_hyperparams(mask):
+    with pytest.raises(ValueError, match=re.escape(STATIC_ARGS)):
+        optax.inject_hyperparams(od.adamw)(0.1, DECAY, mask=mask).init(PARAMS)
+    tx = optax.inject_hyperparams(od.adamw, static_args=("mask",))(0.1, DECAY, mask=mask)
+    fractions = decayed_paths(tx, PARAMS)
+    assert fractions["encoder/kernel"] == pytest.approx(DECAY)
+    assert fractions["encoder/bias"] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("rules", "options", "parts"),
+    [
+        ([], {}, ["no rule", '(".*", 1.0)']),
+        ([".*"], {}, ["decay rule '.*'", "pair (pattern, multiplier)"]),
+        ([("(", 1.0)], {}, ["'('", "not a regular expression"]),
+        ([(".*", -1.0)], {}, ["'.*'=-1.0", ">= 0"]),
+        ([(".*", "1")], {}, ["'.*'", "'1'", "multiplier >= 0"]),
+        ([(".*", 1.0)], {"default": -1.0}, ["default=-1.0", ">= 0"]),
+    ],
+)
+def test_malformed_rules_are_refused_when_they_are_built(rules, options, parts):
+    with pytest.raises((ValueError, TypeError)) as caught:
+        od.decay_rules(*rules, **options)
+    assert re.search(".*".join(map(re.escape, parts)), str(caught.value)), caught.value
+
+
+def test_the_error_shortens_long_lists():
+    params = {"x": jnp.ones(1)} | {f"z{i}": jnp.ones(1) for i in range(50)}
+    with pytest.raises(ValueError, match=r"'z\d+' and 45 more\."):
+        od.adamw(0.1, DECAY, mask=od.decay_rules(("x", 1.0))).init(params)
