@@ -23,6 +23,7 @@ from optax_decoupled._optimizers import (
     sgdw,
     sgdwr,
 )
+from optax_decoupled._precision import apply_updates_with_stochastic_rounding
 from optax_decoupled._schedules import (
     normalized_weight_decay,
     normalized_weight_decay_schedule,
@@ -31,6 +32,7 @@ from optax_decoupled._schedules import (
     warm_restarts,
 )
 from optax_decoupled._selection import decay_mask, decay_rules
+from optax_decoupled._state import migrate_opt_state, opt_state_shardings
 from optax_decoupled._version import __version__
 
 __all__ = [
@@ -40,13 +42,16 @@ __all__ = [
     "adamw",
     "adamwr",
     "add_decoupled_weight_decay",
+    "apply_updates_with_stochastic_rounding",
     "decay_mask",
     "decay_rules",
     "decouple",
     "l2_from_weight_decay",
     "l2_to_grad",
+    "migrate_opt_state",
     "normalized_weight_decay",
     "normalized_weight_decay_schedule",
+    "opt_state_shardings",
     "scale_adjusted_l2_to_grad",
     "scale_by_adam",
     "sgd_l2",

@@ -50,3 +50,73 @@ def _cast_like(tree: Any, like: Any) -> Any:
         return x if dtype is None or x.dtype == dtype else x.astype(dtype)
 
     return jax.tree.map(cast, tree, like)
+
+
+def apply_updates_with_stochastic_rounding(
+    params: optax.Params, updates: optax.Updates, key: jax.Array
+) -> optax.Params:
+    r"""Adds updates to parameters, rounding narrow parameters stochastically.
+
+    Rounded to the nearest bfloat16, :math:`θ - cθ` is :math:`θ` for every
+    :math:`c < 2^{-9}`: the usual decay does nothing. Here the sum is taken in float32 and
+    rounded up or down with probabilities that make the result right in expectation,
+    :math:`E[\mathrm{round}(x)] = x`.
+
+    Args:
+      params: parameters of any shapes. Float16 and bfloat16 leaves are rounded
+        stochastically; float32 and wider ones are treated as by
+        :func:`optax.apply_updates`, bit for bit.
+      updates: a tree of the structure of ``params``.
+      key: a JAX random key. The same key gives the same result: use a new one each step,
+        e.g. ``jax.random.fold_in(key, step)``.
+
+    Returns:
+      The new parameters, with the structure, shapes, dtypes and shardings of ``params``.
+
+    Raises:
+      TypeError: for floating parameters of fewer than 16 bits.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp, optax, optax_decoupled as od
+      >>> params = jnp.ones(100_000, jnp.bfloat16)
+      >>> decay = -1e-4 * params
+      >>> assert (optax.apply_updates(params, decay) == params).all()
+      >>> new = od.apply_updates_with_stochastic_rounding(params, decay, jax.random.key(0))
+      >>> assert abs(new.astype(float).mean() - 0.9999) < 5e-5
+
+    References:
+      Gupta et al., Deep Learning with Limited Numerical Precision, arXiv:1502.02551.
+    """
+    leaves, treedef = jax.tree.flatten(params)
+    updates_flat = treedef.flatten_up_to(updates)
+    keys = jax.random.split(key, len(leaves)) if leaves else []
+    new = [_add(p, u, k) for p, u, k in zip(leaves, updates_flat, keys, strict=True)]
+    return jax.tree.unflatten(treedef, new)
+
+
+def _add(p: Any, u: Any, key: jax.Array) -> Any:
+    if not is_narrow(p):
+        return optax.apply_updates(p, u)
+    if jnp.finfo(p.dtype).bits < 16:
+        raise TypeError(
+            f"params has a leaf of dtype {p.dtype}; stochastic rounding is for float16 and "
+            "bfloat16. Keep such parameters in one of those, or round them yourself."
+        )
+    return _round_stochastically(widen(p) + widen(u), p.dtype, key)
+
+
+def _round_stochastically(x: jax.Array, dtype: Any, key: jax.Array) -> jax.Array:
+    """Rounds float32 to a multiple of the spacing of `dtype` at x, without bias.
+
+    All but the random choice is exact: the spacing is a power of two, and 16 random bits
+    hold every fraction of it that float32 can.
+    """
+    info = jnp.finfo(dtype)
+    exponent_bits = jax.lax.bitcast_convert_type(x, jnp.uint32) & jnp.uint32(0x7F800000)
+    power = jax.lax.bitcast_convert_type(exponent_bits, jnp.float32)  # 2^e <= |x| < 2^(e+1)
+    spacing = jnp.maximum(power, float(info.smallest_normal)) * float(info.eps)
+    dither = jax.random.bits(key, x.shape, jnp.uint16).astype(jnp.float32) * 2.0**-16
+    rounded = jnp.floor(x / spacing + dither) * spacing
+    # Left to the nearest: infinities and NaN, and |x| so small that the spacing is subnormal.
+    exact = jnp.isfinite(x) & (spacing > 0)
+    return jnp.where(exact, rounded, x).astype(dtype)

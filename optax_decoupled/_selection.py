@@ -121,7 +121,7 @@ def decay_mask(params: Any) -> Any:
         return _NORM.search(type(node).__name__) is not None
 
     flat, treedef = jax.tree_util.tree_flatten_with_path(params, is_leaf=is_norm_module)
-    paths = _unboxed([key_path for key_path, _ in flat])
+    paths = unboxed([key_path for key_path, _ in flat])
     nodes = [
         jax.tree.map(lambda _: False, node) if is_norm_module(node) else not is_bias_or_norm(path)
         for path, (_, node) in zip(paths, flat, strict=True)
@@ -146,7 +146,7 @@ def named_leaves(tree: Any) -> tuple[list[tuple[Path, Any]], list[Path]]:
     Empty nodes are None, ``optax.MaskedNode`` and containers without children.
     """
     flat, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=_is_empty)
-    paths = _unboxed([key_path for key_path, _ in flat])
+    paths = unboxed([key_path for key_path, _ in flat])
     nodes = list(zip(paths, (node for _, node in flat), strict=True))
     leaves = [(path, node) for path, node in nodes if not _is_empty(node)]
     return leaves, [path for path, node in nodes if _is_empty(node)]
@@ -191,9 +191,7 @@ def _mask_entries(tree: Any, params: Any) -> dict[Path, Any]:
             f"or a function from the parameters to one; None decays everything. {_INJECT_HINT}"
         )
     flat, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda x: x is None)
-    return dict(
-        zip(_unboxed([key_path for key_path, _ in flat]), (v for _, v in flat), strict=True)
-    )
+    return dict(zip(unboxed([key_path for key_path, _ in flat]), (v for _, v in flat), strict=True))
 
 
 def _check_multiplier(name: str, value: Any) -> Multiplier:
@@ -290,7 +288,7 @@ def _is_empty(node: Any) -> bool:
     return structure.num_leaves == 0 and structure.num_nodes == 1
 
 
-def _unboxed(key_paths: Sequence[tuple[Any, ...]]) -> list[Path]:
+def unboxed(key_paths: Sequence[tuple[Any, ...]]) -> list[Path]:
     """Key paths as text, without the `value` attribute of boxes such as nnx.Variable.
 
     A box is a node whose only child is an attribute named `value`.

@@ -1,0 +1,261 @@
+"""Optimizer states across devices and across optimizers."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import NamedSharding, PartitionSpec, Sharding
+
+from optax_decoupled import _selection
+
+# Fields of Optax states that count steps. All of a state's counters agree.
+_COUNTERS = frozenset({"count", "gradient_step"})
+# Fields that belong to an optimizer rather than to a run: the target's own are kept.
+_OWN = frozenset({"decay_rate", "hyperparams", "hyperparams_states"})
+# Fields of optax.MultiSteps that mean nothing between two of its steps.
+_ACCUMULATION = frozenset({"mini_step", "acc_grads", "skip_state"})
+# Fields that hold the state of an inner transform.
+_CONTAINERS = frozenset({"inner_state", "inner_states", "inner_opt_state"})
+
+_Field = tuple[str, _selection.Path]
+
+
+def opt_state_shardings(tx: optax.GradientTransformation, params: Any) -> Any:
+    """Shardings for an optimizer state: moments like their parameters, the rest replicated.
+
+    ``jax.jit(tx.init)(params)`` may leave the moments on one device, because they are
+    zeros that depend on no sharded value. Say where they belong instead::
+
+        init = jax.jit(tx.init, out_shardings=opt_state_shardings(tx, params))
+
+    Args:
+      tx: any Optax transformation whose ``init`` can be traced.
+      params: the parameters, or :class:`jax.ShapeDtypeStruct` for them, each with a
+        ``sharding``.
+
+    Returns:
+      A tree of :class:`jax.sharding.Sharding` of the structure of ``tx.init(params)``.
+      A leaf that has its parameter's shape has its sharding; every other is replicated
+      over the same mesh.
+
+    Raises:
+      ValueError: for a parameter without a sharding, or parameters on several meshes.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp, optax_decoupled as od
+      >>> mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+      >>> sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+      >>> params = {"w": jax.ShapeDtypeStruct((8,), jnp.float32, sharding=sharding)}
+      >>> shardings = od.opt_state_shardings(od.adamw(1e-3, 1e-4), params)
+      >>> assert shardings[0].mu["w"] == shardings[0].nu["w"] == sharding
+      >>> assert shardings[0].count.spec == jax.sharding.PartitionSpec()
+    """
+    replicated = _replicated(params)
+
+    def like_param(leaf: Any, param: Any) -> Any:
+        if isinstance(leaf, optax.MaskedNode):
+            return leaf
+        return param.sharding if leaf.shape == param.shape else replicated
+
+    return optax.tree.map_params(
+        tx,
+        like_param,
+        jax.eval_shape(tx.init, params),
+        params,
+        transform_non_params=lambda _: replicated,
+        is_leaf=lambda node: isinstance(node, optax.MaskedNode),
+    )
+
+
+def migrate_opt_state(
+    opt_state: Any, tx: optax.GradientTransformation, params: Any, *, count: int | None = None
+) -> Any:
+    """Carries the moments and counts of one optimizer's state into another's.
+
+    Between :func:`optax.adamw`, :func:`optax.adam`, :func:`optax.sgd` with momentum and the
+    optimizers of this package, in both directions, through ``optax.chain``,
+    ``optax.inject_hyperparams``, ``optax.MultiSteps`` and ``flax.nnx.Optimizer``. Moments
+    are matched by name and parameter path, and never converted: the next steps are those
+    that the new optimizer takes from the old moments.
+
+    Args:
+      opt_state: the state to carry over; of an ``nnx.Optimizer``, its ``opt_state``.
+      tx: the optimizer to carry it into.
+      params: the parameters, of the structure that ``tx.init`` gets.
+      count: the number of updates so far. Only for states that do not know it, such as
+        that of ``optax.sgd`` with a constant rate; if it is needed and missing, the error
+        says so.
+
+    Returns:
+      A state of the structure and dtypes of ``tx.init(params)``. Injected hyperparameters
+      are those of ``tx``: their meaning may differ between optimizers.
+
+    Raises:
+      ValueError: listing what has no counterpart, has another shape or would lose
+        precision; for momentum buffers of different units; for counters that disagree.
+
+    Examples:
+      >>> import jax.numpy as jnp, optax, optax_decoupled as od
+      >>> params, theirs = {"w": jnp.ones(3)}, optax.adamw(1e-3)
+      >>> _, state = theirs.update(params, theirs.init(params), params)
+      >>> migrated = od.migrate_opt_state(state, od.adamw(1e-3, 1e-6), params)
+      >>> assert (migrated[0].nu["w"] == state[0].nu["w"]).all()
+      >>> assert migrated[0].count == migrated[1].count == migrated[2].count == 1
+    """
+    target = tx.init(params)
+    old, new = _fields(opt_state), _fields(target)
+    problems = [*_momentum_problems(opt_state, target), *_problems(old, new)]
+    counts = {int(leaf) for field, leaf in old.items() if _is_counter(field)}
+    if count is None and len(counts) > 1:
+        problems.append(f"its counters disagree, {sorted(counts)}: pass count")
+    if count is None and not counts and _depends_on_count(tx, target, params):
+        problems.append("it does not count steps, and the updates of tx depend on them: pass count")
+    if problems:
+        more = f"; and {len(problems) - 8} more" if len(problems) > 8 else ""
+        raise ValueError(
+            f"opt_state cannot be migrated: {'; '.join(problems[:8])}{more}. To start the new "
+            "optimizer afresh instead, use tx.init(params)."
+        )
+    steps = count if count is not None else max(counts, default=0)
+    return _filled(target, old, steps)
+
+
+def _replicated(params: Any) -> Sharding:
+    leaves, _ = _selection.named_leaves(params)
+    for path, leaf in leaves:
+        if getattr(leaf, "sharding", None) is None:
+            raise ValueError(
+                f"params at {'/'.join(path)!r} has no sharding. Pass placed arrays, or "
+                "jax.eval_shape of an init function jitted with out_shardings, or "
+                "jax.ShapeDtypeStruct(shape, dtype, sharding=...)."
+            )
+    shardings = {leaf.sharding for _, leaf in leaves}
+    if shardings and all(isinstance(s, NamedSharding) for s in shardings):
+        meshes = {s.mesh for s in shardings}
+        if len(meshes) == 1:
+            return NamedSharding(meshes.pop(), PartitionSpec())
+    elif len(shardings) == 1:
+        return shardings.pop()
+    raise ValueError(
+        f"params have shardings on {len(shardings)} different meshes or devices: {shardings}. "
+        "Scalars must be replicated over one mesh: place all parameters on it."
+    )
+
+
+def _fields(state: Any) -> dict[_Field, Any]:
+    """A state's leaves by the name of their field and the path below it.
+
+    Fields that hold the state of an inner transform are passed through, so that the same
+    moment has the same name in a chain, injected or under MultiSteps. Counters keep their
+    whole path: there are many.
+    """
+    flat, _ = jax.tree_util.tree_flatten_with_path(state)
+    names = _selection.unboxed([keys for keys, _ in flat])
+    fields: dict[_Field, Any] = {}
+    for (keys, leaf), path in zip(flat, names, strict=True):
+        field = _field(keys, path)
+        if field in fields:
+            raise ValueError(
+                f"opt_state is ambiguous: it holds {_text(field)} more than once. Migrate its "
+                "parts one by one."
+            )
+        fields[field] = leaf
+    return fields
+
+
+def _field(keys: tuple[Any, ...], path: _selection.Path) -> _Field:
+    for i, key in enumerate(keys):
+        if isinstance(key, jax.tree_util.GetAttrKey) and key.name not in _CONTAINERS:
+            return path[i], path if key.name in _COUNTERS else path[i + 1 :]
+    return "", path
+
+
+def _is_counter(field: _Field) -> bool:
+    name, path = field
+    return name in _COUNTERS or (name == "hyperparams_states" and path[-1:] == ("count",))
+
+
+def _is_carried(field: _Field) -> bool:
+    """Neither a counter, which is set, nor an optimizer's own, which is kept."""
+    return not _is_counter(field) and field[0] not in _OWN
+
+
+def _problems(old: dict[_Field, Any], new: dict[_Field, Any]) -> list[str]:
+    """What stands in the way of a migration, one phrase each."""
+    between_steps = int(old.get(("mini_step", ()), 0)) == 0
+    spare = _ACCUMULATION if between_steps else frozenset()
+    missing = [
+        f"it lacks {_text(field)}"
+        for field in sorted(new.keys() - old.keys())
+        if _is_carried(field) and field[0] not in _ACCUMULATION
+    ]
+    foreign = [
+        f"the new optimizer has no {_text(field)}"
+        for field in sorted(old.keys() - new.keys())
+        if _is_carried(field) and field[0] not in spare
+    ]
+    shared = sorted(filter(_is_carried, old.keys() & new.keys()))
+    return missing + foreign + [p for f in shared for p in _mismatch(f, old[f], new[f])]
+
+
+def _mismatch(field: _Field, old: Any, new: Any) -> list[str]:
+    if jnp.shape(old) != jnp.shape(new):
+        return [f"{_text(field)} has shape {jnp.shape(old)}, not {jnp.shape(new)}"]
+    if jnp.promote_types(old.dtype, new.dtype) != new.dtype:
+        return [f"{_text(field)} would lose precision from {old.dtype} to {new.dtype}"]
+    return []
+
+
+def _text(field: _Field) -> str:
+    return "/".join((field[0], *field[1]))
+
+
+def _momentum_problems(old: Any, new: Any) -> list[str]:
+    """Momentum of scaled gradients is no momentum of gradients."""
+    before = [_scales_before_momentum(state) for state in (old, new)]
+    if None in before or before[0] == before[1]:
+        return []
+    return [
+        "its momentum buffer holds "
+        + ("scaled gradients, the new one plain" if before[0] else "gradients, the new one scaled")
+        + " ones: choose scale_before_momentum of sgdw accordingly (optax.sgd's is False)"
+    ]
+
+
+def _scales_before_momentum(state: Any) -> bool | None:
+    """Whether the learning rate comes before the momentum; None without momentum."""
+    named = ("ScaleByScheduleState", "TraceState")
+    is_named = lambda node: type(node).__name__ in named
+    nodes = [type(node).__name__ for node in jax.tree.leaves(state, is_leaf=is_named)]
+    order = [name for name in nodes if name in named]
+    return None if "TraceState" not in order else order[0] == "ScaleByScheduleState"
+
+
+def _depends_on_count(tx: optax.GradientTransformation, state: Any, params: Any) -> bool:
+    """Whether the updates of tx are a function of its counters, by dataflow."""
+
+    def updates(count: jax.Array) -> Any:
+        return tx.update(params, _filled(state, {}, count), params)[0]
+
+    jaxpr = jax.make_jaxpr(updates)(jnp.zeros([], jnp.int32)).jaxpr
+    needed = {id(var) for var in jaxpr.outvars}
+    for equation in reversed(jaxpr.eqns):
+        if any(id(var) in needed for var in equation.outvars):
+            needed |= {id(var) for var in equation.invars}
+    return id(jaxpr.invars[0]) in needed
+
+
+def _filled(target: Any, old: dict[_Field, Any], steps: Any) -> Any:
+    """The target's structure with the old leaves, and `steps` in every counter."""
+    flat, treedef = jax.tree_util.tree_flatten_with_path(target)
+    names = _selection.unboxed([keys for keys, _ in flat])
+    leaves = []
+    for (keys, leaf), path in zip(flat, names, strict=True):
+        field = _field(keys, path)
+        if _is_counter(field):
+            leaf = jnp.asarray(steps, leaf.dtype)
+        elif field in old and _is_carried(field):
+            leaf = jnp.asarray(old[field], leaf.dtype)
+        leaves.append(leaf)
+    return jax.tree.unflatten(treedef, leaves)

@@ -1,0 +1,222 @@
+"""Migration of optimizer states, exact in moments, counts and the steps that follow."""
+
+import re
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+import optax_decoupled as od
+
+RATE, PYTORCH = 0.01, 0.1
+DECAY = RATE * PYTORCH
+ETA = optax.cosine_decay_schedule(1.0, 20)
+
+
+def _params():
+    return {"kernel": jnp.linspace(-1.0, 1.0, 6).reshape(2, 3), "bias": jnp.ones(3)}
+
+
+def _grads(params, t):
+    return jax.tree.map(lambda p: jnp.sin(3 * p + t), params)
+
+
+def _run(tx, params, state, steps, start=0):
+    for t in range(start, start + steps):
+        updates, state = jax.jit(tx.update)(_grads(params, t), state, params)
+        params = optax.apply_updates(params, updates)
+    return params, state
+
+
+def _injected(factory, **kwargs):
+    return optax.inject_hyperparams(factory)(**kwargs)
+
+
+ADAMW = lambda: optax.adamw(RATE, weight_decay=PYTORCH)
+OURS = lambda: od.adamw(RATE, DECAY)
+THEIR_SGD = lambda: optax.chain(optax.add_decayed_weights(PYTORCH), optax.sgd(RATE, momentum=0.9))
+OUR_SGD = lambda: od.sgd_l2(RATE, PYTORCH, scale_before_momentum=False)
+PAIRS = {
+    "adamw": (ADAMW, OURS),
+    "adam": (lambda: optax.adam(RATE), lambda: od.adamw(RATE, 0.0)),
+    "adamw, scheduled": (
+        lambda: optax.adamw(lambda t: RATE * ETA(t), weight_decay=PYTORCH),
+        lambda: od.adamw(RATE, DECAY, schedule=ETA),
+    ),
+    "in a chain": (
+        lambda: optax.chain(optax.clip_by_global_norm(1.0), ADAMW()),
+        lambda: optax.chain(optax.clip_by_global_norm(1.0), OURS()),
+    ),
+    "injected": (
+        lambda: _injected(optax.adamw, learning_rate=RATE, weight_decay=PYTORCH),
+        lambda: _injected(od.adamw, learning_rate=RATE, weight_decay=DECAY),
+    ),
+    "injected schedule": (
+        lambda: _injected(optax.sgd, learning_rate=lambda t: RATE * ETA(t), momentum=0.9),
+        lambda: _injected(
+            od.sgdw,
+            learning_rate=RATE,
+            weight_decay=0.0,
+            schedule=ETA,
+            scale_before_momentum=False,
+        ),
+    ),
+    "multi steps": (
+        lambda: optax.MultiSteps(ADAMW(), 3),
+        lambda: optax.MultiSteps(OURS(), 3),
+    ),
+    "sgd": (THEIR_SGD, OUR_SGD),
+}
+
+
+@pytest.mark.parametrize("back", [False, True], ids=["there", "back"])
+@pytest.mark.parametrize("name", PAIRS)
+def test_the_run_goes_on_as_if_nothing_had_happened(name, back):
+    old, new = (make() for make in (reversed(PAIRS[name]) if back else PAIRS[name]))
+    params = _params()
+    middle, state = _run(old, params, old.init(params), 7)
+    migrated = od.migrate_opt_state(state, new, middle)
+    chex.assert_trees_all_equal_structs(migrated, new.init(params))
+    chex.assert_trees_all_equal_dtypes(migrated, new.init(params))
+    for field in ("mu", "nu", "trace", "acc_grads"):
+        found = [optax.tree.get_all_with_path(s, field) for s in (state, migrated)]
+        assert len(found[0]) == len(found[1])
+        for (_, a), (_, b) in zip(*found, strict=True):
+            chex.assert_trees_all_equal(a, b)
+    expected, _ = _run(old, middle, state, 5, start=7)
+    actual, _ = _run(new, middle, migrated, 5, start=7)
+    chex.assert_trees_all_close(actual, expected, rtol=2e-6, atol=1e-7)
+    forgotten, _ = _run(new, middle, new.init(middle), 5, start=7)
+    difference = jax.tree.map(lambda a, b: jnp.max(jnp.abs(a - b)), actual, forgotten)
+    assert max(jax.tree.leaves(difference)) > 1e-3
+
+
+def test_counts_carry_over():
+    params = _params()
+    _, state = _run(ADAMW(), params, ADAMW().init(params), 7)
+    migrated = od.migrate_opt_state(state, od.adamw(RATE, DECAY, schedule=ETA), params)
+    counts = [int(value) for _, value in optax.tree.get_all_with_path(migrated, "count")]
+    assert counts == [7, 7, 7]
+
+
+def test_into_and_out_of_multi_steps_between_its_steps():
+    params = _params()
+    _, state = _run(ADAMW(), params, ADAMW().init(params), 7)
+    accumulating = optax.MultiSteps(OURS(), 3)
+    there = od.migrate_opt_state(state, accumulating, params)
+    assert int(there.gradient_step) == 7
+    back = od.migrate_opt_state(there, ADAMW(), params)
+    chex.assert_trees_all_equal(back, state)
+
+
+def test_an_nnx_optimizer():
+    model = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
+    optimizer = nnx.Optimizer(model, ADAMW(), wrt=nnx.Param)
+    grads = _grads(nnx.state(model, nnx.Param), 1)
+    for _ in range(3):
+        optimizer.update(model, grads)
+    params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+    migrated = od.migrate_opt_state(optimizer.opt_state, OURS(), params)
+    assert int(migrated[0].count) == int(migrated[2].count) == 3
+    before = optimizer.opt_state[0].mu["kernel"]
+    np.testing.assert_array_equal(migrated[0].mu["kernel"], before[...])
+    renewed = nnx.Optimizer(model, OURS(), wrt=nnx.Param)
+    nnx.update(renewed.opt_state, nnx.state(migrated))
+    renewed.update(model, grads)
+    np.testing.assert_array_equal(
+        optax.tree.get(renewed.opt_state, "decay_rate"), np.float32(DECAY)
+    )
+    assert int(renewed.opt_state[0].count[...]) == 4
+
+
+def test_a_state_of_before_a_mask_or_a_schedule_loads_after():
+    params = _params()
+    _, state = _run(OURS(), params, OURS().init(params), 3)
+    for tx in (
+        od.adamw(RATE, DECAY, mask=od.decay_mask),
+        od.adamw(RATE, DECAY, schedule=ETA),
+        od.adamw(RATE, lambda t: DECAY * ETA(t), cautious=True),
+    ):
+        chex.assert_trees_all_equal_structs(state, tx.init(params))
+        migrated = od.migrate_opt_state(state, tx, params)
+        chex.assert_trees_all_equal(migrated[0], state[0])
+        _run(tx, params, state, 1)
+
+
+def test_a_wider_dtype_is_exact():
+    params = _params()
+    narrow, wide = od.adamw(RATE, DECAY, mu_dtype=jnp.bfloat16), OURS()
+    _, state = _run(narrow, params, narrow.init(params), 3)
+    migrated = od.migrate_opt_state(state, wide, params)
+    chex.assert_trees_all_equal(
+        migrated[0].mu, jax.tree.map(lambda m: m.astype(jnp.float32), state[0].mu)
+    )
+
+
+def _state(tx, params=None):
+    params = _params() if params is None else params
+    return _run(tx, params, tx.init(params), 2)[1]
+
+
+REFUSED = {
+    "no moments": (
+        lambda: od.migrate_opt_state(_state(optax.sgd(RATE)), OURS(), _params()),
+        ["it lacks mu/bias", "it lacks nu/kernel", "tx.init(params)"],
+    ),
+    "other moments": (
+        lambda: od.migrate_opt_state(_state(ADAMW()), OUR_SGD(), _params()),
+        ["it lacks trace/bias", "the new optimizer has no mu/bias"],
+    ),
+    "another shape": (
+        lambda: od.migrate_opt_state(_state(ADAMW()), OURS(), {**_params(), "bias": jnp.ones(4)}),
+        ["mu/bias has shape (3,), not (4,)"],
+    ),
+    "another parameter": (
+        lambda: od.migrate_opt_state(_state(ADAMW()), OURS(), {"head": jnp.ones(4)}),
+        ["it lacks mu/head", "the new optimizer has no mu/bias"],
+    ),
+    "lost precision": (
+        lambda: od.migrate_opt_state(
+            _state(ADAMW()), od.adamw(RATE, DECAY, mu_dtype=jnp.bfloat16), _params()
+        ),
+        ["mu/bias would lose precision from float32 to bfloat16"],
+    ),
+    "another unit of momentum": (
+        lambda: od.migrate_opt_state(_state(THEIR_SGD()), od.sgdw(RATE, DECAY), _params()),
+        ["buffer holds gradients, the new one scaled", "scale_before_momentum"],
+    ),
+    "and back": (
+        lambda: od.migrate_opt_state(_state(od.sgdw(RATE, DECAY)), THEIR_SGD(), _params()),
+        ["buffer holds scaled gradients, the new one plain", "scale_before_momentum"],
+    ),
+    "unknown count": (
+        lambda: od.migrate_opt_state(
+            _state(THEIR_SGD()),
+            od.sgd_l2(RATE, PYTORCH, schedule=ETA, scale_before_momentum=False),
+            _params(),
+        ),
+        ["does not count steps", "pass count"],
+    ),
+    "half an accumulation": (
+        lambda: od.migrate_opt_state(_state(optax.MultiSteps(ADAMW(), 3)), OURS(), _params()),
+        ["the new optimizer has no acc_grads/bias"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused(name):
+    call, parts = REFUSED[name]
+    with pytest.raises(ValueError, match="opt_state cannot be migrated") as caught:
+        call()
+    assert re.search(".*".join(map(re.escape, parts)), str(caught.value)), caught.value
+
+
+def test_a_given_count_is_used():
+    tx = od.sgd_l2(RATE, PYTORCH, schedule=ETA, scale_before_momentum=False)
+    migrated = od.migrate_opt_state(_state(THEIR_SGD()), tx, _params(), count=2)
+    assert int(migrated[2].count) == 2
