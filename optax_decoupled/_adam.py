@@ -8,7 +8,7 @@ import optax
 
 from optax_decoupled import _checks
 from optax_decoupled._checks import Hyperparameter
-from optax_decoupled._precision import in_float32, is_narrow
+from optax_decoupled._precision import cast_first_moment, cast_like, in_float32, is_narrow
 
 
 def scale_by_adam(
@@ -68,13 +68,16 @@ def scale_by_adam(
         _checks.check_nonnegative(name, value, "It keeps the denominator from zero, e.g. 1e-8.")
     _checks.check_flag("nesterov", nesterov)
 
-    def store(state: optax.ScaleByAdamState, params: Any) -> optax.ScaleByAdamState:
-        del params
+    def store(state: Any) -> optax.ScaleByAdamState:
         mu = jax.tree.map(lambda m: _stored_moment(m, mu_dtype), state.mu)
         nu = jax.tree.map(lambda v: _stored_square(v, nu_dtype), state.nu)
         return state._replace(mu=mu, nu=nu)
 
-    return in_float32(optax.scale_by_adam(b1, b2, eps, eps_root, nesterov=nesterov), store)
+    def narrow(new: Any, old: Any) -> optax.ScaleByAdamState:
+        return new._replace(mu=cast_first_moment(new.mu, old.mu), nu=cast_like(new.nu, old.nu))
+
+    stock = optax.scale_by_adam(b1, b2, eps, eps_root, nesterov=nesterov)
+    return in_float32(stock, narrow, store)
 
 
 def _stored_moment(m: Any, dtype: jax.typing.DTypeLike | None) -> Any:

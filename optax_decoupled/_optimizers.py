@@ -19,7 +19,7 @@ from optax_decoupled._decay import (
     product_schedule,
     unchecked_decay,
 )
-from optax_decoupled._precision import in_float32
+from optax_decoupled._precision import cast_first_moment, in_float32
 from optax_decoupled._schedules import normalized_weight_decay_schedule, warm_restarts
 from optax_decoupled._selection import Mask
 
@@ -446,7 +446,7 @@ def _momentum_sgd(
     _checks.check_flag("nesterov", nesterov)
     _checks.check_flag("scale_before_momentum", scale_before_momentum)
     step = optax.scale_by_schedule(product_schedule(learning_rate, schedule))
-    trace = in_float32(optax.trace(momentum, nesterov))
+    trace = in_float32(optax.trace(momentum, nesterov), narrow=cast_first_moment)
     negate = optax.scale(-1.0)
     return (step, trace, negate) if scale_before_momentum else (trace, step, negate)
 

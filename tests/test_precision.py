@@ -1,0 +1,176 @@
+"""Parameters of fewer than 32 bits: moments that move, decay that is not rounded away."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import optax_decoupled as od
+
+NARROW = [jnp.bfloat16, jnp.float16]
+
+
+def _constant_gradients(tx, dtype):
+    """State and update after 200 gradients of 1 and 8,000 of 0.01."""
+
+    def step(g):
+        def body(carry, _):
+            state, _ = carry
+            update, state = tx.update(g, state, g)
+            return (state, update), None
+
+        return body
+
+    big, small = jnp.ones(3, dtype), jnp.full(3, 0.01, dtype)
+    run = lambda g, carry, n: jax.lax.scan(step(g), carry, length=n)[0]
+    return jax.jit(lambda c: run(small, run(big, c, 200), 8000))((tx.init(big), big))
+
+
+@pytest.mark.parametrize("mu_dtype", [None, jnp.float32, jnp.bfloat16])
+def test_moments_of_bfloat16_gradients_follow_those_of_float32(mu_dtype):
+    (state, update) = _constant_gradients(od.scale_by_adam(mu_dtype=mu_dtype), jnp.bfloat16)
+    (expected, expected_update) = _constant_gradients(od.scale_by_adam(), jnp.float32)
+    np.testing.assert_allclose(state.nu, expected.nu, rtol=0.02)
+    np.testing.assert_allclose(np.float32(update), expected_update, rtol=0.02)
+    assert state.mu.dtype == (mu_dtype or jnp.bfloat16)
+    assert state.nu.dtype == jnp.float32
+    assert update.dtype == jnp.bfloat16
+
+
+def test_with_a_narrow_second_moment_they_do_not():
+    """0.999 v rounds back to v in bfloat16, in Optax and here if it is asked for."""
+    expected = _constant_gradients(od.scale_by_adam(), jnp.float32)[0].nu[0]
+    for tx in (optax.scale_by_adam(), od.scale_by_adam(nu_dtype=jnp.bfloat16)):
+        assert float(_constant_gradients(tx, jnp.bfloat16)[0].nu[0]) > 100 * float(expected)
+
+
+def test_momentum_of_bfloat16_gradients_follows_that_of_float32():
+    make = lambda: od.sgdw(0.1, 0.0, scale_before_momentum=False)
+    state, update = _constant_gradients(make(), jnp.bfloat16)
+    expected, expected_update = _constant_gradients(make(), jnp.float32)
+    np.testing.assert_allclose(np.float32(state[0].trace), expected[0].trace, rtol=0.02)
+    np.testing.assert_allclose(np.float32(update), expected_update, rtol=0.02)
+
+
+def test_a_narrow_first_moment_comes_to_rest_within_one_unit_in_the_last_place():
+    targets = jnp.geomspace(1e-3, 1.0, 50, dtype=jnp.bfloat16)
+    tx = od.scale_by_adam()
+
+    def step(state, _):
+        return tx.update(targets, state, targets)[1], None
+
+    start = tx.init(targets)._replace(mu=2 * targets)
+    mu = jax.jit(lambda s: jax.lax.scan(step, s, length=500)[0].mu)(start)
+    np.testing.assert_array_equal(mu, targets)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_moment_dtypes_of_wider_parameters(dtype):
+    tx = od.adamw(0.1, 1e-3, mu_dtype=dtype, nu_dtype=dtype)
+    params = jnp.ones(3)
+    _, state = tx.update(params, tx.init(params), params)
+    assert state[0].mu.dtype == state[0].nu.dtype == dtype
+
+
+def test_complex_second_moments_can_be_stored_as_real_numbers():
+    params = jnp.array([1.0 + 2.0j, -1.0j])
+    real, stock = od.scale_by_adam(nu_dtype=jnp.float32), optax.scale_by_adam()
+    _, state = real.update(params, real.init(params))
+    _, expected = stock.update(params, stock.init(params))
+    updates, state = real.update(2 * params, state)
+    expected_updates, _ = stock.update(2 * params, expected)
+    np.testing.assert_allclose(updates, expected_updates, rtol=1e-6)
+    assert state.nu.dtype == jnp.float32
+
+
+def _decay(apply, dtype, steps, c=1e-4, shape=(4096,)):
+    """Parameters after so many steps of decay alone; `apply(params, updates, key)`."""
+    tx = od.decouple(optax.sgd(0.1), c)
+    params = jnp.linspace(0.5, 2.0, shape[0]).astype(dtype)
+    zeros = jnp.zeros_like(params)
+
+    def step(carry, key):
+        params, state = carry
+        updates, state = tx.update(zeros, state, params)
+        return (apply(params, updates, key), state), None
+
+    keys = jax.random.split(jax.random.key(0), steps)
+    run = jax.jit(lambda c: jax.lax.scan(step, c, keys)[0][0])
+    return params, run((params, tx.init(params)))
+
+
+@pytest.mark.parametrize("dtype", NARROW)
+def test_stochastic_rounding_keeps_the_decay(dtype):
+    """(1 − c)^T in the mean, within 0.5 %, over 10,000 steps of c = 1e-4."""
+    before, after = _decay(od.apply_updates_with_stochastic_rounding, dtype, 10_000)
+    assert after.dtype == dtype
+    ratio = float(jnp.mean(after.astype(jnp.float32)) / jnp.mean(before.astype(jnp.float32)))
+    assert ratio == pytest.approx((1 - 1e-4) ** 10_000, rel=5e-3)
+
+
+@pytest.mark.parametrize("dtype", NARROW)
+def test_rounding_to_nearest_loses_it_altogether(dtype):
+    nearest = lambda params, updates, key: optax.apply_updates(params, updates)
+    before, after = _decay(nearest, dtype, 100)
+    np.testing.assert_array_equal(before, after)
+
+
+@pytest.mark.parametrize("dtype", NARROW)
+@pytest.mark.parametrize("value", [1.2345, -1.2345, 3e-5, -3e-7, 1234.5, 2.0, 1.9999])
+def test_stochastic_rounding_is_unbiased_and_takes_a_neighbour(dtype, value):
+    n = 1 << 18
+    exact = np.float32(value)
+    rounded = od.apply_updates_with_stochastic_rounding(
+        jnp.zeros(n, dtype), jnp.full(n, exact, jnp.float32), jax.random.key(1)
+    )
+    rounded = np.asarray(rounded, np.float64)
+    values = np.unique(rounded)
+    grid = np.sort([float(exact.astype(dtype)), *values])
+    spacing = values[-1] - values[0]
+    assert len(values) <= 2
+    assert grid[0] <= exact <= grid[-1] or len(values) == 1
+    # the mean of n choices between two neighbours deviates by at most 5 standard errors
+    assert abs(rounded.mean() - exact) <= 5 * 0.5 * spacing / np.sqrt(n) + 1e-12
+
+
+@pytest.mark.parametrize("dtype", NARROW)
+def test_what_is_representable_stays(dtype):
+    values = jnp.array([0.0, -0.0, 1.0, -2.5, 2.0**-14, 1024.0, jnp.inf, -jnp.inf], dtype)
+    new = od.apply_updates_with_stochastic_rounding(
+        values, jnp.zeros_like(values), jax.random.key(0)
+    )
+    np.testing.assert_array_equal(new, values)
+    nan = od.apply_updates_with_stochastic_rounding(values * jnp.nan, values, jax.random.key(0))
+    assert bool(jnp.isnan(nan).all())
+
+
+def test_float32_parameters_are_added_as_optax_does():
+    keys = jax.random.split(jax.random.key(0), 4)
+    params = {"a": jax.random.normal(keys[0], (50,)), "b": None, "c": jnp.arange(3)}
+    updates = {"a": jax.random.normal(keys[1], (50,)), "b": None, "c": jnp.ones(3, int)}
+    chex.assert_trees_all_equal(
+        od.apply_updates_with_stochastic_rounding(params, updates, keys[2]),
+        optax.apply_updates(params, updates),
+    )
+
+
+def test_the_key_decides():
+    params = {"a": jnp.ones(1000, jnp.bfloat16), "b": jnp.ones(1000, jnp.bfloat16)}
+    updates = jax.tree.map(lambda p: -1e-3 * p, params)
+    apply = jax.jit(od.apply_updates_with_stochastic_rounding)
+    first, again, other = (apply(params, updates, jax.random.key(k)) for k in (0, 0, 1))
+    chex.assert_trees_all_equal(first, again)
+    assert (first["a"] != other["a"]).any()
+    assert (first["a"] != first["b"]).any()  # leaves are rounded independently
+
+
+def test_narrower_formats_are_refused():
+    params = jnp.ones(3, jnp.float8_e4m3fn)
+    with pytest.raises(TypeError, match=r"float8_e4m3fn.*float16 and bfloat16"):
+        od.apply_updates_with_stochastic_rounding(params, params, jax.random.key(0))
+
+
+def test_an_empty_tree():
+    assert od.apply_updates_with_stochastic_rounding({}, {}, jax.random.key(0)) == {}
