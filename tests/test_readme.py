@@ -2,6 +2,8 @@
 
 import pathlib
 import re
+import subprocess
+import sys
 
 README = pathlib.Path(__file__).parents[1] / "README.md"
 
@@ -12,3 +14,9 @@ def test_the_readmes_code_runs():
     namespace: dict[str, object] = {}
     for block in blocks:
         exec(compile(block, str(README), "exec"), namespace)
+
+
+def test_the_numbers_are_those_of_the_committed_results():
+    command = [sys.executable, str(README.parent / "benchmarks" / "report.py"), "--check"]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr

@@ -1,0 +1,92 @@
+"""Which numbers do the README and docs print? Writes them from the committed JSON results.
+
+Usage: python benchmarks/report.py [--check]
+
+A part of a Markdown file between `<!-- generated:NAME -->` and `<!-- end -->` is written by the
+function of that name below. `--check` changes nothing and fails if a part is out of date.
+"""
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+PART = re.compile(r"(<!-- generated:(\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def figure2_digits() -> str:
+    record = _load("figure2_digits")
+    budget, device = record["budget"], record["device"]
+    parts = [
+        "![Test error over learning rate and decay, eight landscapes]"
+        "(benchmarks/results/figure2_digits.png)\n",
+        f"MLP {'-'.join(map(str, record['layers']))} on {record['train_images']} of scikit-learn's "
+        f"digits, {budget['epochs']} epochs of batches of {budget['batch_size']}, cosine annealing, "
+        f"decay on kernels only, {budget['seeds']} seeds that each draw their own training images; "
+        f"all others are held out. {record['seconds']:.0f} s on {device['cores']} cores "
+        f"({device['kind']}). The same network with batch norm, as in the paper, and without "
+        "normalization:\n",
+    ]
+    for network, result in record["networks"].items():
+        parts += [_network(network, result)]
+    parts += ["\n".join(f"- {sentence}" for sentence in record["conclusion"])]
+    return "\n".join(parts) + "\n"
+
+
+def _network(network: str, result: dict[str, Any]) -> str:
+    """One table: a row per optimizer."""
+    rows = [
+        f"| {network} | test error % | best rate | best decay | within 10 % of best "
+        "| valley slope [95 % interval] |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for name, x in result["optimizers"].items():
+        best, slope = x["best"], x["valley_slope"]
+        total = len(x["learning_rates"]) * len(x["weight_decays"])
+        valley = (
+            f"{slope['slope']:+.2f} [{slope['low']:+.1f}, {slope['high']:+.1f}]"
+            if slope
+            else "not located"
+        )
+        rows.append(
+            f"| {name} | {best['mean']:.2f} ± {best['spread']:.2f} | {best['learning_rate']:.3g} "
+            f"| {best['weight_decay']:.2g} | {x['cells_within_10_percent']} of {total} | {valley} |"
+        )
+    return "\n".join(rows) + "\n"
+
+
+def _load(name: str) -> dict[str, Any]:
+    return json.loads((RESULTS / f"{name}.json").read_text())
+
+
+SECTIONS: dict[str, Callable[[], str]] = {"figure2_digits": figure2_digits}
+
+
+def rendered(text: str) -> str:
+    """The text with every generated part written anew."""
+    return PART.sub(lambda part: part[1] + SECTIONS[part[2]]() + part[3], text)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--check", action="store_true")
+    check = parser.parse_args().check
+    stale = []
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))):
+        text = path.read_text()
+        if rendered(text) != text:
+            stale.append(str(path.relative_to(ROOT)))
+            if not check:
+                path.write_text(rendered(text))
+    print(f"{'out of date' if check else 'written'}: {', '.join(stale) or 'nothing'}")
+    if check and stale:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
