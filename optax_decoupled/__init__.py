@@ -14,6 +14,7 @@ from optax_decoupled._decay import (
     l2_to_grad,
     scale_adjusted_l2_to_grad,
 )
+from optax_decoupled._explain import explain_weight_decay
 from optax_decoupled._optimizers import (
     adam_l2,
     adamw,
@@ -24,6 +25,7 @@ from optax_decoupled._optimizers import (
     sgdwr,
 )
 from optax_decoupled._precision import apply_updates_with_stochastic_rounding
+from optax_decoupled._report import DecayReport, DecayRow
 from optax_decoupled._schedules import (
     normalized_weight_decay,
     normalized_weight_decay_schedule,
@@ -36,6 +38,8 @@ from optax_decoupled._state import migrate_opt_state, opt_state_shardings
 from optax_decoupled._version import __version__
 
 __all__ = [
+    "DecayReport",
+    "DecayRow",
     "DecoupledWeightDecayState",
     "__version__",
     "adam_l2",
@@ -46,6 +50,7 @@ __all__ = [
     "decay_mask",
     "decay_rules",
     "decouple",
+    "explain_weight_decay",
     "l2_from_weight_decay",
     "l2_to_grad",
     "migrate_opt_state",

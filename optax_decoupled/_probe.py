@@ -1,0 +1,280 @@
+"""The measurements behind `explain_weight_decay`: one optimizer, synthetic parameters.
+
+Memory and compile time are why this looks as it does. Parameters of one shape, dtype
+and size share one synthetic array, and only sums leave the compiled functions, so XLA
+fuses an update into one loop per leaf, compiles equal loops once, and keeps next to
+nothing in memory.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from optax_decoupled import _probe_arrays as arrays
+from optax_decoupled._selection import is_decayable
+
+MAX_STEPS = 100  # how far to look for an update that moves anything
+
+
+class Data(NamedTuple):
+    """The arrays of a probe, passed to its compiled functions as arguments.
+
+    Attributes:
+      patterns: pairs of unit parameters and unit gradients, one for each placement.
+      fixed: for each leaf the parameter if it cannot decay, else None.
+      state: the optimizer state to start from; None for the initial one.
+      grads: for each leaf the caller's gradient, or None.
+      scales: for each leaf the size of a synthetic gradient, or None for 1.
+    """
+
+    patterns: list[tuple[jax.Array, jax.Array]]
+    fixed: list[Any]
+    state: Any
+    grads: list[Any]
+    scales: list[Any]
+
+
+class Response(NamedTuple):
+    """What an update has that is odd in the parameters, for each leaf, float64[n].
+
+    Attributes:
+      fraction: the c of the best fit d = -c·v.
+      odd: the norm of d.
+      residual: the norm of d + c·v, relative to that of d.
+      update: the norm of the update itself.
+      noise: the norm of d that rounding may cause.
+      fraction_noise: the same as a fraction.
+    """
+
+    fraction: np.ndarray
+    odd: np.ndarray
+    residual: np.ndarray
+    update: np.ndarray
+    noise: np.ndarray
+    fraction_noise: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Probe:
+    """An optimizer and the shapes of its parameters.
+
+    Amplitudes have one entry for each of the `kinds`; results one for each leaf.
+
+    Attributes:
+      tx: the optimizer.
+      treedef: the parameters' tree.
+      leaves: shape and dtype of each parameter.
+      kinds: distinct (placement, dtype, natural amplitude) of parameters.
+      kind_of: which of them each leaf is.
+      state_def: the state's tree.
+      state_dtypes: those of its leaves for parameters of at least float32.
+      copies: for each of its leaves, whether it is a copy of a parameter.
+    """
+
+    tx: optax.GradientTransformation
+    treedef: Any
+    leaves: list[jax.ShapeDtypeStruct]
+    kinds: list[tuple[int, Any, float]]
+    kind_of: list[int]
+    state_def: Any
+    state_dtypes: list[Any]
+    copies: list[bool]
+
+    @property
+    def natural(self) -> np.ndarray:
+        return np.array([amplitude for _, _, amplitude in self.kinds])
+
+    def per_leaf(self, amplitudes: np.ndarray) -> np.ndarray:
+        return amplitudes[np.array(self.kind_of, int)]
+
+    def response(self, data: Data, amplitudes: np.ndarray, factor: float) -> Response:
+        """Two updates from one state at ±amplitude·unit, gradients scaled by factor."""
+        sums = self._update_sums(data, arrays.scalars(amplitudes), np.float32(factor))
+        dv, dd, vv, uu = arrays.to_numpy(sums)
+        size = self.per_leaf(amplitudes) * np.sqrt(vv) + 1e-300
+        eps = np.array([arrays.epsilon(leaf) for leaf in self.leaves])
+        # A transform with copies of the parameters may return the difference of two.
+        noise = 16 * eps * (np.sqrt(uu) + (size if any(self.copies) else 0.0))
+        explained = dv**2 / (vv * dd + 1e-300)
+        return Response(
+            fraction=-dv / (size * np.sqrt(vv) + 1e-300),
+            odd=np.sqrt(dd),
+            residual=np.sqrt(np.clip(1 - explained, 0, 1)),
+            update=np.sqrt(uu),
+            noise=noise,
+            fraction_noise=noise / size,
+        )
+
+    def changes_state(self, data: Data, amplitudes: np.ndarray, factor: float) -> bool:
+        """Whether the state after one update depends on the sign of the parameters."""
+        sums = self._state_sums(data, arrays.scalars(amplitudes), np.float32(factor))
+        diff, size = arrays.to_numpy(sums)
+        return bool(np.any(diff > (64 * np.finfo(np.float32).eps) ** 2 * size))
+
+    def two_steps(
+        self,
+        data: Data,
+        first: np.ndarray,
+        shift: np.ndarray,
+        second: np.ndarray,
+        factor: float,
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Two updates, at `first` and then at `second`, projected on the unit parameters v.
+
+        The first gradient is scaled by `factor` and shifted by `shift`·v (one shift for
+        each leaf). Returns ⟨u₁, v⟩/⟨v, v⟩, ⟨u₂, v⟩/⟨v, v⟩ and ‖u₂‖/‖v‖, where u₂ is the
+        next update that moves anything.
+        """
+        amplitudes = [arrays.scalars(x) for x in (first, shift, second)]
+        one, two = self._two_step_sums(data, *amplitudes, np.float32(factor))
+        (uv1, _, vv), (uv2, uu2, _) = arrays.to_numpy(one), arrays.to_numpy(two)
+        return uv1 / (vv + 1e-300), uv2 / (vv + 1e-300), np.sqrt(uu2 / (vv + 1e-300))
+
+    def advance(self, data: Data, amplitudes: np.ndarray) -> tuple[Data, int]:
+        """Takes updates until the next one moves anything, and how many (≤ MAX_STEPS)."""
+        state, steps = self._advance(data, arrays.scalars(amplitudes))
+        return data._replace(state=state), int(steps)
+
+    @functools.cached_property
+    def _update(self) -> Any:
+        return jax.jit(self.tx.update)
+
+    @functools.cached_property
+    def _init(self) -> Any:
+        return jax.jit(self.tx.init)
+
+    @functools.cached_property
+    def _update_sums(self) -> Any:
+        def sums(data: Data, amplitudes: list[Any], factor: Any) -> Any:
+            (plus, _), (minus, _) = self._pair(data, amplitudes, factor)
+            pairs = zip(*map(self.treedef.flatten_up_to, (plus, minus)), strict=True)
+            units = self._units(data)
+            return [
+                arrays.odd_sums(*pair, v) if arrays.is_update(pair[0]) else (np.float32(0),) * 4
+                for pair, v in zip(pairs, units, strict=True)
+            ]
+
+        return jax.jit(sums)
+
+    @functools.cached_property
+    def _state_sums(self) -> Any:
+        def sums(data: Data, amplitudes: list[Any], factor: Any) -> Any:
+            (_, plus), (_, minus) = self._pair(data, amplitudes, factor)
+            pairs = zip(jax.tree.leaves(plus), jax.tree.leaves(minus), self.copies, strict=True)
+            return [(np.float32(0), np.float32(0))] + [
+                arrays.difference_sums(x, y)
+                for x, y, is_copy in pairs
+                if is_decayable(x) and not is_copy
+            ]
+
+        return jax.jit(sums)
+
+    @functools.cached_property
+    def _two_step_sums(self) -> Any:
+        def sums(data: Data, first: Any, shift: Any, second: Any, factor: Any) -> Any:
+            def project(updates: Any) -> list[Any]:
+                flat = self.treedef.flatten_up_to(updates)
+                return [
+                    arrays.projection_sums(u, v) if arrays.is_update(u) else (np.float32(0),) * 3
+                    for u, v in zip(flat, self._units(data), strict=True)
+                ]
+
+            def step(carry: Any) -> Any:
+                count, state, _ = carry
+                updates, new_state = self._update(grads, state, params)
+                return count + 1, arrays.cast_like(new_state, state), project(updates)
+
+            def waiting(carry: Any) -> Any:
+                count, _, projection = carry
+                return (count < MAX_STEPS) & (sum(uu for _, uu, _ in projection) == 0)
+
+            params, grads = self._params(data, first), self._grads(data, factor, shift)
+            updates, state = self._update(grads, self._start(data, params), params)
+            before = project(updates)
+            params, grads = self._params(data, second), self._other_grads(data)
+            state = self._with_copies(state, params)
+            start = (0, state, jax.tree.map(jnp.zeros_like, before))
+            return before, jax.lax.while_loop(waiting, step, start)[2]
+
+        return jax.jit(sums)
+
+    @functools.cached_property
+    def _advance(self) -> Any:
+        def advance(data: Data, amplitudes: list[Any]) -> Any:
+            params, grads = self._params(data, amplitudes), self._grads(data, np.float32(1))
+
+            def step(carry: Any) -> Any:
+                count, state, _ = carry
+                updates, new_state = self._update(grads, state, params)
+                moves = arrays.moves_anything(updates)
+                new_state = arrays.cast_like(new_state, state)
+                state = jax.tree.map(lambda old, new: jnp.where(moves, old, new), state, new_state)
+                return count + ~moves, state, moves
+
+            def waiting(carry: Any) -> Any:
+                count, _, moves = carry
+                return ~moves & (count < MAX_STEPS)
+
+            start = (jnp.int32(0), self._start(data, params), jnp.bool_(False))
+            count, state, _ = jax.lax.while_loop(waiting, step, start)
+            return state, count
+
+        return jax.jit(advance)
+
+    def _pair(self, data: Data, amplitudes: list[Any], factor: Any) -> list[tuple[Any, Any]]:
+        grads = self._grads(data, factor)
+        both = [self._params(data, [sign * a for a in amplitudes]) for sign in (1, -1)]
+        return [self._update(grads, self._start(data, params), params) for params in both]
+
+    def _units(self, data: Data, which: int = 0) -> list[jax.Array]:
+        """Unit parameters (which=0) or gradients (1) for each leaf, at least float32."""
+        made = [arrays.complete(data.patterns[k][which], dtype) for k, dtype, _ in self.kinds]
+        return [made[kind] for kind in self.kind_of]
+
+    def _params(self, data: Data, amplitudes: Sequence[Any]) -> Any:
+        made = [
+            (amplitude * arrays.complete(data.patterns[k][0], dtype)).astype(arrays.wide(dtype))
+            for amplitude, (k, dtype, _) in zip(amplitudes, self.kinds, strict=True)
+        ]
+        return self.treedef.unflatten(
+            made[kind] if fixed is None else fixed
+            for kind, fixed in zip(self.kind_of, data.fixed, strict=True)
+        )
+
+    def _grads(self, data: Data, factor: Any, shift: Sequence[Any] | None = None) -> Any:
+        units = self._units(data, 1)
+        given = zip(units, data.scales, data.grads, data.fixed, strict=True)
+        grads = [arrays.gradient(factor, *leaf) for leaf in given]
+        if shift is not None:
+            shifted = zip(grads, self._units(data), shift, strict=True)
+            grads = [(g + s * v).astype(g.dtype) for g, v, s in shifted]
+        return self.treedef.unflatten(grads)
+
+    def _other_grads(self, data: Data) -> Any:
+        """Gradients of other relative sizes: with equal ones Adam's memory is invisible."""
+        units = [jnp.flip(unit) / 3 for unit in self._units(data, 1)]
+        leaves = zip(units, data.scales, data.fixed, strict=True)
+        return self.treedef.unflatten(arrays.gradient(1.0, g, s, None, f) for g, s, f in leaves)
+
+    def _start(self, data: Data, params: Any) -> Any:
+        """The state to start from, with copies of the parameters that follow `params`."""
+        given = self._fresh(params) if data.state is None else data.state
+        leaves = zip(jax.tree.leaves(given), self.state_dtypes, strict=True)
+        state = self.state_def.unflatten(arrays.cast(x, dtype) for x, dtype in leaves)
+        return state if data.state is None else self._with_copies(state, params)
+
+    def _with_copies(self, state: Any, params: Any) -> Any:
+        if not any(self.copies):
+            return state
+        leaves = zip(*map(jax.tree.leaves, (self._fresh(params), state)), self.copies, strict=True)
+        return self.state_def.unflatten(arrays.cast(f, s.dtype) if c else s for f, s, c in leaves)
+
+    def _fresh(self, params: Any) -> Any:
+        leaves = zip(jax.tree.leaves(params), self.leaves, strict=True)
+        return self._init(self.treedef.unflatten(arrays.cast(x, y.dtype) for x, y in leaves))

@@ -1,0 +1,113 @@
+"""From an optimizer and its arguments to a probe of it."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from optax_decoupled import _probe_arrays as arrays
+from optax_decoupled._probe import Data, Probe
+from optax_decoupled._selection import is_decayable
+
+_INJECT_HINT = (
+    "A mask function under optax.inject_hyperparams is taken for a schedule, unless it is named "
+    'in static_args=("mask",).'
+)
+
+
+def make_probe(
+    tx: optax.GradientTransformation, params: Any, state: Any, grads: Any
+) -> tuple[Probe, Data, bool]:
+    """A probe, its data, and whether the state after an update can depend on the parameters."""
+    leaves, treedef = jax.tree.flatten(params)
+    shapes = [jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)) for x in leaves]
+    wide = [jax.ShapeDtypeStruct(x.shape, arrays.wide(x.dtype)) for x in shapes]
+    init, wide_init = (_trace_init(tx, treedef.unflatten(x)) for x in (shapes, wide))
+    state_def, state_like = jax.tree.structure(init.out_info), jax.tree.leaves(wide_init.out_info)
+    if state is not None and jax.tree.structure(state) != state_def:
+        raise ValueError(
+            f"state has the structure {jax.tree.structure(state)}; tx.init(params) gives "
+            f"{state_def}. Pass the state that this tx has for these params."
+        )
+    places, place_of = arrays.placements(leaves)
+    dtypes = [x.dtype for x in shapes]
+    kinds, kind_of = arrays.distinct(
+        list(zip(place_of, dtypes, _natural_amplitudes(leaves), strict=True))
+    )
+    state_dtypes = [x.dtype for x in state_like]
+    nothing = [False] * len(state_dtypes)
+    probe = Probe(tx, treedef, shapes, kinds, kind_of, state_def, state_dtypes, nothing)
+    data = Data(
+        arrays.make_patterns(places),
+        [None if is_decayable(x) else x for x in leaves],
+        state,
+        *_gradients(grads, treedef),
+    )
+    if any(arrays.depends_on_inputs(init.jaxpr, [True] * len(leaves))):
+        probe = dataclasses.replace(probe, copies=_find_copies(probe, data))
+    return probe, data, _may_remember(probe, treedef.unflatten(wide), wide_init.out_info)
+
+
+def _trace_init(tx: optax.GradientTransformation, params: Any) -> Any:
+    try:
+        return jax.jit(tx.init).trace(params)
+    except Exception as error:
+        hint = "" if "static_args" in str(error) else f" {_INJECT_HINT}"
+        raise ValueError(f"tx.init fails on these params: {error}{hint}") from error
+
+
+def _may_remember(probe: Probe, params: Any, state: Any) -> bool:
+    try:
+        update = probe._update.trace(params, state, params)
+    except Exception as error:
+        raise ValueError(
+            f"tx.update(grads, state, params) fails: {error} If it needs more arguments, bind "
+            "them: optax.GradientTransformation(tx.init, functools.partial(tx.update, value=...))."
+        ) from error
+    n, m = len(probe.leaves), len(probe.state_dtypes)
+    reached = arrays.depends_on_inputs(update.jaxpr, [False] * (n + m) + [True] * n)
+    return any(reached[len(reached) - m :])
+
+
+def _natural_amplitudes(leaves: Sequence[Any]) -> list[float]:
+    """For each leaf a power of two near its size over 1.5, which is that of a pattern."""
+    sizes = arrays.root_mean_squares(leaves) / 1.5
+    sizes[~((sizes > 0) & np.isfinite(sizes))] = 2.0**-4
+    return [float(x) for x in 2.0 ** np.clip(np.round(np.log2(sizes)), -14, 10)]
+
+
+def _gradients(grads: Any, treedef: Any) -> tuple[list[Any], list[Any]]:
+    """The caller's gradients and, for their zeros, the sizes of synthetic ones."""
+    nothing = [None] * treedef.num_leaves
+    if grads is None:
+        return nothing, nothing
+    try:
+        leaves = treedef.flatten_up_to(grads)
+    except ValueError as error:
+        raise ValueError(
+            f"grads has the structure {jax.tree.structure(grads)}; it must be that of params, "
+            f"{treedef}. Pass what you pass to tx.update, or None."
+        ) from error
+    leaves = [None if g is None or not is_decayable(g) else g for g in leaves]
+    sizes = arrays.root_mean_squares([0 if g is None else g for g in leaves])
+    sizes[sizes == 0] = sizes.max(initial=0) or 1.0
+    return leaves, list(arrays.scalars(sizes))
+
+
+def _find_copies(probe: Probe, data: Data) -> list[bool]:
+    """Leaves of the initial state that change sign with the parameters: schedule-free's z."""
+
+    def first_elements(data: Data, sign: Any) -> Any:
+        params = probe._params(data, [sign] * len(probe.kinds))
+        return [
+            jnp.ravel(x)[:1] if is_decayable(x) else jnp.zeros(1)
+            for x in jax.tree.leaves(probe._fresh(params))
+        ]
+
+    first = jax.jit(first_elements)
+    both = zip(*(jax.device_get(first(data, np.float32(s))) for s in (1, -1)), strict=True)
+    return [bool(np.any(x != y)) for x, y in both]
