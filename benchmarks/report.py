@@ -26,10 +26,10 @@ def figure2_digits() -> str:
         "![Test error over learning rate and decay, eight landscapes]"
         "(benchmarks/results/figure2_digits.png)\n",
         f"MLP {'-'.join(map(str, record['layers']))} on {record['train_images']} of scikit-learn's "
-        f"digits, {budget['epochs']} epochs of batches of {budget['batch_size']}, cosine annealing, "
-        f"decay on kernels only, {budget['seeds']} seeds that each draw their own training images; "
-        f"all others are held out. {record['seconds']:.0f} s on {device['cores']} cores "
-        f"({device['kind']}). The same network with batch norm, as in the paper, and without "
+        f"digits, {budget['epochs']} epochs of batches of {budget['batch_size']}, cosine "
+        f"annealing, decay on kernels only, {budget['seeds']} seeds that each draw their own "
+        f"training images; all others are held out. {record['seconds']:.0f} s on "
+        f"{device['cores']} cores ({device['kind']}). The same network with batch norm, as in the paper, and without "
         "normalization:\n",
     ]
     for network, result in record["networks"].items():
