@@ -216,7 +216,7 @@ def table(network: str, row: dict[str, Landscape]) -> Table:
             name,
             f"{best.mean:.2f} ± {best.spread:.2f}",
             f"{best.learning_rate:.3g}",
-            f"{best.weight_decay:.2g}",
+            f"2^{np.log2(best.weight_decay):.0f}",
             f"{near_best(x)}/{x.mean().size}",
             slope_text(x),
         )
