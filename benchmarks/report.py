@@ -29,8 +29,8 @@ def figure2_digits() -> str:
         f"digits, {budget['epochs']} epochs of batches of {budget['batch_size']}, cosine "
         f"annealing, decay on kernels only, {budget['seeds']} seeds that each draw their own "
         f"training images; all others are held out. {record['seconds']:.0f} s on "
-        f"{device['cores']} cores ({device['kind']}). The same network with batch norm, as in the paper, and without "
-        "normalization:\n",
+        f"{device['cores']} cores ({device['kind']}). The same network with batch norm, as in "
+        "the paper, and without normalization:\n",
     ]
     for network, result in record["networks"].items():
         parts += [_network(network, result)]

@@ -27,8 +27,10 @@ from optax_decoupled._probe_setup import make_probe
 from optax_decoupled._report import DecayReport
 
 # A saturated preconditioner turns L2 into steps of fixed size: at this amplitude they
-# are small beside decoupled decay, and so is rounding. float16 ends at 2**16.
-_LARGE = 2.0**14
+# are small beside decoupled decay, and so is rounding.
+_LARGE = 2.0**20
+# Copies of the parameters in the state may be in float16, which ends at 2**16.
+_LARGE_COPIED = 2.0**14
 # Gradients at the large amplitude are scaled down, so a decay that depends on them shows.
 _FAINT = 2.0**-6
 # Two fractions that differ by more, relative, are different; rounding comes on top.
@@ -131,7 +133,8 @@ class _Finding(NamedTuple):
 
 
 def _measure(probe: Probe, data: Data, may_remember: bool) -> tuple[list[_Finding], int]:
-    steps, large = 0, np.full(len(probe.kinds), _LARGE)
+    steps, amplitude = 0, _LARGE_COPIED if any(probe.copies) else _LARGE
+    large = np.full(len(probe.kinds), amplitude)
     at_large = probe.response(data, large, _FAINT)
     if len(large) and not at_large.update.any():
         data, steps = probe.advance(data, probe.natural)

@@ -95,7 +95,7 @@ class Probe:
 
     def response(self, data: Data, amplitudes: np.ndarray, factor: float) -> Response:
         """Two updates from one state at ±amplitude·unit, gradients scaled by factor."""
-        sums = self._update_sums(data, arrays.scalars(amplitudes), np.float32(factor))
+        sums = self._update_sums(data, arrays.scalars(amplitudes), _twice(factor))
         dv, dd, vv, uu = arrays.to_numpy(sums)
         size = self.per_leaf(amplitudes) * np.sqrt(vv) + 1e-300
         eps = np.array([arrays.epsilon(leaf) for leaf in self.leaves])
@@ -113,7 +113,7 @@ class Probe:
 
     def changes_state(self, data: Data, amplitudes: np.ndarray, factor: float) -> bool:
         """Whether the state after one update depends on the sign of the parameters."""
-        sums = self._state_sums(data, arrays.scalars(amplitudes), np.float32(factor))
+        sums = self._state_sums(data, arrays.scalars(amplitudes), _twice(factor))
         diff, size = arrays.to_numpy(sums)
         return bool(np.any(diff > (64 * np.finfo(np.float32).eps) ** 2 * size))
 
@@ -127,12 +127,14 @@ class Probe:
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Two updates, at `first` and then at `second`, projected on the unit parameters v.
 
-        The first gradient is scaled by `factor` and shifted by `shift`·v (one shift for
-        each leaf). Returns ⟨u₁, v⟩/⟨v, v⟩, ⟨u₂, v⟩/⟨v, v⟩ and ‖u₂‖/‖v‖, where u₂ is the
-        next update that moves anything.
+        The first gradient is scaled by `factor` and shifted by `shift`·v. Returns
+        ⟨u₁, v⟩/⟨v, v⟩, ⟨u₂, v⟩/⟨v, v⟩ and ‖u₂‖/‖v‖, where u₂ is the next update that moves
+        anything.
         """
         amplitudes = [arrays.scalars(x) for x in (first, shift, second)]
-        one, two = self._two_step_sums(data, *amplitudes, np.float32(factor))
+        one, two = self._two_step_sums(data, *amplitudes, np.float32(factor), False)
+        if not arrays.to_numpy(two)[1].any():
+            one, two = self._two_step_sums(data, *amplitudes, np.float32(factor), True)
         (uv1, _, vv), (uv2, uu2, _) = arrays.to_numpy(one), arrays.to_numpy(two)
         return uv1 / (vv + 1e-300), uv2 / (vv + 1e-300), np.sqrt(uu2 / (vv + 1e-300))
 
@@ -151,8 +153,8 @@ class Probe:
 
     @functools.cached_property
     def _update_sums(self) -> Any:
-        def sums(data: Data, amplitudes: list[Any], factor: Any) -> Any:
-            (plus, _), (minus, _) = self._pair(data, amplitudes, factor)
+        def sums(data: Data, amplitudes: list[Any], factors: Any) -> Any:
+            (plus, _), (minus, _) = self._pair(data, amplitudes, factors)
             pairs = zip(*map(self.treedef.flatten_up_to, (plus, minus)), strict=True)
             units = self._units(data)
             return [
@@ -164,8 +166,8 @@ class Probe:
 
     @functools.cached_property
     def _state_sums(self) -> Any:
-        def sums(data: Data, amplitudes: list[Any], factor: Any) -> Any:
-            (_, plus), (_, minus) = self._pair(data, amplitudes, factor)
+        def sums(data: Data, amplitudes: list[Any], factors: Any) -> Any:
+            (_, plus), (_, minus) = self._pair(data, amplitudes, factors)
             pairs = zip(jax.tree.leaves(plus), jax.tree.leaves(minus), self.copies, strict=True)
             return [(np.float32(0), np.float32(0))] + [
                 arrays.difference_sums(x, y)
@@ -177,60 +179,59 @@ class Probe:
 
     @functools.cached_property
     def _two_step_sums(self) -> Any:
-        def sums(data: Data, first: Any, shift: Any, second: Any, factor: Any) -> Any:
-            def project(updates: Any) -> list[Any]:
-                flat = self.treedef.flatten_up_to(updates)
-                return [
-                    arrays.projection_sums(u, v) if arrays.is_update(u) else (np.float32(0),) * 3
-                    for u, v in zip(flat, self._units(data), strict=True)
-                ]
+        def project(updates: Any, data: Data) -> list[Any]:
+            flat = self.treedef.flatten_up_to(updates)
+            return [
+                arrays.projection_sums(u, v) if arrays.is_update(u) else (np.float32(0),) * 3
+                for u, v in zip(flat, self._units(data), strict=True)
+            ]
 
-            def step(carry: Any) -> Any:
-                count, state, _ = carry
-                updates, new_state = self._update(grads, state, params)
-                return count + 1, arrays.cast_like(new_state, state), project(updates)
-
-            def waiting(carry: Any) -> Any:
-                count, _, projection = carry
-                return (count < MAX_STEPS) & (sum(uu for _, uu, _ in projection) == 0)
-
+        def sums(
+            data: Data, first: Any, shift: Any, second: Any, factor: Any, patient: bool
+        ) -> Any:
             params, grads = self._params(data, first), self._grads(data, factor, shift)
             updates, state = self._update(grads, self._start(data, params), params)
-            before = project(updates)
+            before = project(updates, data)
             params, grads = self._params(data, second), self._other_grads(data)
             state = self._with_copies(state, params)
-            start = (0, state, jax.tree.map(jnp.zeros_like, before))
-            return before, jax.lax.while_loop(waiting, step, start)[2]
+            if patient:
+                state, _ = self._until_moving(grads, state, params)
+            updates, _ = self._update(grads, state, params)
+            return before, project(updates, data)
 
-        return jax.jit(sums)
+        return jax.jit(sums, static_argnums=5)
 
     @functools.cached_property
     def _advance(self) -> Any:
         def advance(data: Data, amplitudes: list[Any]) -> Any:
             params, grads = self._params(data, amplitudes), self._grads(data, np.float32(1))
-
-            def step(carry: Any) -> Any:
-                count, state, _ = carry
-                updates, new_state = self._update(grads, state, params)
-                moves = arrays.moves_anything(updates)
-                new_state = arrays.cast_like(new_state, state)
-                state = jax.tree.map(lambda old, new: jnp.where(moves, old, new), state, new_state)
-                return count + ~moves, state, moves
-
-            def waiting(carry: Any) -> Any:
-                count, _, moves = carry
-                return ~moves & (count < MAX_STEPS)
-
-            start = (jnp.int32(0), self._start(data, params), jnp.bool_(False))
-            count, state, _ = jax.lax.while_loop(waiting, step, start)
-            return state, count
+            return self._until_moving(grads, self._start(data, params), params)
 
         return jax.jit(advance)
 
-    def _pair(self, data: Data, amplitudes: list[Any], factor: Any) -> list[tuple[Any, Any]]:
-        grads = self._grads(data, factor)
-        both = [self._params(data, [sign * a for a in amplitudes]) for sign in (1, -1)]
-        return [self._update(grads, self._start(data, params), params) for params in both]
+    def _until_moving(self, grads: Any, state: Any, params: Any) -> tuple[Any, Any]:
+        """The first state from which an update moves anything, and the updates before it.
+
+        Computing the update twice, to look and to go on, is what keeps one state in memory.
+        """
+
+        def still(carry: tuple[Any, Any]) -> Any:
+            updates, _ = self._update(grads, carry[0], params)
+            return ~arrays.moves_anything(updates) & (carry[1] < MAX_STEPS)
+
+        def step(carry: tuple[Any, Any]) -> tuple[Any, Any]:
+            _, state = self._update(grads, carry[0], params)
+            return arrays.cast_like(state, carry[0]), carry[1] + 1
+
+        return jax.lax.while_loop(still, step, (state, jnp.int32(0)))
+
+    def _pair(self, data: Data, amplitudes: list[Any], factors: Any) -> list[tuple[Any, Any]]:
+        results = []
+        for sign, factor in zip((1, -1), factors, strict=True):
+            params = self._params(data, [sign * a for a in amplitudes])
+            grads = self._grads(data, factor)
+            results.append(self._update(grads, self._start(data, params), params))
+        return results
 
     def _units(self, data: Data, which: int = 0) -> list[jax.Array]:
         """Unit parameters (which=0) or gradients (1) for each leaf, at least float32."""
@@ -252,7 +253,8 @@ class Probe:
         given = zip(units, data.scales, data.grads, data.fixed, strict=True)
         grads = [arrays.gradient(factor, *leaf) for leaf in given]
         if shift is not None:
-            shifted = zip(grads, self._units(data), shift, strict=True)
+            shifts = [shift[kind] for kind in self.kind_of]
+            shifted = zip(grads, self._units(data), shifts, strict=True)
             grads = [(g + s * v).astype(g.dtype) for g, v, s in shifted]
         return self.treedef.unflatten(grads)
 
@@ -278,3 +280,8 @@ class Probe:
     def _fresh(self, params: Any) -> Any:
         leaves = zip(jax.tree.leaves(params), self.leaves, strict=True)
         return self._init(self.treedef.unflatten(arrays.cast(x, y.dtype) for x, y in leaves))
+
+
+def _twice(factor: float) -> tuple[np.float32, np.float32]:
+    """One argument for each of two updates: XLA would keep in memory what they share."""
+    return np.float32(factor), np.float32(factor)

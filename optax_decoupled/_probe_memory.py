@@ -11,9 +11,8 @@ from optax_decoupled._probe import Data, Probe
 _ROUNDING = 1e-5
 # The decoupled part that counts, relative to the whole fraction.
 _SIGNIFICANT = 0.05
-# L2 coefficients that are tried, as powers of two, and how often their interval is halved.
-_COARSE = np.arange(-40.0, 11.0, 5.0)
-_HALVINGS = 6
+# L2 coefficients that are tried: the last two tell a linear response from a saturated one.
+_COEFFICIENTS = (2.0**-20, 2.0**-10, 1.0, 2.0**10)
 
 
 class Memory(NamedTuple):
@@ -38,7 +37,8 @@ def measure_memory(
     probe: Probe, data: Data, large: np.ndarray, factor: float, fraction: np.ndarray
 ) -> Memory:
     """Compares the updates that follow one at +v with those that follow one at -v."""
-    natural, amplitude, zero = probe.natural, probe.per_leaf(large), np.zeros(len(probe.leaves))
+    natural, zero = probe.natural, np.zeros(len(probe.kinds))
+    amplitude = probe.per_leaf(large)
     plus = probe.two_steps(data, large, zero, natural, factor)
     minus = probe.two_steps(data, -large, zero, natural, factor)
     leak, size = (minus[1] - plus[1]) / 2, plus[2]
@@ -48,21 +48,21 @@ def measure_memory(
     second = (minus[1] - plus[1]) / 2 / probe.per_leaf(natural)
     noise = 1e-6 * plus[2] / probe.per_leaf(natural)
 
-    def as_gradient(octaves: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Fraction and leak that L2 of coefficient 2**octaves would have at `large`."""
-        shift = 2.0**octaves * amplitude
-        plus = probe.two_steps(data, natural, shift, natural, factor)
-        minus = probe.two_steps(data, natural, -shift, natural, factor)
-        return (minus[0] - plus[0]) / 2 / amplitude, (minus[1] - plus[1]) / 2
+    def as_gradient(coefficient: float) -> tuple[np.ndarray, np.ndarray]:
+        """The fraction and the leak that L2 of this coefficient would have."""
+        plus = probe.two_steps(data, natural, coefficient * large, natural, factor)
+        minus = probe.two_steps(data, natural, -coefficient * large, natural, factor)
+        return (minus[0] - plus[0]) / 2 / amplitude, (minus[1] - plus[1]) / 2 / amplitude
 
-    decoupled = zero
+    decoupled = np.zeros(len(fraction))
     if remembered.any():
-        decoupled = np.where(remembered, _beside_l2(as_gradient, fraction, leak), 0.0)
+        beside = _beside_l2(as_gradient, fraction, leak / amplitude)
+        decoupled = np.where(remembered, beside, 0.0)
     return Memory(remembered, leak / amplitude, second, noise, decoupled)
 
 
 def _beside_l2(
-    as_gradient: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]],
+    as_gradient: Callable[[float], tuple[np.ndarray, np.ndarray]],
     fraction: np.ndarray,
     leak: np.ndarray,
 ) -> np.ndarray:
@@ -70,23 +70,14 @@ def _beside_l2(
 
     Pure L2 of coefficient k acts as a gradient k·v: some k explains both the fraction
     and the leak. With a decoupled part there is none. Either the fraction is out of
-    reach (a preconditioner limits the step, not the decay), or, where the response is
-    linear in k, the k that explains the fraction leaves too large a leak.
+    reach (a preconditioner limits the step of L2, not that of decay), or, if the
+    response is linear in k, fraction and leak ask for different ones.
     """
-    n = len(fraction)
-    fractions, leaks = np.array([as_gradient(np.full(n, x)) for x in _COARSE]).swapaxes(0, 1)
-    reached = fractions >= fraction
-    first = np.where(reached.any(0), reached.argmax(0), len(_COARSE) - 1)
-    low, high = _COARSE[np.maximum(first - 1, 0)], _COARSE[first]
-    for _ in range(_HALVINGS):
-        middle = (low + high) / 2
-        enough = as_gradient(middle)[0] >= fraction
-        low, high = np.where(enough, low, middle), np.where(enough, middle, high)
-    like, like_leak = as_gradient(high)
-    linear = as_gradient(high + 1)[0] > 2**0.5 * like
+    fractions, leaks = np.array([as_gradient(k) for k in _COEFFICIENTS]).swapaxes(0, 1)
     most, most_leak = fractions.max(0), abs(leaks).max(0)
     out_of_reach = (fraction > most) & (abs(leak) < 1.1 * most_leak)
-    share = np.divide(leak, like_leak, out=np.ones(n), where=like_leak != 0)
-    explained = np.where(out_of_reach, most, np.where(linear, share * like, fraction))
-    rest = fraction - explained
+    linear = fractions[-1] > 0.9 * _COEFFICIENTS[-1] / _COEFFICIENTS[-2] * fractions[-2]
+    share = np.divide(leak, leaks[-1], out=np.ones_like(leak), where=leaks[-1] != 0)
+    of_l2 = np.where(linear, share * fractions[-1], np.where(out_of_reach, most, fraction))
+    rest = fraction - of_l2
     return np.where((leak * fraction > 0) & (rest > _SIGNIFICANT * fraction), rest, 0.0)
