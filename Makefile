@@ -1,13 +1,13 @@
 # Each target makes what it needs: a virtual environment in $(VENV) with the extras it uses.
 PYTHON ?= python3
 VENV ?= .venv
-OUT ?= benchmarks/results
+OUT ?= runs
 BIN := $(VENV)/bin
 PYTEST ?= -n 2
 
 .PHONY: run test test-slow lint format docs build clean
 
-run: $(VENV)/.bench  ## train the paper's Figure 2 on digits; table, figure and JSON in $(OUT)
+run: $(VENV)/.bench  ## train the paper's Figure 2 on digits; table, figure and JSON in ./runs
 	$(BIN)/python benchmarks/figure2_digits.py --out $(OUT)
 
 test: $(VENV)/.test  ## the fast tests, with README and doctests
