@@ -13,6 +13,7 @@ multiple of :math:`v`, if the multiple changes with the amplitude of :math:`v` a
 scale of :math:`g`, or if it leaks into the state and from there into later updates.
 """
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax
@@ -22,7 +23,7 @@ import optax
 
 from optax_decoupled import _explain_text, _report, _selection
 from optax_decoupled._probe import MAX_STEPS, Data, Probe, Response
-from optax_decoupled._probe_memory import Memory, measure_memory
+from optax_decoupled._probe_memory import MEMORABLE, Memory, measure_memory
 from optax_decoupled._probe_setup import make_probe
 from optax_decoupled._report import DecayReport
 
@@ -137,7 +138,7 @@ def _measure(probe: Probe, data: Data, may_remember: bool) -> tuple[list[_Findin
     large = np.full(len(probe.kinds), amplitude)
     at_large = probe.response(data, large, _FAINT)
     if len(large) and not at_large.update.any():
-        data, steps = probe.advance(data, probe.natural)
+        probe, data, steps = _skip_still_updates(probe, data, large)
         at_large = probe.response(data, large, _FAINT)
     at_natural = probe.response(data, probe.natural, 1.0)
     c, c_natural = at_large.fraction, at_natural.fraction
@@ -145,8 +146,8 @@ def _measure(probe: Probe, data: Data, may_remember: bool) -> tuple[list[_Findin
     straight = at_large.residual < _TOLERANCE + at_large.noise / (at_large.odd + 1e-300)
     same = abs(c - c_natural) < _TOLERANCE * abs(c) + at_natural.fraction_noise
     memory = Memory(*np.zeros((5, len(c))))
-    if may_remember and probe.changes_state(data, large, _FAINT):
-        memory = measure_memory(probe, data, large, _FAINT, c)
+    if may_remember and probe.changes_state(data, np.full_like(large, MEMORABLE), 1.0):
+        memory = measure_memory(probe, data, large, c)
     found = [
         _Finding(
             moves=bool(at_large.update[i] > 0),
@@ -164,6 +165,14 @@ def _measure(probe: Probe, data: Data, may_remember: bool) -> tuple[list[_Findin
         for i in range(len(c))
     ]
     return found, steps
+
+
+def _skip_still_updates(probe: Probe, data: Data, large: np.ndarray) -> tuple[Probe, Data, int]:
+    """One update (a warmup from 0) costs no memory; more of them need the whole state."""
+    once = dataclasses.replace(probe, skip=1)
+    if once.response(data, large, _FAINT).update.any():
+        return once, data, 1
+    return probe, *probe.advance(data, probe.natural)
 
 
 def _is_odd(probe: Probe, response: Response) -> np.ndarray:

@@ -75,6 +75,7 @@ class Probe:
       state_def: the state's tree.
       state_dtypes: those of its leaves for parameters of at least float32.
       copies: for each of its leaves, whether it is a copy of a parameter.
+      skip: updates to take before the measured one.
     """
 
     tx: optax.GradientTransformation
@@ -85,6 +86,7 @@ class Probe:
     state_def: Any
     state_dtypes: list[Any]
     copies: list[bool]
+    skip: int = 0
 
     @property
     def natural(self) -> np.ndarray:
@@ -123,18 +125,17 @@ class Probe:
         first: np.ndarray,
         shift: np.ndarray,
         second: np.ndarray,
-        factor: float,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Two updates, at `first` and then at `second`, projected on the unit parameters v.
 
-        The first gradient is scaled by `factor` and shifted by `shift`·v. Returns
+        The first gradient is shifted by `shift`·v. Returns
         ⟨u₁, v⟩/⟨v, v⟩, ⟨u₂, v⟩/⟨v, v⟩ and ‖u₂‖/‖v‖, where u₂ is the next update that moves
         anything.
         """
         amplitudes = [arrays.scalars(x) for x in (first, shift, second)]
-        one, two = self._two_step_sums(data, *amplitudes, np.float32(factor), False)
+        one, two = self._two_step_sums(data, *amplitudes, False)
         if not arrays.to_numpy(two)[1].any():
-            one, two = self._two_step_sums(data, *amplitudes, np.float32(factor), True)
+            one, two = self._two_step_sums(data, *amplitudes, True)
         (uv1, _, vv), (uv2, uu2, _) = arrays.to_numpy(one), arrays.to_numpy(two)
         return uv1 / (vv + 1e-300), uv2 / (vv + 1e-300), np.sqrt(uu2 / (vv + 1e-300))
 
@@ -186,10 +187,8 @@ class Probe:
                 for u, v in zip(flat, self._units(data), strict=True)
             ]
 
-        def sums(
-            data: Data, first: Any, shift: Any, second: Any, factor: Any, patient: bool
-        ) -> Any:
-            params, grads = self._params(data, first), self._grads(data, factor, shift)
+        def sums(data: Data, first: Any, shift: Any, second: Any, patient: bool) -> Any:
+            params, grads = self._params(data, first), self._grads(data, 1.0, shift)
             updates, state = self._update(grads, self._start(data, params), params)
             before = project(updates, data)
             params, grads = self._params(data, second), self._other_grads(data)
@@ -199,7 +198,7 @@ class Probe:
             updates, _ = self._update(grads, state, params)
             return before, project(updates, data)
 
-        return jax.jit(sums, static_argnums=5)
+        return jax.jit(sums, static_argnums=4)
 
     @functools.cached_property
     def _advance(self) -> Any:
@@ -269,7 +268,11 @@ class Probe:
         given = self._fresh(params) if data.state is None else data.state
         leaves = zip(jax.tree.leaves(given), self.state_dtypes, strict=True)
         state = self.state_def.unflatten(arrays.cast(x, dtype) for x, dtype in leaves)
-        return state if data.state is None else self._with_copies(state, params)
+        for _ in range(self.skip):
+            before, grads = self._params(data, arrays.scalars(self.natural)), self._grads(data, 1.0)
+            _, after = self._update(grads, self._with_copies(state, before), before)
+            state = arrays.cast_like(after, state)
+        return state if data.state is None and not self.skip else self._with_copies(state, params)
 
     def _with_copies(self, state: Any, params: Any) -> Any:
         if not any(self.copies):

@@ -1,12 +1,13 @@
 """Decay that reaches later updates through the optimizer's state, as L2 does."""
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
 from optax_decoupled._probe import Data, Probe
 
+# The amplitude at which momentum and squared gradients both show L2, from 1e-7 to 1.
+MEMORABLE = 2.0**12
 # A memory smaller than this, relative to the next update, is rounding.
 _ROUNDING = 1e-5
 # The decoupled part that counts, relative to the whole fraction.
@@ -33,39 +34,39 @@ class Memory(NamedTuple):
     decoupled: np.ndarray
 
 
-def measure_memory(
-    probe: Probe, data: Data, large: np.ndarray, factor: float, fraction: np.ndarray
-) -> Memory:
-    """Compares the updates that follow one at +v with those that follow one at -v."""
+def measure_memory(probe: Probe, data: Data, large: np.ndarray, fraction: np.ndarray) -> Memory:
+    """Compares the updates that follow one at +v with those that follow one at -v.
+
+    Args:
+      probe: the optimizer.
+      data: its arrays.
+      large: the amplitudes of `fraction`, where L2 has saturated.
+      fraction: the fraction removed there.
+    """
     natural, zero = probe.natural, np.zeros(len(probe.kinds))
-    amplitude = probe.per_leaf(large)
-    plus = probe.two_steps(data, large, zero, natural, factor)
-    minus = probe.two_steps(data, -large, zero, natural, factor)
-    leak, size = (minus[1] - plus[1]) / 2, plus[2]
+
+    def odd_part(first: np.ndarray, shift: np.ndarray, flip: bool = False) -> np.ndarray:
+        """Of the first update, and of the one that follows; and the size of that."""
+        plus = probe.two_steps(data, first, shift, natural)
+        if shift.any():
+            minus = probe.two_steps(data, first, -shift, natural)
+        else:
+            minus = probe.two_steps(data, -first, shift, -natural if flip else natural)
+        return np.array([(minus[0] - plus[0]) / 2, (minus[1] - plus[1]) / 2, plus[2]])
+
+    _, leak, size = odd_part(np.full_like(natural, MEMORABLE), zero)
     remembered = abs(leak) > _ROUNDING * size
-    plus = probe.two_steps(data, natural, zero, natural, 1.0)
-    minus = probe.two_steps(data, -natural, zero, -natural, 1.0)
-    second = (minus[1] - plus[1]) / 2 / probe.per_leaf(natural)
-    noise = 1e-6 * plus[2] / probe.per_leaf(natural)
-
-    def as_gradient(coefficient: float) -> tuple[np.ndarray, np.ndarray]:
-        """The fraction and the leak that L2 of this coefficient would have."""
-        plus = probe.two_steps(data, natural, coefficient * large, natural, factor)
-        minus = probe.two_steps(data, natural, -coefficient * large, natural, factor)
-        return (minus[0] - plus[0]) / 2 / amplitude, (minus[1] - plus[1]) / 2 / amplitude
-
+    _, second, noise = odd_part(natural, zero, flip=True) / probe.per_leaf(natural)
     decoupled = np.zeros(len(fraction))
     if remembered.any():
-        beside = _beside_l2(as_gradient, fraction, leak / amplitude)
-        decoupled = np.where(remembered, beside, 0.0)
-    return Memory(remembered, leak / amplitude, second, noise, decoupled)
+        amplitude = probe.per_leaf(large)
+        memory = odd_part(large, zero)[1] / amplitude
+        as_l2 = [odd_part(natural, k * large)[:2] / amplitude for k in _COEFFICIENTS]
+        decoupled = np.where(remembered, _beside_l2(fraction, memory, np.array(as_l2)), 0.0)
+    return Memory(remembered, leak / MEMORABLE, second, 1e-6 * noise, decoupled)
 
 
-def _beside_l2(
-    as_gradient: Callable[[float], tuple[np.ndarray, np.ndarray]],
-    fraction: np.ndarray,
-    leak: np.ndarray,
-) -> np.ndarray:
+def _beside_l2(fraction: np.ndarray, leak: np.ndarray, as_l2: np.ndarray) -> np.ndarray:
     """The decoupled part beside L2, 0 where L2 alone explains what was measured.
 
     Pure L2 of coefficient k acts as a gradient k·v: some k explains both the fraction
@@ -73,11 +74,11 @@ def _beside_l2(
     reach (a preconditioner limits the step of L2, not that of decay), or, if the
     response is linear in k, fraction and leak ask for different ones.
     """
-    fractions, leaks = np.array([as_gradient(k) for k in _COEFFICIENTS]).swapaxes(0, 1)
+    fractions, leaks = as_l2.swapaxes(0, 1)
     most, most_leak = fractions.max(0), abs(leaks).max(0)
     out_of_reach = (fraction > most) & (abs(leak) < 1.1 * most_leak)
     linear = fractions[-1] > 0.9 * _COEFFICIENTS[-1] / _COEFFICIENTS[-2] * fractions[-2]
     share = np.divide(leak, leaks[-1], out=np.ones_like(leak), where=leaks[-1] != 0)
     of_l2 = np.where(linear, share * fractions[-1], np.where(out_of_reach, most, fraction))
     rest = fraction - of_l2
-    return np.where((leak * fraction > 0) & (rest > _SIGNIFICANT * fraction), rest, 0.0)
+    return np.where((fraction > 0) & (rest > _SIGNIFICANT * fraction), rest, 0.0)
