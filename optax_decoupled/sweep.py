@@ -7,30 +7,22 @@ The progress bar and the plot need the extra ``optax-decoupled[sweep]``. This mo
 not imported by ``import optax_decoupled``.
 """
 
-import concurrent.futures
 import contextlib
-import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
+from jax.sharding import Mesh
 
 from optax_decoupled import _checks
 from optax_decoupled._landscape import Best, Landscape, ValleySlope, import_extra
+from optax_decoupled._sweep_engine import Cell, Group, MakeOptimizer, make_trainer, trace_cell
+from optax_decoupled._sweep_store import CellStore, from_first_process, versions
 
 __all__ = ["Best", "Landscape", "Task", "ValleySlope", "run"]
-
-# The step of a small network takes less time than a call from Python: a call makes up to
-# so many steps, of batches that take up to so many bytes.
-_STEPS_PER_CALL = 50
-_BYTES_PER_CALL = 64 * 2**20
-
-MakeOptimizer = Callable[[Any, Any], optax.GradientTransformation]
 
 
 @dataclass(frozen=True)
@@ -72,7 +64,9 @@ def run(
     learning_rates: Sequence[float],
     weight_decays: Sequence[float],
     seeds: Sequence[int],
+    directory: str | os.PathLike[str] | None = None,
     vectorize: int | None = None,
+    mesh: Mesh | None = None,
     progress: bool | Callable[[int, int], None] = True,
 ) -> Landscape:
     """Trains every (learning rate, weight decay, seed) of a grid, with one compilation.
@@ -88,9 +82,16 @@ def run(
       learning_rates: positive, increasing.
       weight_decays: positive, increasing. L2 coefficients, if ``make_optimizer`` takes those.
       seeds: distinct integers.
-      vectorize: cells that one vmapped step trains at a time. None: 1 on CPU, where
-        batched small matrix products gain nothing; elsewhere all the cells of a seed.
-        Memory is bounded by it (on CPU times the number of cores), not by the grid.
+      directory: where finished cells are kept as they finish. A sweep that was killed goes
+        on from there when it is run again, and ends with the same numbers. Under
+        ``jax.distributed`` only process 0 uses it.
+      vectorize: cells that are trained at a time, on all devices together, in one vmapped
+        step. None: one for each device on CPU, where batched small matrix products gain
+        nothing; elsewhere as many cells of a seed as fit into memory. Memory is bounded by
+        it (on CPU times the number of cores), not by the grid.
+      mesh: devices to split the cells over, whatever its axes are; None for the default
+        device. Under ``jax.distributed`` a mesh over all processes, each of which runs
+        this function with the same arguments.
       progress: whether to show a bar; or a function of (cells done, cells in all).
 
     Returns:
@@ -99,7 +100,10 @@ def run(
 
     Raises:
       TypeError, ValueError: for a grid that is not positive and increasing, repeated
-        seeds, batches that end early or change shape, metrics that are not scalars.
+        seeds, batches that end early or change shape, metrics that are not scalars, and a
+        ``directory`` that holds another sweep (of another grid, task or version).
+      OSError: if the ``directory`` cannot be written or its disk is full. Like the others
+        it is raised before anything is trained.
 
     Examples:
       The best rate of a quadratic whose minimum lies at 1:
@@ -123,259 +127,123 @@ def run(
     rates = _grid("learning_rates", learning_rates)
     decays = _grid("weight_decays", weight_decays)
     seeds = _distinct(seeds)
-    trainer = _trainer(task, make_optimizer, seeds[0], vectorize, len(rates) * len(decays))
-    shape = (len(rates), len(decays), len(seeds))
-    metrics: dict[str, np.ndarray] = {}
-    diverged = np.full(shape, -1)
-    groups = list(_groups(rates, decays, seeds, trainer.width))
-    with _reporter(progress, diverged.size) as report, trainer.results(groups) as results:
-        for group, values, stopped in results:
-            diverged[group.cells] = stopped
-            for name, value in values.items():
-                metrics.setdefault(name, np.full(shape, np.nan))[group.cells] = value
-            report(len(stopped))
-    return Landscape(rates, decays, np.array(seeds), metrics, diverged)
-
-
-class _Group(NamedTuple):
-    """Cells of one seed that are trained together, and their indices in [L, W, S]."""
-
-    seed: int
-    learning_rates: np.ndarray
-    weight_decays: np.ndarray
-    cells: tuple[np.ndarray, np.ndarray, np.ndarray]
-
-
-def _groups(
-    rates: np.ndarray, decays: np.ndarray, seeds: Sequence[int], width: int
-) -> Iterator[_Group]:
-    count = len(rates) * len(decays)
-    for s, seed in enumerate(seeds):
-        for first in range(0, count, width):
-            i, j = np.divmod(np.arange(first, min(first + width, count)), len(decays))
-            yield _Group(seed, rates[i], decays[j], (i, j, np.full_like(i, s)))
-
-
-class _Carry(NamedTuple):
-    """What a step changes. `diverged`: the first step whose loss was not finite, or -1."""
-
-    params: Any
-    model_state: Any
-    opt_state: Any
-    diverged: jax.Array
-
-
-@dataclass(frozen=True)
-class _Trainer:
-    """The compiled functions of a sweep, and the loop that feeds them.
-
-    Attributes:
-      task: what is trained.
-      init: key -> (params, model state), for one cell.
-      start: (params, model state, learning rates, weight decays) -> carry.
-      advance: (carry, batches, how many, first step, key, learning rates, decays) -> carry.
-      evaluate: (params, model state) -> metrics.
-      width: cells per group.
-      steps_per_call: the length of the stacked batches that `advance` takes.
-      workers: threads, each of which drives a group of its own.
-      signature: structure, shapes and dtypes of the stacked batches.
-    """
-
-    task: Task
-    init: Callable[..., Any]
-    start: Callable[..., _Carry]
-    advance: Callable[..., _Carry]
-    evaluate: Callable[..., Any]
-    width: int
-    steps_per_call: int
-    workers: int
-    signature: Any
-
-    @contextlib.contextmanager
-    def results(self, groups: Sequence[_Group]) -> Iterator[Iterator[tuple[_Group, Any, Any]]]:
-        """Trains the groups; yields an iterator of (group, metrics, diverged) as they finish."""
-        pool = concurrent.futures.ThreadPoolExecutor(self.workers)
-
-        def finished() -> Iterator[tuple[_Group, Any, Any]]:
-            yield groups[0], *self.train(groups[0])  # alone, so that only one thread compiles
-            pending = {pool.submit(self.train, group): group for group in groups[1:]}
-            for future in concurrent.futures.as_completed(pending):
-                yield pending[future], *future.result()
-
-        try:
-            yield finished()
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-    def train(self, group: _Group) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        """Metrics and the step of divergence (or -1) of each cell of a group."""
-        cells = len(group.learning_rates)
-        rates, decays = (self._per_cell(x) for x in (group.learning_rates, group.weight_decays))
-        init_key, loss_key = jax.random.split(jax.random.key(group.seed))
-        carry = self.start(*self.init(init_key), rates, decays)
-        for first, count, batches in self._calls(group.seed):
-            carry = self.advance(carry, batches, count, first, loss_key, rates, decays)
-        metrics = _check_metrics(self.evaluate(carry.params, carry.model_state), self.width)
-        metrics, diverged = jax.tree.map(np.atleast_1d, jax.device_get((metrics, carry.diverged)))
-        finite = np.all([np.isfinite(values) for values in metrics.values()], axis=0)
-        diverged = np.where((diverged < 0) & ~finite, self.task.steps, diverged)[:cells]
-        return {
-            name: np.where(diverged < 0, values[:cells], np.nan) for name, values in metrics.items()
-        }, diverged
-
-    def _per_cell(self, values: np.ndarray) -> np.ndarray:
-        """float32, of shape [] or [width]; a short group repeats its last cell."""
-        padded = np.pad(values.astype(np.float32), (0, self.width - len(values)), "edge")
-        return padded[0] if self.width == 1 else padded
-
-    def _calls(self, seed: int) -> Iterator[tuple[int, int, Any]]:
-        """(first step, number of steps, stacked batches) for each call of `advance`."""
-        stream = itertools.islice(self.task.batches(seed), self.task.steps)
-        first = 0
-        while chunk := list(itertools.islice(stream, self.steps_per_call)):
-            yield first, len(chunk), self._stack(chunk, seed, first)
-            first += len(chunk)
-        if first < self.task.steps:
-            raise ValueError(
-                f"task.batches({seed}) ended after {first} batches; it must yield one for each of "
-                f"the steps={self.task.steps}. Repeat the data over epochs, or lower steps."
-            )
-
-    def _stack(self, chunk: list[Any], seed: int, first: int) -> Any:
-        filled = chunk + chunk[-1:] * (self.steps_per_call - len(chunk))
-        try:
-            batches = jax.tree.map(lambda *x: np.stack(x), *filled)
-            if _signature(batches) == self.signature:
-                return batches
-        except ValueError:
-            pass  # other shapes or another structure
-        raise ValueError(
-            f"A batch of task.batches({seed}), one of {first} to {first + len(chunk) - 1}, differs "
-            "from the first batch in structure, shape or dtype; all must be alike. Drop or pad an "
-            "incomplete batch."
+    if mesh is not None and not isinstance(mesh, Mesh):
+        raise TypeError(
+            f"mesh={mesh!r} must be a jax.sharding.Mesh, e.g. jax.make_mesh((8,), ('x',))."
         )
-
-
-def _trainer(
-    task: Task, make_optimizer: MakeOptimizer, seed: int, vectorize: int | None, cells: int
-) -> _Trainer:
-    """Chooses how the cells are driven on this backend and compiles nothing yet."""
     if vectorize is not None:
         _checks.check_whole("vectorize", vectorize, "It is a number of cells; None chooses one.")
-    on_cpu = jax.default_backend() == "cpu"
-    width = min(cells, vectorize or (1 if on_cpu else cells))
-    start, step = _cell_functions(task, make_optimizer)
-    batch = _first_batch(task, seed)
-    # On CPU, XLA runs a convolution inside a loop about ten times slower than outside.
-    looped = not (on_cpu and _convolves(task, start, step, batch))
-    fitting = _BYTES_PER_CALL // max(1, sum(np.asarray(x).nbytes for x in jax.tree.leaves(batch)))
-    steps_per_call = max(1, min(_STEPS_PER_CALL, task.steps, fitting)) if looped else 1
-    evaluate = task.evaluate
-    if width > 1:
-        start = jax.vmap(start, in_axes=(None, None, 0, 0))
-        step = jax.vmap(step, in_axes=(0, None, None, None, 0, 0))
-        evaluate = jax.vmap(evaluate)
-    return _Trainer(
-        task=task,
-        init=jax.jit(task.init),
-        start=jax.jit(start),
-        advance=jax.jit(_many(step) if looped else _one(step), donate_argnums=0),
-        evaluate=jax.jit(evaluate),
-        width=width,
-        steps_per_call=steps_per_call,
-        workers=_cores() if on_cpu and looped else 1,
-        signature=_signature(jax.tree.map(lambda x: np.stack([x] * steps_per_call), batch)),
-    )
+    cell = trace_cell(task, make_optimizer, seeds)
+    results = _Results(rates, decays, seeds)
+    if directory is not None:
+        results.resume(directory, cell.fingerprint)
+    trained = contextlib.closing(_train(cell, results, vectorize, mesh))
+    with _reporter(progress, results) as report, trained as finished:
+        for group, (metrics, diverged) in finished:
+            results.add(group, metrics, diverged)
+            report(results.done)
+    return Landscape(rates, decays, np.array(seeds), results.metrics, results.diverged)
 
 
-def _cell_functions(task: Task, make_optimizer: MakeOptimizer) -> tuple[Any, Any]:
-    """`start` and one step for a single cell."""
+class _Results:
+    """The cells that are done, in memory and, on process 0, in the directory if there is one."""
 
-    def start(params: Any, model_state: Any, learning_rate: Any, weight_decay: Any) -> _Carry:
-        opt_state = make_optimizer(learning_rate, weight_decay).init(params)
-        return _strongly_typed(_Carry(params, model_state, opt_state, jnp.int32(-1)))
+    def __init__(self, rates: np.ndarray, decays: np.ndarray, seeds: list[int]):
+        self.rates, self.decays, self.seeds = rates, decays, seeds
+        self.finished = np.zeros((len(rates), len(decays), len(seeds)), bool)
+        self.diverged = np.full(self.finished.shape, -1)
+        self.metrics: dict[str, np.ndarray] = {}
+        self.store: CellStore | None = None
 
-    def step(
-        carry: _Carry, batch: Any, t: Any, key: Any, learning_rate: Any, weight_decay: Any
-    ) -> _Carry:
-        params, model_state, opt_state, diverged = carry
-        value_and_grad = jax.value_and_grad(task.loss, has_aux=True)
-        step_key = jax.random.fold_in(key, t)
-        (loss, model_state), grads = value_and_grad(params, model_state, batch, step_key)
-        optimizer = make_optimizer(learning_rate, weight_decay)
-        updates, opt_state = optimizer.update(grads, opt_state, params)
-        params = optax.apply_updates(params, updates)
-        diverged = jnp.where((diverged < 0) & ~jnp.isfinite(loss), t, diverged)
-        return _strongly_typed(_Carry(params, model_state, opt_state, diverged))
+    @property
+    def done(self) -> int:
+        return int(self.finished.sum())
 
-    return start, step
+    def resume(self, directory: str | os.PathLike[str], fingerprint: str) -> None:
+        """Opens the directory and takes over the cells that it keeps."""
+        manifest = {
+            "learning_rates": self.rates.tolist(),
+            "weight_decays": self.decays.tolist(),
+            "seeds": self.seeds,
+            "task": fingerprint,
+            "versions": versions(),
+        }
 
+        def kept() -> list[Any]:
+            self.store = CellStore(directory, manifest, self.finished.size)
+            return list(self.store.kept())
 
-def _many(step: Callable[..., _Carry]) -> Callable[..., _Carry]:
-    """`step` over the first `count` of the stacked batches; any count runs the same program."""
+        for index, metrics, diverged in from_first_process(kept):
+            self._set(tuple(index), metrics, diverged)
 
-    def advance(carry: _Carry, batches: Any, count: Any, first: Any, *rest: Any) -> _Carry:
-        def body(i: Any, carry: _Carry) -> _Carry:
-            batch = jax.tree.map(lambda x: x[i], batches)
-            return step(carry, batch, first + i, *rest)
+    def add(self, group: Group, metrics: dict[str, np.ndarray], diverged: np.ndarray) -> None:
+        for n, (i, j, s) in enumerate(zip(*group.cells, strict=True)):
+            values = {name: float(column[n]) for name, column in metrics.items()}
+            self._set((i, j, s), values, int(diverged[n]))
+            if self.store is not None:
+                names = ("learning_rate", "weight_decay", "seed")
+                cell = (float(self.rates[i]), float(self.decays[j]), self.seeds[s])
+                record = dict(zip(names, cell, strict=True))
+                self.store.keep((int(i), int(j), int(s)), record, values, int(diverged[n]))
 
-        return jax.lax.fori_loop(0, count, body, carry)
+    def groups(self, width: int) -> list[Group]:
+        """The cells that are not done, in groups of one seed and at most so many cells."""
+        groups = []
+        for s, seed in enumerate(self.seeds):
+            i, j = np.nonzero(~self.finished[:, :, s])
+            for first in range(0, len(i), width):
+                a, b = i[first : first + width], j[first : first + width]
+                groups.append(
+                    Group(seed, self.rates[a], self.decays[b], (a, b, np.full_like(a, s)))
+                )
+        return groups
 
-    return advance
-
-
-def _one(step: Callable[..., _Carry]) -> Callable[..., _Carry]:
-    """`step` on a stack of one batch, without a loop."""
-
-    def advance(carry: _Carry, batches: Any, count: Any, first: Any, *rest: Any) -> _Carry:
-        del count  # 1
-        return step(carry, jax.tree.map(lambda x: x[0], batches), first, *rest)
-
-    return advance
-
-
-def _convolves(task: Task, start: Callable[..., _Carry], step: Any, batch: Any) -> bool:
-    key, scalar = jax.eval_shape(lambda: (jax.random.key(0), jnp.float32(0)))
-    carry = jax.eval_shape(lambda key, x: start(*task.init(key), x, x), key, scalar)
-    jaxpr = jax.make_jaxpr(step)(carry, batch, 0, key, scalar, scalar)
-    return "conv_general_dilated" in str(jaxpr)
-
-
-def _strongly_typed(tree: Any) -> Any:
-    """Without weak types, which would compile a second program for the second call."""
-
-    def strong(x: Any) -> Any:
-        x = jnp.asarray(x)
-        return jax.lax.convert_element_type(x, x.dtype) if x.weak_type else x
-
-    return jax.tree.map(strong, tree)
+    def _set(self, index: tuple[int, int, int], metrics: dict[str, float], diverged: int) -> None:
+        for name, value in metrics.items():
+            empty = np.full(self.finished.shape, np.nan)
+            self.metrics.setdefault(name, empty)[index] = value
+        self.diverged[index] = diverged
+        self.finished[index] = True
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def _train(
+    cell: Cell, results: _Results, vectorize: int | None, mesh: Mesh | None
+) -> Iterator[tuple[Group, tuple[dict[str, np.ndarray], np.ndarray]]]:
+    """Trains what is not done; where `vectorize` is None, as many cells at a time as fit."""
+    devices = mesh.size if mesh else 1
+    whole_seed = len(results.rates) * len(results.decays)
+    default = devices if jax.default_backend() == "cpu" else whole_seed
+    width = -(-min(vectorize or default, whole_seed) // devices) * devices
+    while groups := results.groups(width):
+        trainer = make_trainer(cell, width, mesh)
+        try:
+            first = trainer.train(groups[0])  # alone, so that only one thread compiles
+        except jax.errors.JaxRuntimeError as error:
+            if vectorize or width <= devices or "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            width = max(1, width // devices // 2) * devices
+            continue
+        yield groups[0], first
+        yield from trainer.train_all(groups[1:])
+        return
 
 
 @contextlib.contextmanager
 def _reporter(
-    progress: bool | Callable[[int, int], None], total: int
+    progress: bool | Callable[[int, int], None], results: _Results
 ) -> Iterator[Callable[[int], None]]:
-    """Yields a function to call with the number of cells that have just finished."""
-    if callable(progress):
-        counts = [0]
-
-        def tell(cells: int) -> None:
-            counts[0] += cells
-            progress(counts[0], total)
-
-        yield tell
-    elif not progress:
-        yield lambda cells: None
+    """Yields a function to call with the number of cells that are done."""
+    total = results.finished.size
+    if not progress or jax.process_index() != 0:
+        yield lambda done: None
+    elif callable(progress):
+        yield lambda done: progress(done, total)
     else:
         rich = import_extra("rich.progress")
         columns = ("{task.description}", rich.BarColumn(), rich.MofNCompleteColumn())
         with rich.Progress(*columns, rich.TimeRemainingColumn()) as bar:
-            row = bar.add_task("Training cells", total=total)
-            yield lambda cells: bar.advance(row, cells)
+            row = bar.add_task("Training cells", total=total, completed=results.done)
+            yield lambda done: bar.update(row, completed=done)
 
 
 def _grid(name: str, values: Sequence[float]) -> np.ndarray:
@@ -398,32 +266,3 @@ def _distinct(seeds: Sequence[int]) -> list[int]:
     if np.ndim(seeds) != 1 or not values or not whole or len(set(values)) < len(values):
         raise ValueError(f"seeds={seeds!r} must be distinct integers, e.g. range(5).")
     return [int(seed) for seed in values]
-
-
-def _first_batch(task: Task, seed: int) -> Any:
-    for batch in task.batches(seed):
-        return batch
-    raise ValueError(
-        f"task.batches({seed}) is empty; it must yield one batch for each of the "
-        f"steps={task.steps}. If it is a generator that was used up, return a new one at each call."
-    )
-
-
-def _signature(batch: Any) -> Any:
-    leaves, structure = jax.tree.flatten(batch)
-    return structure, [(np.shape(x), str(jnp.result_type(x))) for x in leaves]
-
-
-def _check_metrics(metrics: Any, width: int) -> dict[str, jax.Array]:
-    if not isinstance(metrics, dict) or not metrics:
-        raise TypeError(
-            f"task.evaluate returned {metrics!r}; it must return a dict of scalars, e.g. "
-            '{"error": ...}.'
-        )
-    for name, value in metrics.items():
-        if jnp.ndim(value) != (width > 1):
-            raise ValueError(
-                f"task.evaluate returned a {name!r} that is no scalar: for {width} cells its shape "
-                f"is {jnp.shape(value)}. Take its mean over the data."
-            )
-    return metrics
