@@ -89,111 +89,111 @@ def explain_weight_decay(
     params, state, grads = (_without_boxes(tree) for tree in (params, state, grads))
     named = [("/".join(path), leaf) for path, leaf in _selection.named_leaves(params)[0]]
     probe, data, may_remember = make_probe(tx, params, state, grads)
-    found, steps = _measure(probe, data, may_remember)
-    rows = [
-        _report.make_row(path, leaf, *_kind_and_decay(finding))
-        for (path, leaf), finding in zip(named, found, strict=True)
-    ]
-    warnings = _explain_text.warnings(
-        rows,
-        double=[row for row, f in zip(rows, found, strict=True) if f.decoupled > 0],
-        state=jax.eval_shape(tx.init, params) if state is None else state,
+    probe, data, steps = _until_moving(probe, data)
+    found = _measure(probe, data, may_remember)
+    measured = zip(named, found.kind.tolist(), found.fraction.tolist(), strict=True)
+    rows = [_report.make_row(*name_leaf, kind, c) for name_leaf, kind, c in measured]
+
+    def chosen(mask: np.ndarray) -> list[_report.DecayRow]:
+        return [row for row, take in zip(rows, mask, strict=True) if take]
+
+    return DecayReport(
+        rows=tuple(rows),
+        warnings=_explain_text.warnings(
+            rows,
+            broken=chosen(~found.finite),
+            double=chosen(found.double),
+            state=probe.state_def.unflatten(probe.state_dtypes),
+        ),
+        notes=_explain_text.notes(
+            rows,
+            still=chosen(~found.moves),
+            steps=steps,
+            gave_up=steps == MAX_STEPS,
+            has_copies=any(probe.copies),
+            synthetic=grads is None,
+        ),
     )
-    notes = _explain_text.notes(
-        rows,
-        still=[row for row, f in zip(rows, found, strict=True) if not f.moves],
-        steps=steps,
-        gave_up=steps == MAX_STEPS,
-        has_copies=any(probe.copies),
-        synthetic=grads is None,
-    )
-    return DecayReport(tuple(rows), tuple(warnings), tuple(notes))
 
 
-class _Finding(NamedTuple):
-    """All that was measured of one parameter.
+class _Found(NamedTuple):
+    """What was found out about each parameter, arrays of one entry for each.
 
     Attributes:
-      moves: whether its update is not zero.
-      odd: whether the update has a significant part odd in the parameters.
-      uniform: whether that part is one fraction of every element, at any amplitude.
-      remembered: whether it reaches later updates through the state.
-      fractions: candidates for the fraction removed, best first, with their noise.
-      sign: +1 if weights shrink, -1 if they grow.
-      decoupled: the fraction left when the part that acts like a gradient is taken out;
-        0.0 without one.
+      kind: a `_report.Kind`.
+      fraction: the fraction removed by an update.
+      double: whether L2 and decoupled decay act at once.
+      moves: whether the update is not zero.
+      finite: whether the update is finite.
     """
 
-    moves: bool
-    odd: bool
-    uniform: bool
-    remembered: bool
-    fractions: tuple[tuple[float, float], ...]
-    sign: float
-    decoupled: float
+    kind: np.ndarray
+    fraction: np.ndarray
+    double: np.ndarray
+    moves: np.ndarray
+    finite: np.ndarray
 
 
-def _measure(probe: Probe, data: Data, may_remember: bool) -> tuple[list[_Finding], int]:
-    steps, amplitude = 0, _LARGE_COPIED if any(probe.copies) else _LARGE
-    large = np.full(len(probe.kinds), amplitude)
-    at_large = probe.response(data, large, _FAINT)
-    if len(large) and not at_large.update.any():
-        probe, data, steps = _skip_still_updates(probe, data, large)
-        at_large = probe.response(data, large, _FAINT)
-    at_natural = probe.response(data, probe.natural, 1.0)
-    c, c_natural = at_large.fraction, at_natural.fraction
-    odd = _is_odd(probe, at_large)
-    straight = at_large.residual < _TOLERANCE + at_large.noise / (at_large.odd + 1e-300)
-    same = abs(c - c_natural) < _TOLERANCE * abs(c) + at_natural.fraction_noise
-    memory = Memory(*np.zeros((5, len(c))))
-    if may_remember and probe.changes_state(data, np.full_like(large, MEMORABLE), 1.0):
-        memory = measure_memory(probe, data, large, c)
-    found = [
-        _Finding(
-            moves=bool(at_large.update[i] > 0),
-            odd=bool(odd[i]),
-            uniform=bool(straight[i] and same[i]),
-            remembered=bool(memory.remembered[i]),
-            fractions=(
-                (c_natural[i], at_natural.fraction_noise[i]),
-                (memory.second[i], memory.noise[i]),
-                (c[i], 0.0),
-            ),
-            sign=float(np.sign(c[i] if odd[i] else memory.leak[i])),
-            decoupled=float(memory.decoupled[i]),
-        )
-        for i in range(len(c))
-    ]
-    return found, steps
+def _until_moving(probe: Probe, data: Data) -> tuple[Probe, Data, int]:
+    """Goes on to the first update that moves anything; how many updates it skipped.
 
+    One (a warmup from 0) can be computed with each measurement and needs no memory; after
+    more of them the state is kept.
+    """
 
-def _skip_still_updates(probe: Probe, data: Data, large: np.ndarray) -> tuple[Probe, Data, int]:
-    """One update (a warmup from 0) costs no memory; more of them need the whole state."""
+    def moves(probe: Probe) -> bool:
+        return bool(probe.response(data, _large(probe), _FAINT).update.any())
+
+    if not any(map(_selection.is_decayable, probe.leaves)) or moves(probe):
+        return probe, data, 0
     once = dataclasses.replace(probe, skip=1)
-    if once.response(data, large, _FAINT).update.any():
+    if moves(once):
         return once, data, 1
     return probe, *probe.advance(data, probe.natural)
 
 
+def _measure(probe: Probe, data: Data, may_remember: bool) -> _Found:
+    at_large = probe.response(data, _large(probe), _FAINT)
+    at_natural = probe.response(data, probe.natural, 1.0)
+    c, c_natural, noise = at_large.fraction, at_natural.fraction, at_natural.fraction_noise
+    memory = Memory(*np.zeros((5, len(c))))
+    if may_remember and probe.changes_state(data, np.full_like(probe.natural, MEMORABLE), 1.0):
+        memory = measure_memory(probe, data, _large(probe), c)
+    remembered, odd = memory.remembered > 0, _is_odd(probe, at_large)
+    straight = at_large.residual < _TOLERANCE + at_large.noise / (at_large.odd + 1e-300)
+    same = abs(c - c_natural) < _TOLERANCE * abs(c) + noise
+    nothing, coupled = ~(odd | remembered), remembered | ~straight | ~same
+    sign = np.sign(np.where(odd, c, memory.leak))
+    fractions = [
+        (nothing, 0.0),
+        (~coupled, c),
+        (abs(c_natural) > noise, sign * abs(c_natural)),
+        (abs(memory.second) > memory.noise, sign * abs(memory.second)),
+    ]
+    kinds = [(nothing, "none"), (sign < 0, "growing"), (coupled, "coupled")]
+    return _Found(
+        kind=np.select(*map(list, zip(*kinds, strict=True)), default="decoupled"),
+        fraction=np.select(*map(list, zip(*fractions, strict=True)), default=c),
+        double=memory.decoupled > 0,
+        moves=(at_large.update != 0) | (_sizes(probe) == 0),
+        finite=np.isfinite(at_large.update),
+    )
+
+
+def _large(probe: Probe) -> np.ndarray:
+    return np.full_like(probe.natural, _LARGE_COPIED if any(probe.copies) else _LARGE)
+
+
+def _sizes(probe: Probe) -> np.ndarray:
+    """The number of elements that can decay, of each leaf."""
+    leaves = probe.leaves
+    return np.array([_selection.is_decayable(x) * np.prod(x.shape) for x in leaves], int)
+
+
 def _is_odd(probe: Probe, response: Response) -> np.ndarray:
     """Whether d is more than rounding: too large, or too straight, for it."""
-    sizes = np.array([np.prod(leaf.shape) for leaf in probe.leaves])
-    straight = (response.residual < 0.5) & (sizes >= 16) & (response.odd > 0)
-    own_noise = 16 * np.finfo(np.float32).eps * response.update
-    return (response.odd > response.noise) | (straight & (response.odd > own_noise))
-
-
-def _kind_and_decay(finding: _Finding) -> tuple[_report.Kind, float]:
-    if not (finding.odd or finding.remembered):
-        return "none", 0.0
-    coupled = finding.remembered or not finding.uniform
-    decay = finding.fractions[-1][0]
-    if coupled:
-        significant = [abs(c) for c, noise in finding.fractions if abs(c) > noise]
-        decay = finding.sign * (significant or [0.0])[0]
-    if finding.sign < 0:
-        return "growing", float(decay)
-    return ("coupled" if coupled else "decoupled"), float(decay)
+    straight = (response.residual < 0.5) & (_sizes(probe) >= 16)
+    return (response.odd > response.noise) | (straight & (response.odd > response.own_noise))
 
 
 def _check_arguments(tx: Any, params: Any, state: Any, grads: Any) -> None:

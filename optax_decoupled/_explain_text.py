@@ -46,6 +46,11 @@ _LARGE = (
     "One update changes {} by more than a quarter of its value, which no weight decay does. Check "
     "the units of weight_decay, and whether the optimizer constrains or replaces its parameters."
 )
+_BROKEN = (
+    "The update of {} is not finite, so its decay cannot be measured. Check the hyperparameters: "
+    "optax.inject_hyperparams keeps them in the parameters' dtype, and in bfloat16 b2=0.999 rounds "
+    "to 1; there pass hyperparam_dtype=jnp.float32."
+)
 _LOST = (
     "The decay of {} is lost to rounding: {} cannot represent a change below {:.2g} of a weight, "
     "and an update removes {:.2g}. Keep the parameters in a wider dtype, or apply the updates with "
@@ -53,15 +58,23 @@ _LOST = (
 )
 
 
-def warnings(rows: Sequence[DecayRow], double: Sequence[DecayRow], state: Any) -> list[str]:
+def warnings(
+    rows: Sequence[DecayRow],
+    *,
+    broken: Sequence[DecayRow],
+    double: Sequence[DecayRow],
+    state: Any,
+) -> tuple[str, ...]:
     """One text for each thing that is wrong.
 
     Args:
       rows: all parameters.
+      broken: those whose update is not finite.
       double: those with L2 and decoupled decay.
       state: the optimizer state, or its shapes; only its structure is looked at.
     """
     named = (
+        (_BROKEN, broken),
         (_OURS_GROWING if _holds_our_decay(state) else _GROWING, _of_kind(rows, "growing")),
         (_DOUBLE, double),
         (_COUPLED, _of_kind(rows, "coupled")),
@@ -69,11 +82,11 @@ def warnings(rows: Sequence[DecayRow], double: Sequence[DecayRow], state: Any) -
         (_LARGE, [row for row in rows if abs(row.decay_per_step) > 0.25]),
     )
     texts = [_MASK_CALLED] if _mask_was_called(state) else []
-    if all(row.kind == "none" for row in rows):
+    if not broken and all(row.kind == "none" for row in rows):
         texts.append(_NOTHING)
     texts += [text.format(_listing(chosen)) for text, chosen in named if chosen]
     lost = [row for row in rows if row.lost_to_rounding]
-    return [*texts, _lost_warning(lost)] if lost else texts
+    return (*texts, _lost_warning(lost)) if lost else tuple(texts)
 
 
 def notes(
@@ -84,7 +97,7 @@ def notes(
     gave_up: bool,
     has_copies: bool,
     synthetic: bool,
-) -> list[str]:
+) -> tuple[str, ...]:
     """How the numbers were measured, where that is not obvious.
 
     Args:
@@ -100,8 +113,8 @@ def notes(
         (gave_up, f"The next {steps} updates move nothing."),
         (
             skipped,
-            f"Measured at update {steps + 1} from this state: the first {steps} move nothing (a "
-            "warmup from 0, or gradient accumulation).",
+            f"Measured at update {steps + 1} from this state: before it nothing moves (a warmup "
+            "from 0, or gradient accumulation).",
         ),
         (0 < len(still) < len(rows), f"Not moved by this update: {_listing(still)}."),
         (
@@ -114,7 +127,7 @@ def notes(
             "grads= to use yours.",
         ),
     )
-    return [text for applies, text in texts if applies]
+    return tuple(text for applies, text in texts if applies)
 
 
 def _listing(rows: Sequence[DecayRow], limit: int = 3) -> str:

@@ -48,7 +48,8 @@ class Response(NamedTuple):
       odd: the norm of d.
       residual: the norm of d + c·v, relative to that of d.
       update: the norm of the update itself.
-      noise: the norm of d that rounding may cause.
+      own_noise: the norm of d that rounding of the update may cause.
+      noise: the norm of d that any rounding may cause.
       fraction_noise: the same as a fraction.
     """
 
@@ -56,6 +57,7 @@ class Response(NamedTuple):
     odd: np.ndarray
     residual: np.ndarray
     update: np.ndarray
+    own_noise: np.ndarray
     noise: np.ndarray
     fraction_noise: np.ndarray
 
@@ -101,14 +103,16 @@ class Probe:
         dv, dd, vv, uu = arrays.to_numpy(sums)
         size = self.per_leaf(amplitudes) * np.sqrt(vv) + 1e-300
         eps = np.array([arrays.epsilon(leaf) for leaf in self.leaves])
+        own_noise = 16 * eps * np.sqrt(uu)
         # A transform with copies of the parameters may return the difference of two.
-        noise = 16 * eps * (np.sqrt(uu) + (size if any(self.copies) else 0.0))
+        noise = own_noise + (4 * eps * size if any(self.copies) else 0.0)
         explained = dv**2 / (vv * dd + 1e-300)
         return Response(
             fraction=-dv / (size * np.sqrt(vv) + 1e-300),
             odd=np.sqrt(dd),
             residual=np.sqrt(np.clip(1 - explained, 0, 1)),
             update=np.sqrt(uu),
+            own_noise=own_noise,
             noise=noise,
             fraction_noise=noise / size,
         )

@@ -108,11 +108,11 @@ def projection_sums(u: jax.Array, v: jax.Array) -> tuple[jax.Array, ...]:
 
 def _sums(*terms: jax.Array) -> tuple[jax.Array, ...]:
     """Several sums in one loop, row by row: one long float32 sum would stall at 2**24."""
-    if terms[0].ndim == 1:
-        rows = [jnp.pad(x, (0, -x.size % 256)).reshape(-1, 256) for x in terms]
-    else:
-        rows = [x.reshape(1, 1) if x.ndim == 0 else x for x in terms]
-    partial = _reduce(rows, (rows[0].ndim - 1,))
+    if terms[0].ndim == 0:
+        return terms
+    if terms[0].ndim == 1 and terms[0].size > 2**16:
+        terms = tuple(jnp.pad(x, (0, -x.size % 256)).reshape(-1, 256) for x in terms)
+    partial = _reduce(terms, (terms[0].ndim - 1,)) if terms[0].ndim > 1 else terms
     return tuple(_reduce(partial, tuple(range(partial[0].ndim))))
 
 

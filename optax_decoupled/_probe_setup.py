@@ -11,7 +11,7 @@ import optax
 
 from optax_decoupled import _probe_arrays as arrays
 from optax_decoupled._probe import Data, Probe
-from optax_decoupled._selection import is_decayable
+from optax_decoupled._selection import is_decayable, named_leaves
 
 _INJECT_HINT = (
     "A mask function under optax.inject_hyperparams is taken for a schedule, unless it is named "
@@ -29,10 +29,7 @@ def make_probe(
     init, wide_init = (_trace_init(tx, treedef.unflatten(x)) for x in (shapes, wide))
     state_def, state_like = jax.tree.structure(init.out_info), jax.tree.leaves(wide_init.out_info)
     if state is not None and jax.tree.structure(state) != state_def:
-        raise ValueError(
-            f"state has the structure {jax.tree.structure(state)}; tx.init(params) gives "
-            f"{state_def}. Pass the state that this tx has for these params."
-        )
+        raise ValueError(_other_state(state, init.out_info))
     places, place_of = arrays.placements(leaves)
     dtypes = [x.dtype for x in shapes]
     kinds, kind_of = arrays.distinct(
@@ -60,13 +57,25 @@ def _trace_init(tx: optax.GradientTransformation, params: Any) -> Any:
         raise ValueError(f"tx.init fails on these params: {error}{hint}") from error
 
 
+def _other_state(state: Any, expected: Any) -> str:
+    given, own = ({"/".join(p) for p, _ in named_leaves(tree)[0]} for tree in (state, expected))
+    differences = [f"{path!r} is missing" for path in sorted(own - given)]
+    differences += [f"{path!r} is unexpected" for path in sorted(given - own)]
+    return (
+        "state is not what this tx has for these params: "
+        f"{', '.join(differences[:3]) or 'its containers are of other types'}. "
+        "Pass tx.init(params) or a later state of the same optimizer."
+    )
+
+
 def _may_remember(probe: Probe, params: Any, state: Any) -> bool:
     try:
         update = probe._update.trace(params, state, params)
     except Exception as error:
         raise ValueError(
-            f"tx.update(grads, state, params) fails: {error} If it needs more arguments, bind "
-            "them: optax.GradientTransformation(tx.init, functools.partial(tx.update, value=...))."
+            f"tx.update(grads, state, params) fails: {error}\n"
+            "If it needs more arguments, bind them: "
+            "optax.GradientTransformation(tx.init, functools.partial(tx.update, value=...))."
         ) from error
     n, m = len(probe.leaves), len(probe.state_dtypes)
     reached = arrays.depends_on_inputs(update.jaxpr, [False] * (n + m) + [True] * n)

@@ -71,8 +71,10 @@ class DecayReport:
             raise ValueError("\n".join(("The weight decay looks wrong:", *self.warnings)))
 
     def __str__(self) -> str:
-        decaying = sum(row.kind != "none" for row in self.rows)
-        title = f"Weight decay: {decaying} of {len(self.rows)} parameters decay."
+        decaying = [row for row in self.rows if row.kind in ("decoupled", "coupled")]
+        counts = f"{len(decaying)} of {len(self.rows)} parameters decay"
+        sizes = f"{_weights(decaying):,} of {_weights(self.rows):,} weights"
+        title = f"Weight decay: {counts} ({sizes})."
         remarks = [("! ", text) for text in self.warnings] + [("  ", text) for text in self.notes]
         wrapped = [
             textwrap.fill(text, WIDTH, initial_indent=mark, subsequent_indent="  ")
@@ -81,7 +83,7 @@ class DecayReport:
         return "\n".join([title, *wrapped, "", *_table(self.rows)])
 
 
-def make_row(path: str, leaf: Any, kind: Kind, decay: float) -> DecayRow:
+def make_row(path: str, leaf: Any, kind: Any, decay: float) -> DecayRow:
     dtype = jnp.result_type(leaf)
     return DecayRow(
         path, jnp.shape(leaf), dtype, kind, decay, _half_life(decay), _lost(decay, dtype)
@@ -107,6 +109,10 @@ def _half_life(decay: float) -> float:
     return math.log(2) / -math.log1p(-decay) if decay < 1.0 else 0.0
 
 
+def _weights(rows: Sequence[DecayRow]) -> int:
+    return sum(math.prod(row.shape) for row in rows)
+
+
 def _table(rows: Sequence[DecayRow]) -> list[str]:
     groups: dict[tuple[Any, ...], list[DecayRow]] = {}
     for row in rows:
@@ -120,7 +126,8 @@ def _table(rows: Sequence[DecayRow]) -> list[str]:
         skipped = len(cells) - _MAX_LINES
         gap = (f"... {skipped} more lines ...", *[""] * (len(header) - 1))
         cells = [*cells[: _MAX_LINES - _TAIL], gap, *cells[-_TAIL:]]
-    return _aligned([header, *cells])
+    lines = [header, *cells]
+    return _aligned(lines if any(row.lost_to_rounding for row in rows) else [x[:-1] for x in lines])
 
 
 def _cells(group: Sequence[DecayRow]) -> tuple[str, ...]:
