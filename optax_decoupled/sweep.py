@@ -8,9 +8,10 @@ not imported by ``import optax_decoupled``.
 """
 
 import contextlib
+import functools
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -46,6 +47,7 @@ class Task:
     batches: Callable[[int], Iterable[Any]]
     evaluate: Callable[[Any, Any], dict[str, jax.Array]]
     steps: int
+    _compiled: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         for name in ("init", "loss", "batches", "evaluate"):
@@ -55,6 +57,15 @@ class Task:
                     f"{name}={value!r} must be a function; Task's docstring has its form."
                 )
         _checks.check_whole("steps", self.steps, "It is the number of optimizer steps per cell.")
+
+    def _jitted(
+        self, function: Callable[..., Any], compile: Callable[[Any], Any], *key: Any
+    ) -> Callable[..., Any]:
+        """``compile(partial(function, self))``, once for all the sweeps of this task."""
+        key = (function, *key)
+        if key not in self._compiled:
+            self._compiled[key] = compile(functools.partial(function, self))
+        return self._compiled[key]
 
 
 def run(
@@ -181,10 +192,12 @@ class _Results:
             values = {name: float(column[n]) for name, column in metrics.items()}
             self._set((i, j, s), values, int(diverged[n]))
             if self.store is not None:
-                names = ("learning_rate", "weight_decay", "seed")
-                cell = (float(self.rates[i]), float(self.decays[j]), self.seeds[s])
-                record = dict(zip(names, cell, strict=True))
-                self.store.keep((int(i), int(j), int(s)), record, values, int(diverged[n]))
+                cell = {
+                    "learning_rate": float(self.rates[i]),
+                    "weight_decay": float(self.decays[j]),
+                    "seed": self.seeds[s],
+                }
+                self.store.keep((int(i), int(j), int(s)), cell, values, int(diverged[n]))
 
     def groups(self, width: int) -> list[Group]:
         """The cells that are not done, in groups of one seed and at most so many cells."""
@@ -208,7 +221,7 @@ class _Results:
 
 def _train(
     cell: Cell, results: _Results, vectorize: int | None, mesh: Mesh | None
-) -> Iterator[tuple[Group, tuple[dict[str, np.ndarray], np.ndarray]]]:
+) -> Generator[tuple[Group, tuple[dict[str, np.ndarray], np.ndarray]], None, None]:
     """Trains what is not done; where `vectorize` is None, as many cells at a time as fit."""
     devices = mesh.size if mesh else 1
     whole_seed = len(results.rates) * len(results.decays)

@@ -12,7 +12,7 @@ import optax
 import pytest
 
 import optax_decoupled as od
-from optax_decoupled import sweep
+from optax_decoupled import _sweep_engine, sweep
 
 ROOT = Path(__file__).resolve().parent.parent
 STEPS = 70  # more than one call, and not a multiple of its steps
@@ -175,8 +175,8 @@ def test_convolutions_run_outside_of_loops():
             12,
         )
 
-    trainer = sweep._trainer(task(loss), od.adamw, 0, None, 1)
-    assert trainer.steps_per_call == 1
+    cell = _sweep_engine.trace_cell(task(loss), od.adamw, [0])
+    assert _sweep_engine.make_trainer(cell, 1, None).steps_per_call == 1
     a, b = (_run(task(f), od.adamw).metrics["error"] for f in (loss, without))
     np.testing.assert_allclose(a, b, rtol=1e-5)
 
@@ -258,7 +258,7 @@ def test_bad_arguments_are_refused(changes, message):
         ("batches", lambda seed: [], "is empty"),
         ("batches", lambda seed: _batches(seed, STEPS - 1), "ended after 69 batches"),
         ("batches", lambda seed: [*_batches(seed, 20), 1.0, *_batches(seed)], "differs from"),
-        ("evaluate", lambda params, state: {"error": params["out"]["kernel"]}, "is no scalar"),
+        ("evaluate", lambda params, state: {"error": params["out"]["kernel"]}, "must be a scalar"),
     ],
 )
 def test_bad_tasks_are_refused(field, value, message):
