@@ -7,12 +7,19 @@ function of that name below. `--check` changes nothing and fails if a part is ou
 """
 
 import argparse
+import contextlib
+import io
 import json
 import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import jax.numpy as jnp
+import optax
+
+import optax_decoupled as od
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -60,11 +67,51 @@ def _network(network: str, result: dict[str, Any]) -> str:
     return "\n".join(rows) + "\n"
 
 
+HEALTHY = """\
+params = {"embed": {"embedding": jnp.ones((100, 32))}}
+for i in range(3):
+    params[f"layer_{i}"] = {
+        "attention": {"kernel": jnp.ones((32, 32)), "bias": jnp.zeros(32)},
+        "norm": {"scale": jnp.ones(32)},
+    }
+
+rules = od.decay_rules((".*/kernel", 1.0), ("embed/.*", 0.5), (".*", 0.0))
+report = od.explain_weight_decay(od.adamw(1e-3, 1e-4, mask=rules), params)
+print(report)
+report.check()  # raises if there is any warning: pin it in a test of your own
+"""
+BROKEN = """\
+tx = optax.chain(optax.adam(1e-3), optax.add_decayed_weights(1e-4))
+print(od.explain_weight_decay(tx, params))
+"""
+
+
+def explained() -> str:
+    """Two snippets and what they print."""
+    namespace: dict[str, Any] = {"jnp": jnp, "optax": optax, "od": od}
+    return (
+        "A healthy optimizer:\n\n"
+        + _run(HEALTHY, namespace)
+        + "\nA broken one, which trains without complaint in Optax:\n\n"
+        + _run(BROKEN, namespace)
+    )
+
+
+def _run(code: str, namespace: dict[str, Any]) -> str:
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output):
+        exec(code, namespace)
+    return f"```python\n{code}```\n\n```text\n{output.getvalue()}```\n"
+
+
 def _load(name: str) -> dict[str, Any]:
     return json.loads((RESULTS / f"{name}.json").read_text())
 
 
-SECTIONS: dict[str, Callable[[], str]] = {"figure2_digits": figure2_digits}
+SECTIONS: dict[str, Callable[[], str]] = {
+    "figure2_digits": figure2_digits,
+    "explained": explained,
+}
 
 
 def rendered(text: str) -> str:

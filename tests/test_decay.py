@@ -52,7 +52,7 @@ def test_zero_gradients_leave_the_product_of_the_survivals(factory, learning_rat
     np.testing.assert_allclose(rates, c, rtol=1e-6)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(st.floats(0, 0.009), st.floats(0, 2), st.floats(0, 3), st.integers(0, 2**31 - 1))
 def test_update_law(decay, eta, multiplier, seed):
     """u′ = u − λ η w θ for random u, θ and multipliers."""
