@@ -69,10 +69,14 @@ def cast_first_moment(tree: Any, old: Any) -> Any:
         rounded = cast_like(x, before)
         if not is_narrow(before):
             return rounded
-        change = x - before.astype(x.dtype)
-        towards = jnp.where(change > 0, jnp.inf, -jnp.inf).astype(before.dtype)
-        lost = (rounded == before) & (change != 0) & (before != 0)
-        return jnp.where(lost, jnp.nextafter(before, towards), rounded)
+        wide = before.astype(jnp.float32)
+        lost = (rounded == before) & (x != wide) & (wide != 0)
+        # A neighbour differs by one in its last bit; float32 has more bits below that one.
+        unit = 1 << (23 - jnp.finfo(before.dtype).nmant)
+        bits = jax.lax.bitcast_convert_type(wide, jnp.int32)
+        bits += jnp.where((x > wide) == (wide > 0), unit, -unit)
+        neighbour = jax.lax.bitcast_convert_type(bits, jnp.float32).astype(before.dtype)
+        return jnp.where(lost, neighbour, rounded)
 
     return jax.tree.map(cast, tree, old)
 

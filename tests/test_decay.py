@@ -259,3 +259,11 @@ def test_missing_updates_stay_missing():
     updates, _ = tx.update({"a": None, "b": jnp.zeros(2)}, tx.init(params), params)
     assert updates["a"] is None
     np.testing.assert_allclose(updates["b"], -1e-3)
+
+
+def test_the_states_tree_is_the_same_when_hyperparameters_are_injected():
+    params = _tree()
+    plain = jax.tree.structure(od.adamw(0.1, 1e-3).init(params))
+    for options in ({}, {"schedule": ETA}, {"mask": od.decay_mask}, {"decay_schedule": 1.0}):
+        injected = optax.inject_hyperparams(od.adamw, static_args=("mask",))(0.1, 1e-3, **options)
+        assert jax.tree.structure(injected.init(params).inner_state) == plain
