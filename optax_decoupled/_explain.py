@@ -164,11 +164,13 @@ def _measure(probe: Probe, data: Data, may_remember: bool) -> _Found:
     same = abs(c - c_natural) < _TOLERANCE * abs(c) + noise
     nothing, coupled = ~(odd | remembered), remembered | ~straight | ~same
     sign = np.sign(np.where(odd, c, memory.leak))
+    # Adam's first step hides L2 all but for its eps: then the second one counts.
+    second = np.where(abs(memory.second) > memory.noise, abs(memory.second), 0.0)
     fractions = [
         (nothing, 0.0),
         (~coupled, c),
-        (abs(c_natural) > noise, sign * abs(c_natural)),
-        (abs(memory.second) > memory.noise, sign * abs(memory.second)),
+        (abs(c_natural) > np.maximum(noise, 0.1 * second), sign * abs(c_natural)),
+        (second > 0, sign * second),
     ]
     kinds = [(nothing, "none"), (sign < 0, "growing"), (coupled, "coupled")]
     return _Found(

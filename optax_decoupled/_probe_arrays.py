@@ -1,5 +1,6 @@
 """Synthetic parameters and gradients, and the sums that a probe takes of updates."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -34,8 +35,14 @@ def make_patterns(places: Sequence[tuple[Any, Any]]) -> list[tuple[jax.Array, ja
     Neighbours share their parameter and have opposite gradients, so ⟨g, v⟩ = 0 and the
     norm of g + k·v does not depend on the sign of v.
     """
-    shapes, shardings = tuple(shape for shape, _ in places), [(s, s) for _, s in places]
-    return jax.jit(lambda: [_pattern(shape) for shape in shapes], out_shardings=shardings)()
+    return _pattern_maker(tuple(places))()
+
+
+@functools.lru_cache(maxsize=32)
+def _pattern_maker(places: tuple[tuple[Any, Any], ...]) -> Any:
+    """Compiling takes longer than running, and the next report is about the same parameters."""
+    shardings = [(sharding, sharding) for _, sharding in places]
+    return jax.jit(lambda: [_pattern(shape) for shape, _ in places], out_shardings=shardings)
 
 
 def _pattern(shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
