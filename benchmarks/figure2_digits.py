@@ -346,7 +346,7 @@ def draw(landscapes: Landscapes, path: Path) -> None:
         part.suptitle(f"MLP 64-128-128-10, {network}", fontweight="bold")
         bar = part.colorbar(axes[0].images[0], ax=axes, extend="max", pad=0.01)
         bar.set_label("test error, mean over seeds (%)")
-    note = "★ best cell, • the next nine, red line: best decay at each learning rate"
+    note = "★ best cell, • the next best, red line: best decay at each learning rate"
     parts[-1].supxlabel(note, fontsize="small")
     figure.savefig(path, dpi=110)
     plt.close(figure)

@@ -35,6 +35,22 @@ class MLP(nnx.Module):
         return head(x)
 
 
+class ConvNet(nnx.Module):
+    """3×3 convolutions with batch norm and ReLU, each halving the image; mean; linear head."""
+
+    def __init__(self, channels: tuple[int, ...], classes: int, *, rngs: nnx.Rngs):
+        pairs = list(itertools.pairwise(channels))
+        convolutions = [nnx.Conv(*pair, (3, 3), strides=2, rngs=rngs) for pair in pairs]
+        self.convolutions = nnx.List(convolutions)
+        self.norms = nnx.List([nnx.BatchNorm(n, momentum=0.9, rngs=rngs) for n in channels[1:]])
+        self.head = nnx.Linear(channels[-1], classes, rngs=rngs)
+
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        for convolution, norm in zip(self.convolutions, self.norms, strict=True):
+            x = nnx.relu(norm(convolution(x), use_running_average=not train))
+        return self.head(x.mean(axis=(1, 2)))
+
+
 def classification_task(
     make_model: Callable[[nnx.Rngs], nnx.Module],
     data: Images,

@@ -155,7 +155,7 @@ class Landscape:
         ax: Any = None,
         vmin: float | None = None,
         vmax: float | None = None,
-        mark: int = 10,
+        mark: int | None = None,
         title: str | None = None,
         colorbar: bool = True,
     ) -> Any:
@@ -167,13 +167,14 @@ class Landscape:
           vmin: the metric of the brightest colour; None: the best cell's.
           vmax: the metric of the darkest colour; None: the median cell's, or twice the
             best, whichever is more. Everything worse looks the same.
-          mark: how many of the best cells get a dot; the very best gets a star.
+          mark: how many of the best cells are marked, the first by a star and the others by
+            dots; None: a tenth of the cells, at most ten.
           title: None: the best cell.
           colorbar: whether to draw one beside the axes.
 
         Returns:
           The axes. Their image (``axes.images[0]``) can feed a common colour bar. Cells in
-          which every seed diverged are grey and hatched.
+          which every seed diverged are grey and hatched; those in which some did have a cross.
         """
         plt = import_extra("matplotlib.pyplot")
         mean, ranked, best = self.mean(metric), self.ranked(metric), self.best(metric)
@@ -185,9 +186,11 @@ class Landscape:
         image = ax.imshow(
             mean, origin="lower", aspect="auto", cmap="viridis_r", vmin=vmin, vmax=vmax
         )
-        rows, columns = np.transpose(ranked[1:mark]) if mark > 1 and len(ranked) > 1 else ([], [])
-        ax.plot(columns, rows, "o", ms=3.5, color="black")
-        ax.plot(ranked[0][1], ranked[0][0], "*", ms=11, color="black")
+        mark = max(1, min(10, mean.size // 10)) if mark is None else mark
+        partly = np.isfinite(mean) & ~np.isfinite(self._values(metric)).all(-1)
+        _mark(ax, np.argwhere(partly), "x", color="white", ms=5)
+        _mark(ax, np.array(ranked[1:mark]), "o", color="black", ms=3.5)
+        _mark(ax, np.array(ranked[:1]), "*", color="black", ms=11)
         _label_axis(ax.xaxis, self.weight_decays, 7)
         _label_axis(ax.yaxis, self.learning_rates, 9)
         ax.set(xlabel="weight decay", ylabel="learning rate")
@@ -288,6 +291,11 @@ def _bootstrap_slopes(values: np.ndarray, rates: np.ndarray, decays: np.ndarray)
 def _slope(x: np.ndarray, y: np.ndarray) -> float:
     x = x - x.mean()
     return float(x @ y / (x @ x))
+
+
+def _mark(ax: Any, cells: np.ndarray, marker: str, **style: Any) -> None:
+    rows, columns = cells.reshape(-1, 2).T
+    ax.plot(columns, rows, marker, linestyle="none", **style)
 
 
 def _label_axis(axis: Any, values: np.ndarray, most: int) -> None:

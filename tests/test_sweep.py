@@ -352,7 +352,8 @@ def test_plot_draws_every_grid(size):
     matplotlib = pytest.importorskip("matplotlib")
     matplotlib.use("agg")
     error = np.arange(size * size * 2.0).reshape(size, size, 2)
-    error[0, -1] = np.nan if size > 1 else 1.0
+    error[0, -1] = np.nan if size > 1 else 1.0  # diverged, as did one seed of the next
+    error[-1, -1, 0] = np.nan if size > 1 else 1.0
     grid = np.arange(1, size + 1) / 10
     ax = sweep.Landscape(grid, grid, np.arange(2), {"error": error}).plot()
     ax.figure.canvas.draw()

@@ -119,6 +119,7 @@ OTHER_DATA = dataclasses.replace(TASK, batches=lambda seed: np.ones((10, 4), np.
         ({"learning_rates": [0.01, 0.1]}, "learning_rates"),
         ({"weight_decays": [1e-3, 2e-2]}, "weight_decays"),
         ({"seeds": [0, 2]}, "seeds, task"),  # other seeds have other first batches
+        ({"task": dataclasses.replace(TASK, steps=9)}, "steps"),
         ({"task": OTHER_TARGET}, "task"),
         ({"task": OTHER_DATA}, "task"),
         ({"make_optimizer": lambda a, b: od.sgdw(a, b, momentum=0.5)}, "task"),
