@@ -37,6 +37,9 @@ _FAINT = 2.0**-6
 # Two fractions that differ by more, relative, are different; rounding comes on top.
 _TOLERANCE = 1e-2
 
+# An optimizer may return what is not finite: that is reported, not warned about.
+_QUIET = np.errstate(invalid="ignore", over="ignore")
+
 
 def explain_weight_decay(
     tx: optax.GradientTransformation, params: Any, *, state: Any = None, grads: Any = None
@@ -141,6 +144,7 @@ def _until_moving(probe: Probe, data: Data) -> tuple[Probe, Data, int]:
     more of them the state is kept.
     """
 
+    @_QUIET
     def moves(probe: Probe) -> bool:
         return bool(probe.response(data, _large(probe), _FAINT).update.any())
 
@@ -152,6 +156,7 @@ def _until_moving(probe: Probe, data: Data) -> tuple[Probe, Data, int]:
     return probe, *probe.advance(data, probe.natural)
 
 
+@_QUIET
 def _measure(probe: Probe, data: Data, may_remember: bool) -> _Found:
     at_large = probe.response(data, _large(probe), _FAINT)
     at_natural = probe.response(data, probe.natural, 1.0)

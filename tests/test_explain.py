@@ -1,6 +1,10 @@
 """explain_weight_decay: every optimizer is told for what it is, every broken chain by name."""
 
+import json
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import chex
 import jax
@@ -515,6 +519,13 @@ def test_narrow_parameters_are_probed_in_float32(dtype):
         np.testing.assert_allclose([row.decay_per_step for row in report.rows], 1e-5, rtol=1e-3)
 
 
+@pytest.mark.parametrize("factor", [math.nan, math.inf, 1e38])
+def test_updates_that_are_not_finite_are_named(factor):
+    tx = optax.chain(optax.adamw(LR, weight_decay=0.1), optax.scale(factor))
+    report = od.explain_weight_decay(tx, _params())
+    assert "is not finite" in report.warnings[0]
+
+
 def test_hyperparameters_that_underflow_are_named():
     """inject_hyperparams keeps b2 in bfloat16, where it is 1: every update is NaN."""
     params = jax.tree.map(lambda p: p.astype(jnp.bfloat16), _params())
@@ -536,6 +547,14 @@ def test_sharded_parameters_and_states():
         jax.device_put, _params(), {"dense": {"kernel": jax.devices()[1], "bias": jax.devices()[2]}}
     )
     od.explain_weight_decay(tx, spread).check()
+
+
+@pytest.mark.slow
+def test_the_benchmark_runs():
+    script = Path(__file__).parent.parent / "benchmarks" / "explain_speed.py"
+    command = [sys.executable, str(script), "--quick", "--case", "adamw, decay_mask"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert json.loads(done.stdout)["leaves"] == 43
 
 
 def _deep(layers):
