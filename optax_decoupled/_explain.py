@@ -92,8 +92,8 @@ def explain_weight_decay(
     params, state, grads = (_without_boxes(tree) for tree in (params, state, grads))
     named = [("/".join(path), leaf) for path, leaf in _selection.named_leaves(params)[0]]
     probe, data, may_remember = make_probe(tx, params, state, grads)
-    probe, data, steps = _until_moving(probe, data)
-    found = _measure(probe, data, may_remember)
+    probe, data, steps, at_large = _until_moving(probe, data)
+    found = _measure(probe, data, at_large, may_remember)
     measured = zip(named, found.kind.tolist(), found.fraction.tolist(), strict=True)
     rows = [_report.make_row(*name_leaf, kind, c) for name_leaf, kind, c in measured]
 
@@ -137,28 +137,30 @@ class _Found(NamedTuple):
     finite: np.ndarray
 
 
-def _until_moving(probe: Probe, data: Data) -> tuple[Probe, Data, int]:
-    """Goes on to the first update that moves anything; how many updates it skipped.
+@_QUIET
+def _until_moving(probe: Probe, data: Data) -> tuple[Probe, Data, int, Response]:
+    """Goes on to the first update that moves anything: it, and how many were skipped.
 
     One (a warmup from 0) can be computed with each measurement and needs no memory; after
     more of them the state is kept.
     """
 
-    @_QUIET
-    def moves(probe: Probe) -> bool:
-        return bool(probe.response(data, _large(probe), _FAINT).update.any())
+    def measure(probe: Probe, data: Data) -> Response:
+        return probe.response(data, _large(probe), _FAINT)
 
-    if not any(map(_selection.is_decayable, probe.leaves)) or moves(probe):
-        return probe, data, 0
+    at_large = measure(probe, data)
+    if at_large.update.any() or not any(map(_selection.is_decayable, probe.leaves)):
+        return probe, data, 0, at_large
     once = dataclasses.replace(probe, skip=1)
-    if moves(once):
-        return once, data, 1
-    return probe, *probe.advance(data, probe.natural)
+    at_large = measure(once, data)
+    if at_large.update.any():
+        return once, data, 1, at_large
+    data, steps = probe.advance(data, probe.natural)
+    return probe, data, steps, measure(probe, data)
 
 
 @_QUIET
-def _measure(probe: Probe, data: Data, may_remember: bool) -> _Found:
-    at_large = probe.response(data, _large(probe), _FAINT)
+def _measure(probe: Probe, data: Data, at_large: Response, may_remember: bool) -> _Found:
     at_natural = probe.response(data, probe.natural, 1.0)
     c, c_natural, noise = at_large.fraction, at_natural.fraction, at_natural.fraction_noise
     memory = Memory(*np.zeros((5, len(c))))
