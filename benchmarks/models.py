@@ -56,38 +56,42 @@ def classification_task(
     data: Images,
     batches: Callable[[int], Any],
     steps: int,
+    train_images: int,
 ) -> sweep.Task:
     """Trains a classifier on cross-entropy; reports the error on the images it never saw.
 
-    The model state is the network's other variables (batch statistics) and a mask of the
-    images that were in a batch. The metric ``error`` is in percent of all the others.
+    The model state is the network's other variables (batch statistics) and the indices of
+    the last epoch, which are all the training images: the metric ``error`` is in percent of
+    all the others. (A mask of the images seen would cost a tenth of a small network's step.)
 
     Args:
       make_model: builds the model, which is called as ``model(images, train=...)``.
       data: all the images.
       batches: seed -> indices into ``data``, int32 [steps, batch size].
       steps: optimizer steps.
+      train_images: images per epoch, a multiple of the batch size.
     """
     graphdef, _, _ = nnx.split(make_model(nnx.Rngs(0)), nnx.Param, ...)
     images, labels = jnp.asarray(data.images), jnp.asarray(data.labels)
 
     def init(key: jax.Array) -> tuple[Any, Any]:
         _, params, rest = nnx.split(make_model(nnx.Rngs(key)), nnx.Param, ...)
-        return params, (rest, jnp.zeros(len(labels), bool))
+        return params, (rest, jnp.zeros(train_images, jnp.int32))
 
     def loss(params: Any, state: Any, batch: jax.Array, key: jax.Array) -> tuple[jax.Array, Any]:
         del key  # nothing random in the forward pass
-        rest, seen = state
+        rest, epoch = state
         model = nnx.merge(graphdef, params, rest, copy=True)
         logits = model(images[batch], train=True)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels[batch])
         _, _, rest = nnx.split(model, nnx.Param, ...)
-        return losses.mean(), (rest, seen.at[batch].set(True))
+        return losses.mean(), (rest, jnp.concatenate([epoch[len(batch) :], batch]))
 
     def evaluate(params: Any, state: Any) -> dict[str, jax.Array]:
-        rest, seen = state
+        rest, epoch = state
         model = nnx.merge(graphdef, params, rest, copy=True)
         wrong = jnp.argmax(model(images, train=False), axis=-1) != labels
-        return {"error": 100 * wrong.mean(where=~seen)}
+        held_out = jnp.ones(len(labels), bool).at[epoch].set(False)
+        return {"error": 100 * wrong.mean(where=held_out)}
 
     return sweep.Task(init=init, loss=loss, batches=batches, evaluate=evaluate, steps=steps)

@@ -80,6 +80,7 @@ def digits_task() -> sweep.Task:
         data,
         lambda seed: few_shot_batches(data.labels, TRAIN_IMAGES, BATCH_SIZE, epochs, seed),
         STEPS,
+        TRAIN_IMAGES,
     )
 
 
@@ -92,6 +93,7 @@ def cifar_shaped_task(images: int = 5000, steps: int = 3) -> sweep.Task:
         Images(pixels, rng.integers(0, 10, images, np.int32)),
         lambda seed: np.random.default_rng(seed).integers(0, images, (steps, 128), np.int32),
         steps,
+        train_images=128,
     )
     # All images at once would take more memory to evaluate than a batch to train.
     size = lambda params, state: {"error": optax.tree.norm(params)}
