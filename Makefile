@@ -7,7 +7,7 @@ PYTEST ?= -n 2
 
 .PHONY: run test test-slow lint format docs build clean
 
-run: $(VENV)/.bench  ## train the paper's Figure 2 on digits; table, figure and JSON in ./runs
+run: $(VENV)/.bench  ## train the paper's Figure 2 on digits; figure and JSON in ./runs
 	$(BIN)/python benchmarks/figure2_digits.py --out $(OUT)
 
 test: $(VENV)/.test  ## the fast tests, with README and doctests

@@ -109,7 +109,8 @@ def build(variant: Variant, shapes: dict[str, Any]) -> Program:
     start = time.perf_counter()
     compiled = jax.jit(step, donate_argnums=0).lower(carry, grads).compile()
     seconds = time.perf_counter() - start
-    return Program(compiled, carry, grads, seconds, compiled.cost_analysis()["bytes accessed"])
+    cost: Any = compiled.cost_analysis()
+    return Program(compiled, carry, grads, seconds, cost["bytes accessed"])
 
 
 def time_all(names: list[str], shapes: dict[str, Any], rounds: int) -> dict[str, Any]:

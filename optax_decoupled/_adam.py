@@ -27,9 +27,9 @@ def scale_by_adam(
         m_t = β_1 m_{t-1} + (1-β_1) g_t, \quad v_t = β_2 v_{t-1} + (1-β_2) g_t^2, \quad
         \hat m_t = \frac{m_t}{1-β_1^t}, \quad \hat v_t = \frac{v_t}{1-β_2^t}
 
-    :func:`optax.scale_by_adam`, bit for bit, for float32 gradients. For narrower ones the
-    arithmetic is float32 and :math:`v` is stored in float32 by default: in bfloat16
-    :math:`0.999 v` rounds back to :math:`v`, so it would never decay.
+    :func:`optax.scale_by_adam`, bit for bit, for float32 gradients and moments. For
+    narrower ones the arithmetic is float32 and :math:`v` is stored in float32 by default:
+    in bfloat16 :math:`0.999 v` rounds back to :math:`v`, so it would never decay.
 
     Args:
       b1: :math:`β_1`, in [0, 1). Like every hyperparameter here, a number, a 0-d array
@@ -37,7 +37,8 @@ def scale_by_adam(
       b2: :math:`β_2`, in [0, 1).
       eps: :math:`ε \ge 0`, outside the root.
       eps_root: :math:`ε_r \ge 0`, inside the root.
-      mu_dtype: dtype in which :math:`m` is stored. None: the parameter's.
+      mu_dtype: dtype in which :math:`m` is stored. None: the parameter's. Use float32 for
+        ``b1`` above 0.99: the changes of a slow average are lost in fewer bits.
       nu_dtype: dtype in which :math:`v` is stored. None: the parameter's, but at least
         float32.
       nesterov: whether to use Nesterov's momentum (Dozat, 2016).

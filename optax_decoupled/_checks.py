@@ -110,7 +110,7 @@ def check_weight_decay(weight_decay: Any, learning_rate: Any = None) -> None:
     )
     if not is_static(weight_decay) or float(weight_decay) < PYTORCH_SCALE:
         return
-    if is_static(learning_rate):
+    if is_static(learning_rate) and float(learning_rate) < 1.0:
         converted = float(weight_decay) * float(learning_rate)
         way_out = f"weight_decay_from_pytorch({weight_decay}, {learning_rate}) = {converted:.3g}"
     else:

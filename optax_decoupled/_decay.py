@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from optax_decoupled import _checks, _selection
@@ -116,6 +117,11 @@ def unchecked_decay(
 
     def update_fn(updates: Any, state: Any, params: Any = None, **_: Any):
         rate = product_schedule(weight_decay, schedule)(state.count)
+        if jnp.shape(rate) != ():
+            raise ValueError(
+                f"weight_decay times schedule has shape {jnp.shape(rate)} at a step; both must be "
+                "scalars. Scale single parameters by the multipliers of a mask."
+            )
 
         def decay(u: jax.Array, p: jax.Array, c: jax.Array) -> jax.Array:
             removed = c * p
@@ -203,9 +209,11 @@ def scale_adjusted_l2_to_grad(
       Loshchilov & Hutter, arXiv:1711.05101, Proposition 3 and appendix A.
     """
     _check_l2(l2)
-    for _, leaf in _selection.named_leaves(scale)[0]:
-        if _checks.is_static(leaf):
-            _checks.check_positive("scale", leaf, "It is the inverse of the preconditioner.")
+    for path, leaf in _selection.named_leaves(scale)[0]:
+        if isinstance(leaf, np.ndarray) or _checks.is_static(leaf):
+            name = f"scale at {'/'.join(path)!r}"
+            way_out = "It is the inverse of the preconditioner."
+            _checks.check_positive(name, np.min(leaf), way_out)
     return _stateless_l2(
         l2, mask, lambda params: _scale_leaves(scale, params), "scale_adjusted_l2_to_grad"
     )
@@ -257,24 +265,27 @@ def _stateless_l2(
 
 
 def _scale_leaves(scale: Any, params: Any) -> list[Any]:
-    """The leaves of `scale`, one for each leaf of params, checked to broadcast to it."""
-    leaves, treedef = jax.tree.flatten(params)
+    """The entry of `scale` for each leaf of params, by path, checked to broadcast to it."""
+    leaves, empty = _selection.named_leaves(params)
     if not leaves:
         return []
-    try:
-        scales = treedef.flatten_up_to(scale)
-    except ValueError as error:
+    entries = dict(_selection.named_leaves(scale)[0])
+    missing = [path for path, _ in leaves if path not in entries]
+    foreign = _selection.foreign_entries(entries, {path for path, _ in leaves}, empty)
+    if missing or foreign:
         raise ValueError(
-            f"scale has the structure {jax.tree.structure(scale)}; it must be that of the "
-            f"parameters, {treedef}. Build it with jax.tree.map over the parameters."
-        ) from error
-    for (path, leaf), s in zip(_selection.named_leaves(params)[0], scales, strict=True):
-        if jnp.broadcast_shapes(jnp.shape(s), jnp.shape(leaf)) != jnp.shape(leaf):
+            "scale does not have the structure of the parameters: it lacks "
+            f"{['/'.join(path) for path in missing]} and has besides "
+            f"{['/'.join(path) for path in foreign]}. Build it with jax.tree.map over them."
+        )
+    for path, leaf in leaves:
+        shape, target = jnp.shape(entries[path]), jnp.shape(leaf)
+        if len(shape) > len(target) or np.broadcast_shapes(shape, target) != target:
             raise ValueError(
-                f"scale at {'/'.join(path)!r} has shape {jnp.shape(s)}; it must broadcast to the "
-                f"parameter's shape {jnp.shape(leaf)}. Pass one positive value for each element."
+                f"scale at {'/'.join(path)!r} has shape {shape}; it must broadcast to the "
+                f"parameter's shape {target}. Pass one positive value for each element."
             )
-    return scales
+    return [entries[path] for path, _ in leaves]
 
 
 def _map_decaying(
@@ -318,5 +329,5 @@ def _map_decaying(
 def _same_direction(u: jax.Array, p: jax.Array) -> jax.Array:
     """u·p > 0 by signs, because the product of two small numbers underflows to 0."""
     if jnp.iscomplexobj(u):
-        return jnp.real(u * jnp.conj(p)) > 0
+        return jnp.real(jnp.sign(u) * jnp.conj(jnp.sign(p))) > 0
     return ((u > 0) & (p > 0)) | ((u < 0) & (p < 0))

@@ -78,7 +78,7 @@ def warnings(
         (_OURS_GROWING if _holds_our_decay(state) else _GROWING, _of_kind(rows, "growing")),
         (_DOUBLE, double),
         (_COUPLED, _of_kind(rows, "coupled")),
-        (_UNWANTED, [row for row in rows if row.kind != "none" and _is_bias_or_norm(row)]),
+        (_UNWANTED, [row for row in rows if row.decay_per_step > 0 and _is_bias_or_norm(row)]),
         (_LARGE, [row for row in rows if abs(row.decay_per_step) > 0.25]),
     )
     texts = [_MASK_CALLED] if _mask_was_called(state) else []

@@ -50,8 +50,9 @@ def adamw(
     :func:`add_decoupled_weight_decay`.
 
     Args:
-      learning_rate: :math:`α`, or an Optax schedule of the rate; then ``schedule`` or
-        ``decay_schedule`` must say what the decay does.
+      learning_rate: :math:`α`, or an Optax schedule of the rate; then ``decay_schedule``
+        must say what the decay does (or ``schedule``, which multiplies that rate too:
+        for one shape of both use :func:`split_schedule`).
       weight_decay: :math:`λ`, the fraction of a weight removed per full step. For a value
         of :func:`optax.adamw` or PyTorch see :func:`weight_decay_from_pytorch`.
       schedule: :math:`η_t`, the multiplier of both step and decay; None for 1.
@@ -425,6 +426,11 @@ def decouple(
       >>> updates, _ = tx.update(jnp.zeros(1), tx.init(jnp.ones(1)), jnp.ones(1))
       >>> assert jnp.allclose(updates, -1e-3)
     """
+    if isinstance(inner, optax.MultiSteps):
+        raise TypeError(
+            f"inner={inner!r} accumulates gradients, and decay around it would act at every "
+            "accumulation. Put it outside: optax.MultiSteps(decouple(...), every_k_schedule)."
+        )
     if not (callable(getattr(inner, "init", None)) and callable(getattr(inner, "update", None))):
         raise TypeError(
             f"inner={inner!r} must be an optax.GradientTransformation (init and update). "

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import AxisType
 
 
 def in_float32(
@@ -61,8 +62,9 @@ def cast_first_moment(tree: Any, old: Any) -> Any:
 
     Rounded to nearest, m ← 0.9 m + 0.1 g rests in bfloat16 as soon as g and m are within
     5 units in the last place, up to 4 %. A change that would be lost takes the smallest
-    step in its direction instead. (For second moments, whose changes are a thousandth of
-    their size, that would be a hundred times too far: they are stored in float32.)
+    step in its direction instead. On skewed noise that draws a mean towards the median: not
+    measurably for b1 = 0.9, 0.6 % for 0.99, 31 % for 0.999 (exponential gradients), where
+    a moment belongs in float32, as second moments always do.
     """
 
     def cast(x: Any, before: Any) -> Any:
@@ -137,15 +139,25 @@ def _add(p: Any, u: Any, key: jax.Array) -> Any:
 def _round_stochastically(x: jax.Array, dtype: Any, key: jax.Array) -> jax.Array:
     """Rounds float32 to a multiple of the spacing of `dtype` at x, without bias.
 
-    All but the random choice is exact: the spacing is a power of two, and 16 random bits
-    hold every fraction of it that float32 can.
+    All but the random choice is exact: the spacing is a power of two, and the random number
+    has just the bits of a fraction of it that float32 can hold.
     """
     info = jnp.finfo(dtype)
+    fraction_bits = 23 - info.nmant
     exponent_bits = jax.lax.bitcast_convert_type(x, jnp.uint32) & jnp.uint32(0x7F800000)
     power = jax.lax.bitcast_convert_type(exponent_bits, jnp.float32)  # 2^e <= |x| < 2^(e+1)
     spacing = jnp.maximum(power, float(info.smallest_normal)) * float(info.eps)
-    dither = jax.random.bits(key, x.shape, jnp.uint16).astype(jnp.float32) * 2.0**-16
+    dither = (_random_bits(key, x) >> (16 - fraction_bits)).astype(jnp.float32)
+    dither *= 2.0**-fraction_bits
     rounded = jnp.floor(x / spacing + dither) * spacing
     # Left to the nearest: infinities and NaN, and |x| so small that the spacing is subnormal.
     exact = jnp.isfinite(x) & (spacing > 0)
     return jnp.where(exact, rounded, x).astype(dtype)
+
+
+def _random_bits(key: jax.Array, like: jax.Array) -> jax.Array:
+    """uint16[like.shape]; on a mesh of explicit axes each device draws its own part."""
+    sharding = jax.typeof(like).sharding
+    if any(axis == AxisType.Explicit for axis in sharding.mesh.axis_types):
+        return jax.random.bits(key, like.shape, jnp.uint16, out_sharding=sharding)
+    return jax.random.bits(key, like.shape, jnp.uint16)

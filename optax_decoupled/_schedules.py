@@ -70,7 +70,8 @@ def warm_restart_position(
     r"""Where a step lies among the cycles of :func:`warm_restarts`.
 
     Args:
-      step: the number of updates so far, an integer array of any shape (or a tracer).
+      step: the number of updates so far, an integer array of any shape (or a tracer), from
+        0 to 2³¹ − 1.
       first_cycle_steps: as in :func:`warm_restarts`.
       cycle_mult: as in :func:`warm_restarts`.
 

@@ -25,7 +25,7 @@ _INJECT_HINT = (
     "If it came through optax.inject_hyperparams, which takes every callable for a "
     'schedule, pass static_args=("mask",) to it.'
 )
-_NORM = re.compile(r"norm(?!al)|(^|_)(bn|ln|gn|rms)\d*($|_)", re.IGNORECASE)
+_NORM = re.compile(r"norm(?!al(?!iz))|(^|_)(bn|ln|gn|rms)\d*($|_)", re.IGNORECASE)
 _UNDECAYED = {"bias", "scale"}
 
 
@@ -96,10 +96,11 @@ def decay_rules(*rules: tuple[str, float], default: float | None = None) -> Mask
 def decay_mask(params: Any) -> Any:
     """The usual selection, by name: everything but biases, scales and norm layers.
 
-    No decay for a parameter whose name contains the word ``bias`` or ``scale``, nor
-    for anything inside a module whose name (or class, where the tree holds modules)
-    looks like a norm: ``LayerNorm_0``, ``bn1``, ``ln_f``, ``input_layernorm``. Names
-    rather than ``ndim``, because scanned or vmapped layers turn a bias into a matrix.
+    No decay for a parameter whose name contains the word ``bias`` or ``scale``, nor for
+    one whose own module has a name (or class, where the tree holds modules) like a norm:
+    ``LayerNorm_0``, ``bn1``, ``ln_f``, ``input_layernorm``. The layers inside a
+    ``PreNorm`` block decay. Names rather than ``ndim``, because scanned or vmapped layers
+    turn a bias into a matrix.
 
     Args:
       params: the parameter tree. Leaves of any shape and dtype.
@@ -118,7 +119,9 @@ def decay_mask(params: Any) -> Any:
     """
 
     def is_norm_module(node: Any) -> bool:
-        return _NORM.search(type(node).__name__) is not None
+        children = () if _is_array(node) else jax.tree.structure(node).children()
+        innermost = all(child.num_nodes == 1 for child in children)
+        return innermost and _NORM.search(type(node).__name__) is not None
 
     flat, treedef = jax.tree_util.tree_flatten_with_path(params, is_leaf=is_norm_module)
     paths = unboxed([key_path for key_path, _ in flat])
@@ -130,9 +133,12 @@ def decay_mask(params: Any) -> Any:
 
 
 def is_bias_or_norm(path: Path) -> bool:
-    """Whether a path names a bias, a scale or a part of a norm layer."""
-    words = re.split(r"[^a-zA-Z]+", path[-1].lower()) if path else []
-    return any(map(_NORM.search, path)) or not _UNDECAYED.isdisjoint(words)
+    """Whether a path names a bias, a scale or a parameter of a norm layer."""
+    if not path:
+        return False
+    words = re.split(r"[^a-zA-Z]+", path[-1].lower())
+    module = next((name for name in path[-2::-1] if not name.isdigit()), "")
+    return any(map(_NORM.search, (path[-1], module))) or not _UNDECAYED.isdisjoint(words)
 
 
 def is_decayable(leaf: Any) -> bool:
@@ -161,7 +167,7 @@ def leaf_multipliers(mask: Mask, params: Any) -> list[Multiplier]:
     leaves, empty = named_leaves(params)
     if mask is None or not leaves:
         return [is_decayable(leaf) for _, leaf in leaves]
-    tree = mask(params) if callable(mask) else mask
+    tree = mask(params) if _is_function(mask) else mask
     entries = _mask_entries(tree, params)
     used: set[Path] = set()
     multipliers: list[Multiplier] = []
@@ -174,7 +180,7 @@ def leaf_multipliers(mask: Mask, params: Any) -> list[Multiplier]:
         used.add(entry)
         name = f"mask at {'/'.join(entry)!r}"
         multipliers.append(_check_multiplier(name, entries[entry]) if is_decayable(leaf) else False)
-    unused = ["/".join(path) for path in _unused(entries, used, empty)]
+    unused = ["/".join(path) for path in foreign_entries(entries, used, empty)]
     if uncovered or unused:
         raise ValueError(_mismatch(uncovered, unused))
     return multipliers
@@ -223,7 +229,7 @@ def _mismatch(uncovered: Sequence[str], unused: Sequence[str]) -> str:
     return " ".join(parts)
 
 
-def _unused(entries: Iterable[Path], used: set[Path], empty: Sequence[Path]) -> list[Path]:
+def foreign_entries(entries: Iterable[Path], used: set[Path], empty: Sequence[Path]) -> list[Path]:
     """Mask entries that select nothing, but for those above, at or below an empty node."""
     nodes = set(empty)
     above = {path[:n] for path in empty for n in range(len(path))}
@@ -281,8 +287,17 @@ def _listing(paths: Sequence[str], limit: int = 5) -> str:
     return ", ".join(map(repr, paths[:limit])) + more
 
 
+def _is_function(mask: Any) -> bool:
+    """A function of the parameters, and no module of bools that happens to be callable."""
+    return callable(mask) and jax.tree_util.treedef_is_leaf(jax.tree.structure(mask))
+
+
+def _is_array(node: Any) -> bool:
+    return isinstance(node, jax.Array | np.ndarray)
+
+
 def _is_empty(node: Any) -> bool:
-    if isinstance(node, jax.Array | np.ndarray):
+    if _is_array(node):
         return False
     structure = jax.tree.structure(node)
     return structure.num_leaves == 0 and structure.num_nodes == 1

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
-from optax_decoupled import _selection
+from optax_decoupled import _checks, _selection
 
 # Fields of Optax states that count steps. All of a state's counters agree.
 _COUNTERS = frozenset({"count", "gradient_step"})
@@ -77,7 +77,8 @@ def migrate_opt_state(
     optimizers of this package, in both directions, through ``optax.chain``,
     ``optax.inject_hyperparams``, ``optax.MultiSteps`` and ``flax.nnx.Optimizer``. Moments
     are matched by name and parameter path, and never converted: the next steps are those
-    that the new optimizer takes from the old moments.
+    that the new optimizer takes from the old moments. (Adamax and Yogi store theirs in
+    Adam's state class, so nothing can tell them apart: do not migrate those.)
 
     Args:
       opt_state: the state to carry over; of an ``nnx.Optimizer``, its ``opt_state``.
@@ -103,9 +104,17 @@ def migrate_opt_state(
       >>> assert (migrated[0].nu["w"] == state[0].nu["w"]).all()
       >>> assert migrated[0].count == migrated[1].count == migrated[2].count == 1
     """
+    if count is not None:
+        rule = "a whole number >= 0"
+        holds = lambda x: x >= 0 and x == round(x)
+        _checks.check_number("count", count, rule, holds, "It counts the updates so far.")
     target = tx.init(params)
     old, new = _fields(opt_state), _fields(target)
-    problems = [*_momentum_problems(opt_state, target), *_problems(old, new)]
+    problems = [
+        *_kind_problems(opt_state, target),
+        *_momentum_problems(opt_state, target),
+        *_problems(old, new),
+    ]
     counts = {int(leaf) for field, leaf in old.items() if _is_counter(field)}
     if count is None and len(counts) > 1:
         problems.append(f"its counters disagree, {sorted(counts)}: pass count")
@@ -138,7 +147,7 @@ def _replicated(params: Any) -> Sharding:
     elif len(shardings) == 1:
         return shardings.pop()
     raise ValueError(
-        f"params have shardings on {len(shardings)} different meshes or devices: {shardings}. "
+        f"params lie on different meshes or devices: {shardings}. "
         "Scalars must be replicated over one mesh: place all parameters on it."
     )
 
@@ -147,8 +156,8 @@ def _fields(state: Any) -> dict[_Field, Any]:
     """A state's leaves by the name of their field and the path below it.
 
     Fields that hold the state of an inner transform are passed through, so that the same
-    moment has the same name in a chain, injected or under MultiSteps. Counters keep their
-    whole path: there are many.
+    moment has the same name in a chain, injected or under MultiSteps. Counters and what is
+    not carried keep their whole path: there may be many.
     """
     flat, _ = jax.tree_util.tree_flatten_with_path(state)
     names = _selection.unboxed([keys for keys, _ in flat])
@@ -167,7 +176,8 @@ def _fields(state: Any) -> dict[_Field, Any]:
 def _field(keys: tuple[Any, ...], path: _selection.Path) -> _Field:
     for i, key in enumerate(keys):
         if isinstance(key, jax.tree_util.GetAttrKey) and key.name not in _CONTAINERS:
-            return path[i], path if key.name in _COUNTERS else path[i + 1 :]
+            repeated = key.name in _COUNTERS | _OWN
+            return path[i], path if repeated else path[i + 1 :]
     return "", path
 
 
@@ -205,6 +215,20 @@ def _mismatch(field: _Field, old: Any, new: Any) -> list[str]:
     if jnp.promote_types(old.dtype, new.dtype) != new.dtype:
         return [f"{_text(field)} would lose precision from {old.dtype} to {new.dtype}"]
     return []
+
+
+def _kind_problems(old: Any, new: Any) -> list[str]:
+    """Moments of one name may mean different things: AdaBelief's `nu` is a variance."""
+    kinds = [sorted(_moment_states(state)) for state in (old, new)]
+    if kinds[0] == kinds[1] or not all(kinds):
+        return []
+    return [f"its moments are those of {kinds[0]}, not {kinds[1]}"]
+
+
+def _moment_states(state: Any) -> set[str]:
+    has_moments = lambda node: not {"mu", "nu"}.isdisjoint(getattr(node, "_fields", ()))
+    nodes = jax.tree.leaves(state, is_leaf=has_moments)
+    return {type(node).__name__ for node in nodes if has_moments(node)}
 
 
 def _text(field: _Field) -> str:

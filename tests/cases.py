@@ -17,6 +17,7 @@ class Case(NamedTuple):
       static_args: arguments that optax.inject_hyperparams must leave alone.
       decay: the argument that turns the decay on.
       decoupled: zero gradients leave θ(1 − c).
+      preconditioned: L2 passes through a preconditioner.
     """
 
     factory: Callable[..., optax.GradientTransformationExtraArgs]
@@ -24,6 +25,7 @@ class Case(NamedTuple):
     static_args: tuple[str, ...] = ()
     decay: str = "weight_decay"
     decoupled: bool = True
+    preconditioned: bool = False
 
     def make(self, **overrides: Any) -> optax.GradientTransformationExtraArgs:
         return self.factory(**{**self.kwargs, **overrides})
@@ -50,7 +52,13 @@ CASES = {
     ),
     "sgdw of PyTorch": Case(od.sgdw, {**SGD, "scale_before_momentum": False}),
     "sgdw scheduled": Case(od.sgdw, {**SGD, "schedule": SLOW}),
-    "adam_l2": Case(od.adam_l2, dict(learning_rate=0.1, l2=1e-6), decay="l2", decoupled=False),
+    "adam_l2": Case(
+        od.adam_l2,
+        dict(learning_rate=0.1, l2=1e-6),
+        decay="l2",
+        decoupled=False,
+        preconditioned=True,
+    ),
     "sgd_l2": Case(od.sgd_l2, dict(learning_rate=1e-3, l2=1e-6), decay="l2", decoupled=False),
     "adamwr": Case(
         od.adamwr,

@@ -166,6 +166,15 @@ def test_cautious_sees_the_signs_of_tiny_numbers():
     np.testing.assert_array_equal(updates, tiny)
 
 
+def test_cautious_sees_the_directions_of_tiny_complex_numbers():
+    tx = od.add_decoupled_weight_decay(0.009, cautious=True)
+    tiny = jnp.array([1e-30 + 1e-30j])
+    updates, _ = tx.update(tiny, tx.init(tiny), tiny)
+    np.testing.assert_array_equal(updates, tiny)
+    updates, _ = tx.update(-tiny, tx.init(tiny), tiny)
+    assert updates[0] != -tiny[0]
+
+
 def test_complex_parameters_decay_towards_zero():
     params = jnp.array([1.0 + 2.0j, -3.0j])
     tx = od.decouple(optax.sgd(0.1), 1e-3)

@@ -189,6 +189,20 @@ def test_stochastic_rounding_keeps_the_sharding():
         assert not np.array_equal(new["up"], params["up"])
 
 
+@every_axis_type
+def test_stochastic_rounding_draws_each_random_bit_once(axis_type):
+    mesh = _mesh(axis_type)
+    with jax.set_mesh(mesh):
+        params = jax.device_put(
+            jnp.ones((64, 32), jnp.bfloat16), NamedSharding(mesh, P("data", "model"))
+        )
+        apply = jax.jit(od.apply_updates_with_stochastic_rounding)
+        compiled = apply.lower(params, params, jax.random.key(0)).compile().as_text()
+    assert "[16,16]" in compiled  # a device's part of the parameters
+    assert "u16[64,32]" not in compiled
+    assert "u32[64,32]" not in compiled
+
+
 def test_parameters_without_a_sharding_are_refused():
     abstract = jax.eval_shape(_params)
     with pytest.raises(ValueError, match=r"params at 'bias' has no sharding\. .*out_shardings"):
@@ -198,5 +212,5 @@ def test_parameters_without_a_sharding_are_refused():
 def test_parameters_on_several_meshes_are_refused():
     params = _placed(_mesh(AxisType.Auto), LAYOUTS["fully sharded"])
     params["up"] = jax.device_put(params["up"], jax.devices()[0])
-    with pytest.raises(ValueError, match=r"2 different meshes or devices.*one mesh"):
+    with pytest.raises(ValueError, match=r"params lie on different meshes.*one mesh"):
         od.opt_state_shardings(MAKE["adamw"](), params)

@@ -9,7 +9,10 @@ import pytest
 
 import optax_decoupled as od
 
-RESTARTS = dict(first_cycle_steps=10)
+
+def _update(tx):
+    return tx.update(jnp.ones(3), tx.init(jnp.ones(3)), jnp.ones(3))
+
 
 # (call, exception, what the message must contain, in this order)
 REFUSED = {
@@ -134,6 +137,21 @@ REFUSED = {
         TypeError,
         ["nesterov='yes'", "True or False"],
     ),
+    "accumulation inside": (
+        lambda: od.decouple(optax.MultiSteps(optax.sgd(0.1), 4), 1e-3),
+        TypeError,
+        ["inner=", "accumulat", "optax.MultiSteps(decouple("],
+    ),
+    "a schedule of vectors": (
+        lambda: _update(od.adamw(0.1, 1e-3, decay_schedule=lambda _: jnp.ones(3))),
+        ValueError,
+        ["weight_decay times schedule", "(3,)", "scalars", "mask"],
+    ),
+    "an array of scales": (
+        lambda: od.scale_adjusted_l2_to_grad(0.1, {"a": np.array([1.0, -1.0])}),
+        ValueError,
+        ["scale at 'a'", "-1.0", "> 0"],
+    ),
     "inner": (
         lambda: od.decouple(optax.sgd, 1e-3),  # pyright: ignore[reportArgumentType]
         TypeError,
@@ -142,12 +160,12 @@ REFUSED = {
     "scale": (
         lambda: od.scale_adjusted_l2_to_grad(0.1, {"a": -1.0}),
         ValueError,
-        ["scale=-1.0", "> 0"],
+        ["scale at 'a'", "-1.0", "> 0"],
     ),
     "scale's structure": (
         lambda: od.scale_adjusted_l2_to_grad(0.1, {"a": 1.0}).init({"b": jnp.ones(2)}),
         ValueError,
-        ["scale", "'a'", "parameters", "'b'", "jax.tree.map"],
+        ["scale", "parameters", "lacks", "'b'", "besides", "'a'", "jax.tree.map"],
     ),
     "scale's shape": (
         lambda: od.scale_adjusted_l2_to_grad(0.1, {"a": jnp.ones(3)}).init({"a": jnp.ones(1)}),
@@ -191,6 +209,8 @@ def test_a_decay_of_pytorchs_size_warns_with_the_converted_value():
     with pytest.warns(UserWarning, match=r"weight_decay=0.1 .*\(0.1, 0.003\) = 0.0003") as caught:
         od.adamw(0.003, 0.1)
     assert caught[0].filename == __file__  # it points at the user's line
+    with pytest.warns(UserWarning, match=r"weight_decay_from_pytorch\(weight_decay, lear"):
+        od.adamw(1.0, 0.05)  # times 1 is no conversion
     with pytest.warns(UserWarning, match="weight_decay_from_pytorch") as caught:
         od.decouple(optax.sgd(0.1), 0.01)
     assert caught[0].filename == __file__

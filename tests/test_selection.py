@@ -109,6 +109,18 @@ class EqxModel(eqx.Module):
         self.last = eqx.nn.Linear(4, 2, key=keys[1])
 
 
+class PreNormBlock(eqx.Module):
+    norm: eqx.nn.LayerNorm
+    linear: eqx.nn.Linear
+
+    def __init__(self, key):
+        self.norm = eqx.nn.LayerNorm(3)
+        self.linear = eqx.nn.Linear(3, 3, key=key)
+
+    def __call__(self, x):
+        return self.linear(self.norm(x))
+
+
 class Dense(NamedTuple):
     kernel: Any
     bias: Any
@@ -149,6 +161,14 @@ MODELS = {
     "equinox": (
         lambda: eqx.filter(EqxModel(jax.random.key(0)), eqx.is_inexact_array),
         {"first/weight", "last/weight"},
+    ),
+    "equinox, callable": (
+        lambda: eqx.filter(eqx.nn.MLP(2, 2, 3, 1, key=jax.random.key(0)), eqx.is_inexact_array),
+        {"layers/0/weight", "layers/1/weight"},
+    ),
+    "equinox, a block named like a norm": (
+        lambda: PreNormBlock(jax.random.key(0)),
+        {"linear/weight"},
     ),
     "named tuple": (lambda: {"first": Dense(jnp.ones((3, 4)), jnp.ones(4))}, {"first/kernel"}),
     "list": (lambda: [{"w": jnp.ones(3), "bias": jnp.ones(2)}, jnp.ones(2)], {"0/w", "1"}),
@@ -321,6 +341,16 @@ def test_map_params_works_with_every_kind_of_mask():
         np.testing.assert_array_equal(doubled[0].mu["kernel"], 1.0)
 
 
+def test_scales_follow_the_parameters_by_path():
+    params = {"a": jnp.ones(2), "b": jnp.ones(2)}
+    adjusted = od.scale_adjusted_l2_to_grad(DECAY, {"a": 2.0, "b": 3.0})
+    tx = optax.masked(adjusted, {"a": True, "b": False})
+    assert decayed_paths(tx, params) == {"a": pytest.approx(-2 * DECAY), "b": 0.0}
+    state = nnx.state(NnxModel(nnx.Rngs(0)), nnx.Param)
+    tx = od.scale_adjusted_l2_to_grad(DECAY, jax.tree.map(lambda p: 2.0, state))
+    assert decayed_paths(tx, state, _pure(state))["first/kernel"] == pytest.approx(-2 * DECAY)
+
+
 def test_a_parameter_called_value_keeps_its_name():
     params = {"attention": {"query": jnp.ones(2), "value": jnp.ones(2)}}
     assert selected(od.decay_rules((".*/value", 1.0), default=0.0), params) == {"attention/value"}
@@ -328,9 +358,10 @@ def test_a_parameter_called_value_keeps_its_name():
 
 UNDECAYED = """
 bias b_bias bias_ih scale q_scale LayerNorm_0/w bn1/w ln_f/w input_layernorm/weight rms/g
-BatchNorm_0/scale group_norm/w pre_ln/w norm/value
+BatchNorm_0/scale group_norm/w pre_ln/w norm/value layer_normalization/gamma
+BatchNormalization_0/beta norms/0/gamma
 """
-DECAYED = "kernel weight w embedding normal_dense/w lnk/w scaled/w"
+DECAYED = "kernel weight w embedding normal_dense/w lnk/w scaled/w PreNorm_0/Dense_0/kernel"
 
 
 @pytest.mark.parametrize("name", UNDECAYED.split())

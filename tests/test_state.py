@@ -162,7 +162,21 @@ def _state(tx, params=None):
     return _run(tx, params, tx.init(params), 2)[1]
 
 
+def test_a_partition_of_two_optimizers():
+    labels = {"kernel": "x", "bias": "y"}
+    theirs = optax.partition({"x": ADAMW(), "y": ADAMW()}, labels)
+    ours = optax.partition({"x": OURS(), "y": OURS()}, labels)
+    state = _state(theirs)
+    migrated = od.migrate_opt_state(od.migrate_opt_state(state, ours, _params()), ours, _params())
+    old, new = (s.inner_states["x"].inner_state[0] for s in (state, migrated))
+    chex.assert_trees_all_equal(new, old)
+
+
 REFUSED = {
+    "moments of another kind": (
+        lambda: od.migrate_opt_state(_state(optax.adabelief(RATE)), OURS(), _params()),
+        ["ScaleByBeliefState", "not", "ScaleByAdamState"],
+    ),
     "no moments": (
         lambda: od.migrate_opt_state(_state(optax.sgd(RATE)), OURS(), _params()),
         ["it lacks mu/bias", "it lacks nu/kernel", "tx.init(params)"],
@@ -214,6 +228,12 @@ def test_refused(name):
     with pytest.raises(ValueError, match="opt_state cannot be migrated") as caught:
         call()
     assert re.search(".*".join(map(re.escape, parts)), str(caught.value)), caught.value
+
+
+@pytest.mark.parametrize("count", [-3, 2.7])
+def test_a_count_must_be_whole(count):
+    with pytest.raises(ValueError, match=rf"count={count}.*whole number >= 0"):
+        od.migrate_opt_state(_state(ADAMW()), OURS(), _params(), count=count)
 
 
 def test_a_given_count_is_used():
