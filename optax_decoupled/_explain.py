@@ -163,12 +163,14 @@ def _until_moving(probe: Probe, data: Data) -> tuple[Probe, Data, int, Response]
 def _measure(probe: Probe, data: Data, at_large: Response, may_remember: bool) -> _Found:
     at_natural = probe.response(data, probe.natural, 1.0)
     c, c_natural, noise = at_large.fraction, at_natural.fraction, at_natural.fraction_noise
-    memory = Memory(*np.zeros((5, len(c))))
-    if may_remember and probe.changes_state(data, np.full_like(probe.natural, MEMORABLE), 1.0):
-        memory = measure_memory(probe, data, _large(probe), c)
-    remembered, odd = memory.remembered > 0, _is_odd(probe, at_large)
+    odd = _is_odd(probe, at_large)
     straight = at_large.residual < _TOLERANCE + at_large.noise / (at_large.odd + 1e-300)
     same = abs(c - c_natural) < _TOLERANCE * abs(c) + noise
+    memory = Memory(*np.zeros((5, len(c))))
+    suspicious = np.any(odd & ~(straight & same))
+    if may_remember and (suspicious or probe.changes_state(data, MEMORABLE)):
+        memory = measure_memory(probe, data, _large(probe), c)
+    remembered = memory.remembered > 0
     nothing, coupled = ~(odd | remembered), remembered | ~straight | ~same
     sign = np.sign(np.where(odd, c, memory.leak))
     # Adam's first step hides L2 all but for its eps: then the second one counts.

@@ -117,9 +117,10 @@ class Probe:
             fraction_noise=noise / size,
         )
 
-    def changes_state(self, data: Data, amplitudes: np.ndarray, factor: float) -> bool:
+    def changes_state(self, data: Data, amplitude: float) -> bool:
         """Whether the state after one update depends on the sign of the parameters."""
-        sums = self._state_sums(data, arrays.scalars(amplitudes), _twice(factor))
+        amplitudes = np.full_like(self.natural, amplitude)
+        sums = self._state_sums(data, arrays.scalars(amplitudes), _twice(1.0))
         diff, size = arrays.to_numpy(sums)
         return bool(np.any(diff > (64 * np.finfo(np.float32).eps) ** 2 * size))
 

@@ -13,7 +13,7 @@ _ROUNDING = 1e-5
 # The decoupled part that counts, relative to the whole fraction.
 _SIGNIFICANT = 0.05
 # L2 coefficients that are tried: the last two tell a linear response from a saturated one.
-_COEFFICIENTS = (2.0**-20, 2.0**-10, 1.0, 2.0**10)
+_COEFFICIENTS = (2.0**-20, 1.0, 2.0**10)
 
 
 class Memory(NamedTuple):
