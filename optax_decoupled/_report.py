@@ -120,7 +120,7 @@ def _table(rows: Sequence[DecayRow]) -> list[str]:
         rate = f"{row.decay_per_step:.2e}"
         key = (template, row.shape, row.dtype, row.kind, rate, row.lost_to_rounding)
         groups.setdefault(key, []).append(row)
-    header = ("parameter", "count", "shape", "dtype", "kind", "per update", "half-life", "rounding")
+    header = ("parameter", "count", "shape", "dtype", "kind", "per update", "half-life", "")
     cells = [_cells(group) for group in groups.values()]
     if len(cells) > _MAX_LINES:
         skipped = len(cells) - _MAX_LINES
