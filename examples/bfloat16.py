@@ -1,8 +1,11 @@
-"""Training in bfloat16: what rounding to nearest loses and stochastic rounding keeps.
+"""
+Training in bfloat16
+====================
 
-A small transformer reads scikit-learn's digits row by row; the runs differ in how parameters
-are stored. Below 2⁻⁹ of a weight, rounding to nearest loses every change in bfloat16, and
-annealed steps and decay are that small. Usage: python examples/bfloat16.py [FIGURE.png]
+What rounding to nearest loses and stochastic rounding keeps. A small transformer reads
+scikit-learn's digits row by row; the runs differ in how parameters are stored. Below 2⁻⁹ of a
+weight, rounding to nearest loses every change in bfloat16, and annealed steps and decay are that
+small. (It runs for minutes, so the site shows only its code; the result is under "Low precision".)
 """
 
 import sys

@@ -1,11 +1,14 @@
-"""A landscape over all the devices of a cluster, one process per host.
+"""
+A landscape on a cluster
+========================
 
-Alone, `python examples/landscape_cluster.py` uses this machine's devices. On a cluster, start it
-once per host; under Slurm, on TPU pods and under Open MPI `jax.distributed` finds the rest:
+The same sweep over all the devices of a cluster, one process per host. Alone, this script uses the
+machine's own devices. On a cluster, start it once per host; under Slurm, on TPU pods and under Open
+MPI ``jax.distributed`` finds the rest::
 
     srun --ntasks-per-node=1 python examples/landscape_cluster.py --cluster
 
-Elsewhere say who is who, here for two processes on one machine:
+Elsewhere say who is who, here for two processes on one machine::
 
     python examples/landscape_cluster.py --coordinator localhost:9911 --processes 2 --process 0 &
     python examples/landscape_cluster.py --coordinator localhost:9911 --processes 2 --process 1

@@ -1,4 +1,10 @@
-"""The landscape of a Flax Linen model, kept in a directory: run it again after a kill."""
+"""
+A landscape that survives a kill (Flax Linen)
+=============================================
+
+Which learning rate, which decay? Every cell of the grid is trained with one compilation. With a
+``directory`` finished cells are kept: a killed run goes on from there when it is run again.
+"""
 
 import tempfile
 

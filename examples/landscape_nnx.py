@@ -1,4 +1,10 @@
-"""The landscape of a Flax NNX model with batch norm and dropout: which rate, which decay?"""
+"""
+A landscape of your own model (Flax NNX)
+========================================
+
+A network with batch norm and dropout, trained with every learning rate and every L2 coefficient of
+a grid. With batch norm the product of the two is what counts, so the valley is a diagonal.
+"""
 
 import sys
 

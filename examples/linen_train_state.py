@@ -1,4 +1,9 @@
-"""Flax Linen's TrainState: SGDW with warm restarts, keeping the weights at each cycle's end."""
+"""
+Flax Linen's TrainState, with warm restarts
+===========================================
+
+SGDW with warm restarts, keeping the weights at each cycle's end, where the step is near zero.
+"""
 
 import jax
 import jax.numpy as jnp
