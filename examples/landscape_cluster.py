@@ -65,6 +65,7 @@ def main():
     parser.add_argument("--process", type=int)
     parser.add_argument("--directory", help="where process 0 keeps finished cells")
     parser.add_argument("--save", help="where process 0 saves the landscape")
+    parser.add_argument("--figure", help="where process 0 saves its picture")
     arguments = parser.parse_args()
     if arguments.cluster or arguments.coordinator:
         jax.distributed.initialize(arguments.coordinator, arguments.processes, arguments.process)
@@ -79,8 +80,11 @@ def main():
     )
     if jax.process_index() == 0:
         print(f"{jax.device_count()} devices of {jax.process_count()} processes:", landscape.best())
+        axes = landscape.plot()
         if arguments.save:
             landscape.save(arguments.save)
+        if arguments.figure:
+            axes.figure.savefig(arguments.figure)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ Which learning rate, which decay? Every cell of the grid is trained with one com
 import tempfile
 
 import jax.numpy as jnp
+import matplotlib.pyplot as plt
 import numpy as np
 import optax
 from flax import linen as nn
@@ -84,3 +85,5 @@ best = landscape.best()
 print(f"best: learning rate {best.learning_rate}, weight decay {best.weight_decay:.2g}")
 print(f"test error there: {best.mean:.1f} ± {best.spread:.1f} %")
 assert best.mean < 10
+landscape.plot()
+plt.show()

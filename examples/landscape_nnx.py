@@ -6,9 +6,8 @@ A network with batch norm and dropout, trained with every learning rate and ever
 a grid. With batch norm the product of the two is what counts, so the valley is a diagonal.
 """
 
-import sys
-
 import jax.numpy as jnp
+import matplotlib.pyplot as plt
 import numpy as np
 import optax
 from flax import nnx
@@ -84,6 +83,6 @@ try:
     print(f"as the rate doubles, log2 of the best L2 coefficient moves by {found.slope:+.2f}")
 except ValueError as refusal:
     print(refusal)
-if len(sys.argv) > 1:  # a file name
-    landscape.plot().figure.savefig(sys.argv[1])
 assert best.mean < 10
+landscape.plot()
+plt.show()
