@@ -97,7 +97,7 @@ def state_bytes() -> str:
         moved = 2 * (x["weights"] + x["state"]) + x["gradients"]
         cells = [*sizes, sum(sizes), moved]
         per_parameter.append([name, *(f"{n / x['parameters']:.0f}" for n in cells)])
-    headers = ["parameters stored in", "weights", "gradients", "state", "in all", "moved per step"]
+    headers = ["optimizer, parameters", "weights", "gradients", "state", "in all", "moved per step"]
     parts = ["Bytes per parameter:\n", _table(headers, per_parameter)]
     for name, models in record["per_device"].items():
         devices = list(next(iter(models.values())))
@@ -106,15 +106,15 @@ def state_bytes() -> str:
             for model, sizes in models.items()
         ]
         parts += [
-            f"Gigabytes per device for weights, gradients and state of `adamw` in {name}, "
-            "everything split over all devices:\n",
+            f"Gigabytes per device for weights, gradients and state, all split ({name}):\n",
             _table(["", *(f"{count} devices" for count in devices)], rows),
         ]
     return "\n".join(parts)
 
 
 def _gigabytes(sizes: dict[str, int]) -> str:
-    return f"{(sizes['weights'] + sizes['gradients'] + sizes['state']) / GB:.3g}"
+    size = (sizes["weights"] + sizes["gradients"] + sizes["state"]) / GB
+    return f"{size:,.0f}" if size >= 100 else f"{size:.2g}"
 
 
 def _table(headers: Iterable[str], rows: Iterable[Iterable[str]]) -> str:

@@ -9,10 +9,23 @@ import argparse
 import runpy
 import time
 from pathlib import Path
+from typing import Any
 
+import matplotlib.pyplot as plt
+import numpy as np
 from _harness import ROOT, environment, write_json
 
 EVERY = 10  # steps between the points of a curve that are kept
+
+
+def draw(modes: dict[str, Any], path: Path) -> None:
+    figure, ax = plt.subplots(figsize=(7, 3.4), layout="constrained")
+    for (mode, run), style in zip(modes.items(), ("-", "--", ":"), strict=True):
+        loss = np.mean(run["loss"], axis=0)
+        ax.semilogy(EVERY * np.arange(len(loss)), loss, style, label=mode)
+    ax.set(xlabel="step", ylabel="training loss, mean over seeds")
+    ax.legend()
+    figure.savefig(path, dpi=120)
 
 
 def main() -> None:
@@ -38,6 +51,7 @@ def main() -> None:
     }
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / "bfloat16.json", record)
+    draw(modes, out / "bfloat16.png")
     print(f"written: {out / 'bfloat16.json'}")
 
 

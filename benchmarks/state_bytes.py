@@ -34,10 +34,10 @@ class Choice(NamedTuple):
 
 
 CHOICES = {
-    "float32": Choice(lambda: od.adamw(RATE, DECAY), F32),
-    "float32, mu in bfloat16": Choice(lambda: od.adamw(RATE, DECAY, mu_dtype=BF16), F32),
-    "bfloat16": Choice(lambda: od.adamw(RATE, DECAY), BF16),
-    "bfloat16, mu in float32": Choice(lambda: od.adamw(RATE, DECAY, mu_dtype=F32), BF16),
+    "adamw, float32": Choice(lambda: od.adamw(RATE, DECAY), F32),
+    "adamw, float32, mu in bfloat16": Choice(lambda: od.adamw(RATE, DECAY, mu_dtype=BF16), F32),
+    "adamw, bfloat16": Choice(lambda: od.adamw(RATE, DECAY), BF16),
+    "adamw, bfloat16, mu in float32": Choice(lambda: od.adamw(RATE, DECAY, mu_dtype=F32), BF16),
     "optax.adamw, float32": Choice(lambda: optax.adamw(RATE), F32),
     "optax.adamw, bfloat16": Choice(lambda: optax.adamw(RATE), BF16),
     "sgdw, float32": Choice(lambda: od.sgdw(RATE, DECAY), F32),
@@ -104,7 +104,7 @@ def main() -> None:
                 model: {str(devices): measure(CHOICES[name], *size, devices) for devices in DEVICES}
                 for model, size in MODELS.items()
             }
-            for name in ("float32", "bfloat16")
+            for name in ("adamw, float32", "adamw, bfloat16")
         },
     }
     out.mkdir(parents=True, exist_ok=True)

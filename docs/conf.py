@@ -7,10 +7,13 @@ Python block of these pages, and checks that their numbers are those of `benchma
 
 import importlib.metadata
 import os
+import sys
+from pathlib import Path
 
 import jax
 
 os.environ["MPLBACKEND"] = "agg"
+sys.path.insert(0, str(Path(__file__).parent))  # for gallery_order
 # One process runs all examples, and the one about sharding needs eight devices.
 jax.config.update("jax_num_cpu_devices", 8)
 
@@ -42,7 +45,7 @@ html_show_sphinx = False
 pygments_style = "friendly"
 pygments_dark_style = "github-dark"
 
-myst_enable_extensions = ["colon_fence", "dollarmath"]
+myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 copybutton_exclude = ".linenos, .gp, .go"
 
@@ -61,10 +64,11 @@ sphinx_gallery_conf = {
     "examples_dirs": "../examples",
     "gallery_dirs": "gallery",
     "filename_pattern": r"/(?!bfloat16)\w+\.py$",  # that one takes two minutes
-    "within_subsection_order": "NumberOfCodeLinesSortKey",
+    "within_subsection_order": "gallery_order.by_hand",
     "abort_on_example_error": True,
+    "default_thumb_file": "../benchmarks/results/bfloat16.png",
     "download_all_examples": False,
-    "remove_config_comments": True,
+    "min_reported_time": float("inf"),
     "show_signature": False,
     "thumbnail_size": (480, 320),
     "write_computation_times": False,

@@ -33,9 +33,9 @@ def weights_and_decay(tx):
 figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
 for (name, tx), style in zip(runs.items(), ("-", "-", "--", ":"), strict=True):
     decays, weights = weights_and_decay(tx)
-    left.plot(decays, style, label=name)
-    right.plot(weights, style)
+    left.plot(decays, style)
+    right.plot(weights, style, label=name)
 left.set(xlabel="step", title="fraction removed per step, $c_t$")
 left.ticklabel_format(axis="y", scilimits=(0, 0))
-left.legend(fontsize="small")
 right.set(xlabel="step", title="what is left of a weight without gradient", ylim=(0, 1.02))
+right.legend(fontsize="small")
