@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import _docs_parts
 import jax.numpy as jnp
 import optax
 
@@ -111,6 +112,7 @@ def _load(name: str) -> dict[str, Any]:
 SECTIONS: dict[str, Callable[[], str]] = {
     "figure2_digits": figure2_digits,
     "explained": explained,
+    **_docs_parts.SECTIONS,
 }
 
 

@@ -1,11 +1,14 @@
-"""A landscape over all the devices of a cluster, one process per host.
+"""
+A landscape on a cluster
+========================
 
-Alone, `python examples/landscape_cluster.py` uses this machine's devices. On a cluster, start it
-once per host; under Slurm, on TPU pods and under Open MPI `jax.distributed` finds the rest:
+The same sweep over all the devices of a cluster, one process per host. Alone, this script uses the
+machine's own devices. On a cluster, start it once per host; under Slurm, on TPU pods and under Open
+MPI ``jax.distributed`` finds the rest::
 
     srun --ntasks-per-node=1 python examples/landscape_cluster.py --cluster
 
-Elsewhere say who is who, here for two processes on one machine:
+Elsewhere say who is who, here for two processes on one machine::
 
     python examples/landscape_cluster.py --coordinator localhost:9911 --processes 2 --process 0 &
     python examples/landscape_cluster.py --coordinator localhost:9911 --processes 2 --process 1
@@ -62,6 +65,7 @@ def main():
     parser.add_argument("--process", type=int)
     parser.add_argument("--directory", help="where process 0 keeps finished cells")
     parser.add_argument("--save", help="where process 0 saves the landscape")
+    parser.add_argument("--figure", help="where process 0 saves its picture")
     arguments = parser.parse_args()
     if arguments.cluster or arguments.coordinator:
         jax.distributed.initialize(arguments.coordinator, arguments.processes, arguments.process)
@@ -76,8 +80,11 @@ def main():
     )
     if jax.process_index() == 0:
         print(f"{jax.device_count()} devices of {jax.process_count()} processes:", landscape.best())
+        axes = landscape.plot()
         if arguments.save:
             landscape.save(arguments.save)
+        if arguments.figure:
+            axes.figure.savefig(arguments.figure)
 
 
 if __name__ == "__main__":

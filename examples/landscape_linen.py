@@ -1,8 +1,15 @@
-"""The landscape of a Flax Linen model, kept in a directory: run it again after a kill."""
+"""
+A landscape that survives a kill (Flax Linen)
+=============================================
+
+Which learning rate, which decay? Every cell of the grid is trained with one compilation. With a
+``directory`` finished cells are kept: a killed run goes on from there when it is run again.
+"""
 
 import tempfile
 
 import jax.numpy as jnp
+import matplotlib.pyplot as plt
 import numpy as np
 import optax
 from flax import linen as nn
@@ -78,3 +85,5 @@ best = landscape.best()
 print(f"best: learning rate {best.learning_rate}, weight decay {best.weight_decay:.2g}")
 print(f"test error there: {best.mean:.1f} ± {best.spread:.1f} %")
 assert best.mean < 10
+landscape.plot()
+plt.show()

@@ -1,7 +1,13 @@
-"""Flax Linen's TrainState: SGDW with warm restarts, keeping the weights at each cycle's end."""
+"""
+Flax Linen's TrainState, with warm restarts
+===========================================
+
+SGDW with warm restarts, keeping the weights at each cycle's end, where the step is near zero.
+"""
 
 import jax
 import jax.numpy as jnp
+import matplotlib.pyplot as plt
 import optax
 from flax import linen as nn
 from flax.training.train_state import TrainState
@@ -41,17 +47,24 @@ def step(state, x, y):
     return state.apply_gradients(grads=grads), loss
 
 
-kept = {}
+kept, losses = {}, []
 for t in range(STEPS):
     batch = jax.random.randint(jax.random.key(t), (64,), 0, len(train_images))
     state, loss = step(state, train_images[batch], train_labels[batch])
+    losses.append(loss)
     cycle, within, length = od.warm_restart_position(t, **CYCLES)
     if within == length - 1:
-        kept[int(cycle)] = state.params
+        kept[t] = state.params
 
-for cycle, params in kept.items():
+for t, params in kept.items():
     logits = model.apply({"params": params}, images[1200:])
     error = (logits.argmax(-1) != labels[1200:]).mean()
-    print(f"cycle {cycle}: test error {100 * error:.1f} %")
-assert list(kept) == [0, 1, 2]
+    print(f"after {t + 1} steps: test error {100 * error:.1f} %")
+assert list(kept) == [49, 149, 349]
 assert error < 0.12
+
+plt.semilogy(losses)
+plt.plot(list(kept), [losses[t] for t in kept], "o", label="kept")
+plt.gca().set(xlabel="step", ylabel="training loss")
+plt.legend()
+plt.show()

@@ -1,7 +1,14 @@
-"""A Flax NNX image classifier: AdamW with the paper's decay, inside a jitted training step."""
+"""
+A classifier in Flax NNX
+========================
+
+AdamW with the paper's decay inside a jitted training step. The decay follows from the budget by the
+paper's normalized decay, of which 0.025 to 0.05 was best there.
+"""
 
 import jax
 import jax.numpy as jnp
+import matplotlib.pyplot as plt
 import optax
 from flax import nnx
 from sklearn.datasets import load_digits
@@ -44,12 +51,17 @@ tx = od.adamw(
 )
 optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
 
+losses = []
 model.train()
 for t in range(STEPS):
     batch = jax.random.randint(jax.random.key(t), (64,), 0, len(train_images))
-    loss = step(model, optimizer, train_images[batch], train_labels[batch])
+    losses.append(step(model, optimizer, train_images[batch], train_labels[batch]))
 
 model.eval()
 error = (model(images[1200:]).argmax(-1) != labels[1200:]).mean()
-print(f"loss {loss:.4f}, test error {100 * error:.1f} %")
+print(f"loss {losses[-1]:.4f}, test error {100 * error:.1f} %")
 assert error < 0.1
+
+plt.semilogy(losses)
+plt.gca().set(xlabel="step", ylabel="training loss")
+plt.show()

@@ -116,7 +116,8 @@ class Landscape:
     def valley_slope(self, metric: str = "error") -> ValleySlope:
         r"""How :math:`\log_2` of the best decay moves per doubling of the learning rate.
 
-        The least-squares slope through the best decay of each rate (see :func:`_valley`).
+        The least-squares slope through the best decay of each rate, which is found in the
+        smoothed ranks of its row and interpolated between cells.
         A rate does not count if its best decay lies on the grid's edge, or if even its best
         cell is worse than the grid's median cell: nobody would train there.
 

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 EXAMPLES = sorted((pathlib.Path(__file__).parents[1] / "examples").glob("*.py"))
-SLOW = {"bfloat16"}
+SLOW = {"bfloat16", "transformer_lm"}
 
 
 @pytest.mark.parametrize(

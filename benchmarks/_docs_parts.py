@@ -1,0 +1,138 @@
+"""Generated parts of the site's pages: tables and sentences made of committed results."""
+
+import json
+import statistics
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).resolve().parent / "results"
+GB = 1e9
+
+
+def regimes() -> str:
+    """Where the best decay goes as the rate doubles, with and without normalization."""
+    record = _load("figure2_digits")
+    networks, budget = record["networks"], record["budget"]
+    optimizers = next(iter(networks.values()))["optimizers"]
+
+    def table(title: str, cell: Callable[[dict[str, Any]], str]) -> str:
+        rows = [
+            [name, *(cell(network["optimizers"][name]) for network in networks.values())]
+            for name in optimizers
+        ]
+        return _table([title, *networks], rows)
+
+    rates, decays = (len(optimizers["SGDW"][axis]) for axis in ("learning_rates", "weight_decays"))
+    return (
+        table("as the rate doubles, log₂ of the best decay moves by", _slope)
+        + "\n"
+        + table("lowest test error, %", _best)
+        + f"\nMLP {'-'.join(map(str, record['layers']))} on {record['train_images']} of "
+        f"scikit-learn's digits, {budget['epochs']} epochs, cosine annealing, decay on kernels, "
+        f"{rates} rates by {decays} decays, {budget['seeds']} seeds; 95 % intervals by bootstrap "
+        "over seeds. The decay is $\\lambda$ for SGDW and AdamW, $\\lambda'$ for the two with L2.\n"
+    )
+
+
+def _slope(optimizer: dict[str, Any]) -> str:
+    valley = optimizer["valley_slope"]
+    if not valley:
+        return "not located"
+    return f"{valley['slope']:+.2f} [{valley['low']:+.1f}, {valley['high']:+.1f}]"
+
+
+def _best(optimizer: dict[str, Any]) -> str:
+    return f"{optimizer['best']['mean']:.2f} ± {optimizer['best']['spread']:.2f}"
+
+
+def sweep_speed() -> str:
+    record = _load("sweep_speed")
+    per_minute, device = record["cells_per_minute"], record["device"]
+    return (
+        f"Measured on {device['cores']} cores ({device['kind']}), for the small network of "
+        f"[these landscapes](which_decay.md#does-the-best-decay-stay-put): "
+        f"{per_minute['sweep']['median']:.0f} cells a minute, against "
+        f"{per_minute['loop']['median']:.0f} of a loop that jits a fresh step for each cell.\n"
+    )
+
+
+def explain_speed() -> str:
+    record = _load("explain_speed")
+    rows = [
+        [
+            name,
+            f"{statistics.median(result['seconds']):.1f}",
+            f"{statistics.median(result['copies']):.1f}",
+        ]
+        for name, result in record["results"].items()
+    ]
+    first = next(iter(record["results"].values()))
+    size = f"{first['leaves']} parameters of {first['weights'] / 1e6:.0f} million weights in all"
+    return (
+        f"For {size}, on {record['device']['cores']} cores ({record['device']['kind']}):\n\n"
+        + _table(["optimizer", "seconds", "extra memory, copies of the weights"], rows)
+    )
+
+
+def bfloat16() -> str:
+    record = _load("bfloat16")
+    rows = [
+        [
+            mode,
+            f"{statistics.mean(run['final_loss']):.4f} ± {statistics.stdev(run['final_loss']):.4f}",
+            ", ".join(f"{error:.1f}" for error in run["test_error_percent"]),
+        ]
+        for mode, run in record["modes"].items()
+    ]
+    return _table(["parameters stored in", "final training loss", "test errors, %"], rows)
+
+
+def state_bytes() -> str:
+    """Bytes per parameter for each choice, and per device for two of them."""
+    record = _load("state_bytes")
+    per_parameter = []
+    for name, x in record["per_choice"].items():
+        sizes = [x["weights"], x["gradients"], x["state"]]
+        moved = 2 * (x["weights"] + x["state"]) + x["gradients"]
+        cells = [*sizes, sum(sizes), moved]
+        per_parameter.append([name, *(f"{n / x['parameters']:.0f}" for n in cells)])
+    headers = ["optimizer, parameters", "weights", "gradients", "state", "in all", "moved per step"]
+    parts = ["Bytes per parameter:\n", _table(headers, per_parameter)]
+    for name, models in record["per_device"].items():
+        devices = list(next(iter(models.values())))
+        rows = [
+            [f"{model} parameters", *(_gigabytes(sizes[count]) for count in devices)]
+            for model, sizes in models.items()
+        ]
+        parts += [
+            f"Gigabytes per device for weights, gradients and state, all split ({name}):\n",
+            _table(["", *(f"{count} devices" for count in devices)], rows),
+        ]
+    return "\n".join(parts)
+
+
+def _gigabytes(sizes: dict[str, int]) -> str:
+    size = (sizes["weights"] + sizes["gradients"] + sizes["state"]) / GB
+    return f"{size:,.0f}" if size >= 100 else f"{size:.2g}"
+
+
+def _table(headers: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """A Markdown table whose columns but the first are aligned to the right."""
+    headers = list(headers)
+    rule = ["---", *["---:"] * (len(headers) - 1)]
+    lines = [headers, rule, *map(list, rows)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _load(name: str) -> dict[str, Any]:
+    return json.loads((RESULTS / f"{name}.json").read_text())
+
+
+SECTIONS: dict[str, Callable[[], str]] = {
+    "bfloat16": bfloat16,
+    "explain_speed": explain_speed,
+    "regimes": regimes,
+    "state_bytes": state_bytes,
+    "sweep_speed": sweep_speed,
+}

@@ -1,0 +1,75 @@
+"""The site: pages in MyST, the API from docstrings, figures and examples run at every build.
+
+What runs where: this build executes the examples (but for those that say so on their page) and
+the scripts in `figures/`; `make test` runs the docstrings' doctests and, page by page, every
+Python block of these pages, and checks that their numbers are those of `benchmarks/results`.
+"""
+
+import importlib.metadata
+import os
+import sys
+from pathlib import Path
+
+import jax
+
+os.environ["MPLBACKEND"] = "agg"
+sys.path.insert(0, str(Path(__file__).parent))  # for gallery_order
+# One process runs all examples, and the one about sharding needs eight devices.
+jax.config.update("jax_num_cpu_devices", 8)
+
+project = "optax_decoupled"
+author = "The optax_decoupled authors"
+project_copyright = author
+version = release = importlib.metadata.version("optax-decoupled")
+
+extensions = [
+    "matplotlib.sphinxext.plot_directive",
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.napoleon",
+    "sphinx_copybutton",
+    "sphinx_gallery.gen_gallery",
+]
+exclude_patterns = ["_build", "figures"]
+templates_path = ["_templates"]
+nitpicky = True
+# Other projects' objects: their inventories are on the network, and a build must not need it.
+nitpick_ignore_regex = [("py:.*", r"(collections|jax|numpy|optax|re)\..*")]
+
+html_theme = "furo"
+html_title = "optax_decoupled"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_show_sphinx = False
+pygments_style = "friendly"
+pygments_dark_style = "github-dark"
+
+myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
+myst_heading_anchors = 3
+copybutton_exclude = ".linenos, .gp, .go"
+
+autosummary_generate = True
+autodoc_typehints = "none"
+autodoc_member_order = "bysource"
+python_maximum_signature_line_length = 88
+napoleon_use_ivar = True
+napoleon_use_rtype = False
+
+plot_formats = ["svg"]
+plot_html_show_formats = False
+plot_html_show_source_link = False
+
+sphinx_gallery_conf = {
+    "examples_dirs": "../examples",
+    "gallery_dirs": "gallery",
+    "filename_pattern": r"/(?!bfloat16)\w+\.py$",  # that one takes two minutes
+    "within_subsection_order": "gallery_order.by_hand",
+    "abort_on_example_error": True,
+    "default_thumb_file": "../benchmarks/results/bfloat16.png",
+    "download_all_examples": False,
+    "min_reported_time": float("inf"),
+    "show_signature": False,
+    "thumbnail_size": (480, 320),
+    "write_computation_times": False,
+}

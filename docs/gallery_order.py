@@ -1,0 +1,19 @@
+"""The order in which a newcomer reads the examples."""
+
+ORDER = (
+    "quickstart",
+    "nnx_classifier",
+    "linen_train_state",
+    "adamwr",
+    "decay_rules",
+    "bfloat16",
+    "sharded",
+    "landscape_nnx",
+    "landscape_linen",
+    "transformer_lm",
+    "landscape_cluster",
+)
+
+
+def by_hand(filename):
+    return ORDER.index(filename.removesuffix(".py"))

@@ -1,0 +1,88 @@
+"""
+AdamWR: warm restarts and snapshots
+===================================
+
+AdamW with warm restarts and normalized decay. At the end of a cycle the step is near zero: those
+are the weights to keep. The run can stop at any of them, and their predictions can be averaged.
+"""
+
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import optax
+from flax import nnx
+from sklearn.datasets import load_digits
+
+import optax_decoupled as od
+
+CYCLES = dict(first_cycle_steps=40, cycle_mult=2)
+STEPS, TRAIN = 600, 300  # the cycles end after 40, 120, 280 and 600 steps
+images, labels = load_digits(return_X_y=True)
+order = jax.random.permutation(jax.random.key(0), len(labels))
+images, labels = jnp.asarray(images / 16, jnp.float32)[order], jnp.asarray(labels)[order]
+
+
+class Classifier(nnx.Module):
+    def __init__(self, rngs):
+        self.hidden = nnx.Linear(64, 128, rngs=rngs)
+        self.norm = nnx.LayerNorm(128, rngs=rngs)
+        self.head = nnx.Linear(128, 10, rngs=rngs)
+
+    def __call__(self, x):
+        return self.head(nnx.relu(self.norm(self.hidden(x))))
+
+
+graphdef, params = nnx.split(Classifier(nnx.Rngs(0)), nnx.Param)
+tx = od.adamwr(0.01, 0.05, **CYCLES, mask=od.decay_mask)
+
+
+def loss_fn(params, x, y):
+    logits = nnx.merge(graphdef, params, copy=True)(x)
+    return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
+
+
+@jax.jit
+def step(params, state, t):
+    batch = jax.random.randint(jax.random.key(t), (50,), 0, TRAIN)
+    grads = jax.grad(loss_fn)(params, images[batch], labels[batch])
+    updates, state = tx.update(grads, state, params)
+    params = optax.apply_updates(params, updates)
+    predicted = jax.nn.softmax(nnx.merge(graphdef, params, copy=True)(images[TRAIN:]))
+    return params, state, predicted
+
+
+@jax.jit
+def error(predicted):
+    return 100 * (predicted.argmax(-1) != labels[TRAIN:]).mean()
+
+
+# %%
+# ``warm_restart_position`` says where a step lies in its cycle. Resuming a run needs nothing but
+# the optimizer's state: the schedules are pure functions of the step.
+
+state, errors, decays, snapshots = tx.init(params), [], [], {}
+for t in range(STEPS):
+    params, state, predicted = step(params, state, t)
+    errors.append(error(predicted))
+    decays.append(optax.tree.get(state, "decay_rate"))
+    _, within, length = od.warm_restart_position(t, **CYCLES)
+    if within == length - 1:
+        snapshots[t] = predicted  # in a real run: save params
+
+for t, predicted in snapshots.items():
+    print(f"after {t + 1:3} steps: test error {error(predicted):.1f} %")
+print(f"all {len(snapshots)} together: test error {error(sum(snapshots.values())):.1f} %")
+assert [t + 1 for t in snapshots] == [40, 120, 280, 600]
+
+# %%
+# The decay of a cycle of :math:`T_i` steps begins at :math:`0.05/\sqrt{T_i}` and is annealed like
+# the step.
+
+figure, (top, bottom) = plt.subplots(2, 1, sharex=True, figsize=(7, 5), layout="constrained")
+top.semilogy(errors, lw=1)
+top.plot(list(snapshots), [errors[t] for t in snapshots], "o", label="kept")
+top.set(ylabel="test error, %")
+top.legend()
+bottom.plot(decays)
+bottom.set(xlabel="step", ylabel="fraction removed per step")
+plt.show()
