@@ -21,7 +21,7 @@ def regimes() -> str:
             [name, *(cell(network["optimizers"][name]) for network in networks.values())]
             for name in optimizers
         ]
-        return _table([title, *networks], rows)
+        return markdown_table([title, *networks], rows)
 
     rates, decays = (len(optimizers["SGDW"][axis]) for axis in ("learning_rates", "weight_decays"))
     return (
@@ -71,7 +71,7 @@ def explain_speed() -> str:
     size = f"{first['leaves']} parameters of {first['weights'] / 1e6:.0f} million weights in all"
     return (
         f"For {size}, on {record['device']['cores']} cores ({record['device']['kind']}):\n\n"
-        + _table(["optimizer", "seconds", "extra memory, copies of the weights"], rows)
+        + markdown_table(["optimizer", "seconds", "extra memory, copies of the weights"], rows)
     )
 
 
@@ -85,7 +85,7 @@ def bfloat16() -> str:
         ]
         for mode, run in record["modes"].items()
     ]
-    return _table(["parameters stored in", "final training loss", "test errors, %"], rows)
+    return markdown_table(["parameters stored in", "final training loss", "test errors, %"], rows)
 
 
 def state_bytes() -> str:
@@ -98,7 +98,7 @@ def state_bytes() -> str:
         cells = [*sizes, sum(sizes), moved]
         per_parameter.append([name, *(f"{n / x['parameters']:.0f}" for n in cells)])
     headers = ["optimizer, parameters", "weights", "gradients", "state", "in all", "moved per step"]
-    parts = ["Bytes per parameter:\n", _table(headers, per_parameter)]
+    parts = ["Bytes per parameter:\n", markdown_table(headers, per_parameter)]
     for name, models in record["per_device"].items():
         devices = list(next(iter(models.values())))
         rows = [
@@ -107,7 +107,7 @@ def state_bytes() -> str:
         ]
         parts += [
             f"Gigabytes per device for weights, gradients and state, all split ({name}):\n",
-            _table(["", *(f"{count} devices" for count in devices)], rows),
+            markdown_table(["", *(f"{count} devices" for count in devices)], rows),
         ]
     return "\n".join(parts)
 
@@ -117,7 +117,7 @@ def _gigabytes(sizes: dict[str, int]) -> str:
     return f"{size:,.0f}" if size >= 100 else f"{size:.2g}"
 
 
-def _table(headers: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+def markdown_table(headers: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     """A Markdown table whose columns but the first are aligned to the right."""
     headers = list(headers)
     rule = ["---", *["---:"] * (len(headers) - 1)]
