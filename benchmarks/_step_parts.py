@@ -66,7 +66,7 @@ def step_dtypes() -> str:
         )
     headers = ["parameters", "state", "peak", "accessed", "time", "compile time"]
     return (
-        "ViT-B; bytes per parameter of the state, of the whole step at its peak (weights, gradients, "
+        "ViT-B; bytes per parameter: of the state; at the peak of a step (weights, gradients, "
         "state and temporaries) and accessed; times relative to float32:\n\n"
         + markdown_table(headers, rows)
     )
