@@ -35,6 +35,7 @@ def rivals(shapes: dict[str, tuple[int, ...]], gpu: bool) -> Iterator[dict[str, 
     here, there = spawn.Pipe()
     process = spawn.Process(target=_serve, args=(there, list(shapes.values()), gpu), daemon=True)
     process.start()
+    there.close()  # so that a dead process is an error here
 
     def step(name: str) -> float:
         here.send(name)
