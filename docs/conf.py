@@ -13,7 +13,8 @@ from pathlib import Path
 import jax
 
 os.environ["MPLBACKEND"] = "agg"
-sys.path.insert(0, str(Path(__file__).parent))  # for gallery_order
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "docs"))  # for gallery_order
 # One process runs all examples, and the one about sharding needs eight devices.
 jax.config.update("jax_num_cpu_devices", 8)
 
@@ -66,7 +67,7 @@ sphinx_gallery_conf = {
     "filename_pattern": r"/(?!bfloat16)\w+\.py$",  # that one takes two minutes
     "within_subsection_order": "gallery_order.by_hand",
     "abort_on_example_error": True,
-    "default_thumb_file": "../benchmarks/results/bfloat16.png",
+    "default_thumb_file": str(ROOT / "benchmarks" / "results" / "bfloat16.png"),
     "download_all_examples": False,
     "min_reported_time": float("inf"),
     "show_signature": False,

@@ -57,22 +57,24 @@ def error(predicted):
 
 
 # %%
-# ``warm_restart_position`` says where a step lies in its cycle. Resuming a run needs nothing but
+# ``warm_restart_position`` says where steps lie in their cycles. Resuming a run needs nothing but
 # the optimizer's state: the schedules are pure functions of the step.
+
+_, within, length = od.warm_restart_position(jnp.arange(STEPS), **CYCLES)
+ends = jnp.flatnonzero(within == length - 1).tolist()
 
 state, errors, decays, snapshots = tx.init(params), [], [], {}
 for t in range(STEPS):
     params, state, predicted = step(params, state, t)
     errors.append(error(predicted))
     decays.append(optax.tree.get(state, "decay_rate"))
-    _, within, length = od.warm_restart_position(t, **CYCLES)
-    if within == length - 1:
+    if t in ends:
         snapshots[t] = predicted  # in a real run: save params
 
 for t, predicted in snapshots.items():
     print(f"after {t + 1:3} steps: test error {error(predicted):.1f} %")
 print(f"all {len(snapshots)} together: test error {error(sum(snapshots.values())):.1f} %")
-assert [t + 1 for t in snapshots] == [40, 120, 280, 600]
+assert ends == [39, 119, 279, 599]
 
 # %%
 # The decay of a cycle of :math:`T_i` steps begins at :math:`0.05/\sqrt{T_i}` and is annealed like

@@ -16,7 +16,7 @@ from sklearn.datasets import load_digits
 
 import optax_decoupled as od
 
-STEPS = 400
+STEPS = 300
 images, labels = load_digits(return_X_y=True)
 images, labels = jnp.asarray(images / 16, jnp.float32), jnp.asarray(labels)
 
@@ -74,13 +74,14 @@ def train(mask, params):
         updates, state = tx.update(grads, state, params)
         params = optax.apply_updates(params, updates)
         layers = params["embed"], params["layers"][0], params["head"]
-        return params, state, [jnp.linalg.norm(layer["kernel"][...]) for layer in layers]
+        norms = jnp.stack([jnp.linalg.norm(layer["kernel"][...]) for layer in layers])
+        return params, state, norms
 
     state, norms = tx.init(params), []
     for t in range(STEPS):
-        params, state, norms_now = step(params, state, t)
-        norms.append(norms_now)
-    return np.array(norms).T
+        params, state, now = step(params, state, t)
+        norms.append(now)
+    return np.stack(norms, axis=1)
 
 
 figure, axes = plt.subplots(1, 3, sharey=True, figsize=(9, 3), layout="constrained")

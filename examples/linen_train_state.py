@@ -47,13 +47,14 @@ def step(state, x, y):
     return state.apply_gradients(grads=grads), loss
 
 
+_, within, length = od.warm_restart_position(jnp.arange(STEPS), **CYCLES)
+ends = jnp.flatnonzero(within == length - 1).tolist()
 kept, losses = {}, []
 for t in range(STEPS):
     batch = jax.random.randint(jax.random.key(t), (64,), 0, len(train_images))
     state, loss = step(state, train_images[batch], train_labels[batch])
     losses.append(loss)
-    cycle, within, length = od.warm_restart_position(t, **CYCLES)
-    if within == length - 1:
+    if t in ends:
         kept[t] = state.params
 
 for t, params in kept.items():

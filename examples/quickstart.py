@@ -54,13 +54,13 @@ def train(tx, params):
         params = optax.apply_updates(params, updates)
         norm = jnp.linalg.norm(params["hidden"]["kernel"])
         error = mean_squared_error(params, inputs[TRAIN:], targets[TRAIN:])
-        return params, state, (norm, error, optax.tree.get(state, "decay_rate"))
+        return params, state, jnp.stack([norm, error, optax.tree.get(state, "decay_rate")])
 
     state, history = tx.init(params), []
     for _ in range(STEPS):
         params, state, measured = step(params, state)
         history.append(measured)
-    return np.array(history).T
+    return np.stack(history, axis=1)
 
 
 # %%

@@ -45,8 +45,9 @@ def test_optax(ports):
     matrix, vector = np.outer(THETA, THETA), THETA
     noise = np.random.default_rng(0).normal(size=(STEPS, *matrix.shape))
     for theta, grad in ((matrix, lambda x, t: x + noise[t]), (vector, gradient)):
-        before, after = (path(ports[name], grad, theta) for name in ("before", "after"))
-        assert relative_error(after, before) < 1e-6
+        before = path(ports["before"], grad, theta)
+        for name in ("after", "injected"):
+            assert relative_error(path(ports[name], grad, theta), before) < 1e-6
     twice = od.adamw(3e-4, 2 * ports["decay"], schedule=ports["eta"])
     assert relative_error(path(twice), path(ports["after"])) > 1e-3
 
