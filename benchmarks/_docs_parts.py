@@ -48,12 +48,30 @@ def _best(optimizer: dict[str, Any]) -> str:
 
 def sweep_speed() -> str:
     record = _load("sweep_speed")
-    per_minute, device = record["cells_per_minute"], record["device"]
+    sweep, loop = (record["cells_per_minute"][key]["median"] for key in ("sweep", "loop"))
     return (
-        f"Measured on {device['cores']} cores ({device['kind']}), for the small network of "
-        f"[these landscapes](which_decay.md#does-the-best-decay-stay-put): "
-        f"{per_minute['sweep']['median']:.0f} cells a minute, against "
-        f"{per_minute['loop']['median']:.0f} of a loop that jits a fresh step for each cell.\n"
+        f"For the digits task of `make run`, on {record['device']['cores']} cores "
+        f"({record['device']['kind']}): {sweep:.0f} cells a minute, {record['ratio']:.0f} times as "
+        f"many as a loop that jits a step for each cell ({loop:.0f}).\n"
+    )
+
+
+def sweep_memory() -> str:
+    """The vectorize curve, and the peak of memory for two tasks."""
+    record = _load("sweep_speed")
+    tasks = {
+        "digits": "MLP on the digits",
+        "cifar": "small ConvNet, 5,000 images of CIFAR-10's shape",
+    }
+    rows = [
+        [tasks[x["task"]], *(f"{x[key]:,}" for key in ("cells", "vectorize", "peak_mib"))]
+        for x in record["peak_memory"]
+    ]
+    curve = [[str(x["cells"]), f"{x['median']:.0f}"] for x in record["vectorize"]]
+    return (
+        markdown_table(["cells at a time (`vectorize`)", "cells a minute, once compiled"], curve)
+        + "\nThe memory of the process is bounded by the cells that are trained at a time, not by "
+        "the grid:\n\n" + markdown_table(["task", "cells", "at a time", "peak, MiB"], rows)
     )
 
 
@@ -134,5 +152,6 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "explain_speed": explain_speed,
     "regimes": regimes,
     "state_bytes": state_bytes,
+    "sweep_memory": sweep_memory,
     "sweep_speed": sweep_speed,
 }
