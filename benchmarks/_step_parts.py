@@ -97,6 +97,14 @@ def step_growth() -> str:
     )
 
 
+def step_xla_options() -> str:
+    """AdamW on one leaf under options of XLA's CPU backend, beside the limit."""
+    found = _load()["xla_options"]
+    limit = found["machine limit"]["seconds"]
+    rows = [[name, _milliseconds(x), f"{x['seconds'] / limit:.2f}"] for name, x in found.items()]
+    return markdown_table(["`optax.adamw`, one leaf of 8 M", "ms", "relative to the limit"], rows)
+
+
 def _milliseconds(step: dict[str, Any] | None) -> str:
     return f"{1e3 * step['seconds']:.3g}" if step else "-"
 
@@ -110,4 +118,5 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "step_variants": step_variants,
     "step_dtypes": step_dtypes,
     "step_growth": step_growth,
+    "step_xla_options": step_xla_options,
 }

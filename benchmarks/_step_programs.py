@@ -56,12 +56,13 @@ def _step(variant: Variant) -> tuple[optax.GradientTransformation, Any]:
     return tx, jax.jit(step, donate_argnums=0)
 
 
-def build(variant: Variant, shapes: Shapes) -> Program:
+def build(variant: Variant, shapes: Shapes, options: dict[str, Any] | None = None) -> Program:
+    """Compiles a step, with XLA options if given."""
     tx, step = _step(variant)
     params = {name: jnp.full(shape, 0.1, variant.dtype) for name, shape in shapes.items()}
     grads = jax.tree.map(lambda p: 0.01 * p, params)
     carry = (params, jax.jit(tx.init)(params), jax.random.key(0, impl=variant.key))
-    return Program(step.lower(carry, grads).compile(), carry, grads)
+    return Program(step.lower(carry, grads).compile(compiler_options=options), carry, grads)
 
 
 def run(program: Program) -> tuple[float, Program]:
