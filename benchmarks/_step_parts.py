@@ -36,8 +36,9 @@ def step_variants() -> str:
     def table(key: str, digits: int) -> str:
         rows = []
         for name in names:
-            found = [tree["variants"][name] for tree in trees.values()]
-            rows.append([name, found[0]["baseline"], *(f"{x[key]:.{digits}f}" for x in found)])
+            found = [tree["variants"].get(name) for tree in trees.values()]
+            values = (f"{x[key]:.{digits}f}" if x else "" for x in found)
+            rows.append([name, found[0]["baseline"], *values])
         return markdown_table(["step", "relative to", *trees], rows)
 
     return (
