@@ -21,7 +21,7 @@ def regimes() -> str:
             [name, *(cell(network["optimizers"][name]) for network in networks.values())]
             for name in optimizers
         ]
-        return _table([title, *networks], rows)
+        return markdown_table([title, *networks], rows)
 
     rates, decays = (len(optimizers["SGDW"][axis]) for axis in ("learning_rates", "weight_decays"))
     return (
@@ -48,12 +48,30 @@ def _best(optimizer: dict[str, Any]) -> str:
 
 def sweep_speed() -> str:
     record = _load("sweep_speed")
-    per_minute, device = record["cells_per_minute"], record["device"]
+    sweep, loop = (record["cells_per_minute"][key]["median"] for key in ("sweep", "loop"))
     return (
-        f"Measured on {device['cores']} cores ({device['kind']}), for the small network of "
-        f"[these landscapes](which_decay.md#does-the-best-decay-stay-put): "
-        f"{per_minute['sweep']['median']:.0f} cells a minute, against "
-        f"{per_minute['loop']['median']:.0f} of a loop that jits a fresh step for each cell.\n"
+        f"For the digits task of `make run`, on {record['device']['cores']} cores "
+        f"({record['device']['kind']}): {sweep:.0f} cells a minute, {record['ratio']:.0f} times as "
+        f"many as a loop that jits a step for each cell ({loop:.0f}).\n"
+    )
+
+
+def sweep_memory() -> str:
+    """The vectorize curve, and the peak of memory for two tasks."""
+    record = _load("sweep_speed")
+    tasks = {
+        "digits": "MLP on the digits",
+        "cifar": "small ConvNet, 5,000 images of CIFAR-10's shape",
+    }
+    rows = [
+        [tasks[x["task"]], *(f"{x[key]:,}" for key in ("cells", "vectorize", "peak_mib"))]
+        for x in record["peak_memory"]
+    ]
+    curve = [[str(x["cells"]), f"{x['median']:.0f}"] for x in record["vectorize"]]
+    return (
+        markdown_table(["cells at a time (`vectorize`)", "cells a minute, once compiled"], curve)
+        + "\nThe memory of the process is bounded by the cells that are trained at a time, not by "
+        "the grid:\n\n" + markdown_table(["task", "cells", "at a time", "peak, MiB"], rows)
     )
 
 
@@ -71,7 +89,7 @@ def explain_speed() -> str:
     size = f"{first['leaves']} parameters of {first['weights'] / 1e6:.0f} million weights in all"
     return (
         f"For {size}, on {record['device']['cores']} cores ({record['device']['kind']}):\n\n"
-        + _table(["optimizer", "seconds", "extra memory, copies of the weights"], rows)
+        + markdown_table(["optimizer", "seconds", "extra memory, copies of the weights"], rows)
     )
 
 
@@ -85,7 +103,7 @@ def bfloat16() -> str:
         ]
         for mode, run in record["modes"].items()
     ]
-    return _table(["parameters stored in", "final training loss", "test errors, %"], rows)
+    return markdown_table(["parameters stored in", "final training loss", "test errors, %"], rows)
 
 
 def state_bytes() -> str:
@@ -98,7 +116,7 @@ def state_bytes() -> str:
         cells = [*sizes, sum(sizes), moved]
         per_parameter.append([name, *(f"{n / x['parameters']:.0f}" for n in cells)])
     headers = ["optimizer, parameters", "weights", "gradients", "state", "in all", "moved per step"]
-    parts = ["Bytes per parameter:\n", _table(headers, per_parameter)]
+    parts = ["Bytes per parameter:\n", markdown_table(headers, per_parameter)]
     for name, models in record["per_device"].items():
         devices = list(next(iter(models.values())))
         rows = [
@@ -107,7 +125,7 @@ def state_bytes() -> str:
         ]
         parts += [
             f"Gigabytes per device for weights, gradients and state, all split ({name}):\n",
-            _table(["", *(f"{count} devices" for count in devices)], rows),
+            markdown_table(["", *(f"{count} devices" for count in devices)], rows),
         ]
     return "\n".join(parts)
 
@@ -117,7 +135,7 @@ def _gigabytes(sizes: dict[str, int]) -> str:
     return f"{size:,.0f}" if size >= 100 else f"{size:.2g}"
 
 
-def _table(headers: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+def markdown_table(headers: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     """A Markdown table whose columns but the first are aligned to the right."""
     headers = list(headers)
     rule = ["---", *["---:"] * (len(headers) - 1)]
@@ -134,5 +152,6 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "explain_speed": explain_speed,
     "regimes": regimes,
     "state_bytes": state_bytes,
+    "sweep_memory": sweep_memory,
     "sweep_speed": sweep_speed,
 }

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 
 ROOT = Path(__file__).resolve().parent.parent
-_PACKAGES = ("optax-decoupled", "jax", "jaxlib", "optax", "flax", "numpy", "scikit-learn")
+_PACKAGES = ("optax-decoupled", "jax", "jaxlib", "optax", "flax", "numpy", "scikit-learn", "torch")
 
 
 def environment() -> dict[str, Any]:

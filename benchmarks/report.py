@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import _docs_parts
+import _step_parts
 import jax.numpy as jnp
 import optax
 
@@ -113,6 +114,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "figure2_digits": figure2_digits,
     "explained": explained,
     **_docs_parts.SECTIONS,
+    **_step_parts.SECTIONS,
 }
 
 

@@ -1,44 +1,57 @@
-"""What does a step cost, relative to `optax.adamw`'s, in time and in bytes moved?
+"""What does a step cost, against `optax.adamw`, PyTorch's fused AdamW and the machine's limit?
 
-Every variant is compiled in one process and timed in turn, round after round, so that a noisy
-machine disturbs all alike. Of two equal programs the one built first may run faster: the
-variants are built in both orders, and the ratio is the geometric mean of both.
+Competitors are compiled first and then timed in turn, round after round, so that a noisy
+machine disturbs all alike: JAX's in this process, PyTorch's and the limit (a loop that reads
+4 and writes 3 numbers per parameter, as Adam must) in one that waits its turn. Of two equal
+programs the one built first may run faster: JAX's are built in both orders, and a ratio is
+the geometric mean of both. PyTorch's rows need `pip install torch`.
 
 Usage: python benchmarks/step_cost.py [--quick] [--out DIR]
 """
 
 import argparse
 import gc
+import itertools
+import os
 import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from _harness import ROOT, environment, write_json
+from _step_programs import (
+    BASELINE,
+    Program,
+    Shapes,
+    Variant,
+    analysed,
+    build,
+    count,
+    float32_master,
+    run,
+)
+from _step_rivals import DECAY, RATE, rivals
 
 import optax_decoupled as od
 
-RATE, DECAY = 1e-3, 1e-4
-ROUNDS, QUICK_ROUNDS = 21, 3
-
-
-class Variant(NamedTuple):
-    """A step to time: an optimizer, the parameters' dtype, and how updates are applied."""
-
-    make: Callable[[], optax.GradientTransformation]
-    dtype: Any = jnp.float32
-    stochastic: bool = False
+BF16 = jnp.bfloat16
+LOAD_PER_ROUND = 4e8  # parameters: big trees are timed in fewer rounds
 
 
 def eta(count: jax.Array) -> Any:
     return 1.0 - count / 1_000_000
 
 
-BASELINE = "optax.adamw"
+def decayed_sgd() -> optax.GradientTransformation:
+    """As much work as SGDW, from Optax's parts."""
+    return optax.chain(
+        optax.trace(0.9), optax.add_decayed_weights(DECAY / RATE), optax.scale(-RATE)
+    )
+
+
 VARIANTS = {
     BASELINE: Variant(lambda: optax.adamw(RATE, weight_decay=DECAY / RATE)),
     "od.adamw": Variant(lambda: od.adamw(RATE, DECAY)),
@@ -46,23 +59,46 @@ VARIANTS = {
     "od.adamw, mask": Variant(lambda: od.adamw(RATE, DECAY, mask=od.decay_mask)),
     "od.adamw, cautious": Variant(lambda: od.adamw(RATE, DECAY, cautious=True)),
     "od.adamwr": Variant(lambda: od.adamwr(RATE, 0.05, first_cycle_steps=1000)),
-    "optax.sgd": Variant(lambda: optax.sgd(RATE, momentum=0.9)),
-    "od.sgdw": Variant(lambda: od.sgdw(RATE, DECAY)),
+    "optax.sgd + decay": Variant(decayed_sgd),
+    "od.sgdw": Variant(lambda: od.sgdw(RATE, DECAY), baseline="optax.sgd + decay"),
     "optax.lion": Variant(lambda: optax.lion(RATE, weight_decay=DECAY / RATE)),
-    "od.decouple(lion)": Variant(lambda: od.decouple(optax.lion(RATE, weight_decay=0.0), DECAY)),
-    "od.adamw, bfloat16, to nearest": Variant(lambda: od.adamw(RATE, DECAY), jnp.bfloat16),
-    "od.adamw, bfloat16, stochastic": Variant(
-        lambda: od.adamw(RATE, DECAY), jnp.bfloat16, stochastic=True
+    "od.decouple(lion)": Variant(
+        lambda: od.decouple(optax.lion(RATE, weight_decay=0.0), DECAY), baseline="optax.lion"
+    ),
+}
+# How parameters, mu and nu are stored, on one tree.
+DTYPES = {
+    BASELINE: VARIANTS[BASELINE],
+    "bfloat16, nearest": Variant(lambda: od.adamw(RATE, DECAY, mu_dtype=jnp.float32), BF16),
+    "bfloat16 + float32 master": Variant(lambda: float32_master(od.adamw(RATE, DECAY)), BF16),
+    "bfloat16, stochastic": Variant(
+        lambda: od.adamw(RATE, DECAY, mu_dtype=jnp.float32), BF16, stochastic=True
+    ),
+    "bfloat16, stochastic, key rbg": Variant(
+        lambda: od.adamw(RATE, DECAY, mu_dtype=jnp.float32), BF16, stochastic=True, key="rbg"
+    ),
+    "bfloat16, stochastic, key rbg, mu bfloat16": Variant(
+        lambda: od.adamw(RATE, DECAY), BF16, stochastic=True, key="rbg"
     ),
 }
 
 
-def one_leaf(size: int) -> dict[str, Any]:
-    return {"kernel": (size,)}
+# What might bring XLA's step on CPU closer to the machine's limit.
+XLA_OPTIONS = {
+    "default": {},
+    "wider vectors": {"xla_cpu_prefer_vector_width": 512},
+    "fast math": {"xla_cpu_enable_fast_math": True},
+    "without fusion emitters": {"xla_cpu_use_fusion_emitters": False},
+    "concurrency-optimized schedule": {"xla_cpu_enable_concurrency_optimized_scheduler": True},
+}
 
 
-def transformer(depth: int, width: int) -> dict[str, Any]:
-    """The leaves of a ViT; 12 layers of width 768 are ViT-B's 86 M parameters."""
+def leaves(number: int, size: int) -> Shapes:
+    return {f"{i}/kernel": (size,) for i in range(number)}
+
+
+def vision_transformer(depth: int, width: int) -> Shapes:
+    """12 layers of width 768 are ViT-B's 86 M parameters."""
     square, wide, vector = (width, width), (width, 4 * width), (width,)
     layer = {
         **{f"{name}/kernel": square for name in ("query", "key", "value", "out")},
@@ -76,103 +112,154 @@ def transformer(depth: int, width: int) -> dict[str, Any]:
     return {"embed/kernel": (768, width), "place/embedding": (197, width), **layers}
 
 
-TREES = {"one leaf of 32 M": one_leaf(2**25), "ViT-B, 86 M": transformer(12, 768)}
-QUICK_TREES = {"one leaf of 1 M": one_leaf(2**20), "a small transformer": transformer(2, 64)}
-
-
-class Program(NamedTuple):
-    """A compiled step, what it runs on, and what XLA says of it."""
-
-    step: Any
-    carry: Any
-    grads: Any
-    compile_seconds: float
-    bytes_accessed: float
-
-
-def build(variant: Variant, shapes: dict[str, Any]) -> Program:
-    tx = variant.make()
-    params = {name: jnp.full(shape, 0.1, variant.dtype) for name, shape in shapes.items()}
-    grads = jax.tree.map(lambda p: 0.01 * p, params)
-    carry = (params, jax.jit(tx.init)(params), jax.random.key(0))
-
-    def step(carry: Any, grads: Any) -> Any:
-        params, state, key = carry
-        updates, state = tx.update(grads, state, params)
-        if variant.stochastic:
-            key, now = jax.random.split(key)
-            params = od.apply_updates_with_stochastic_rounding(params, updates, now)
-        else:
-            params = optax.apply_updates(params, updates)
-        return params, state, key
-
-    start = time.perf_counter()
-    compiled = jax.jit(step, donate_argnums=0).lower(carry, grads).compile()
-    seconds = time.perf_counter() - start
-    cost: Any = compiled.cost_analysis()
-    return Program(compiled, carry, grads, seconds, cost["bytes accessed"])
-
-
-def time_all(names: list[str], shapes: dict[str, Any], rounds: int) -> dict[str, Any]:
-    """Medians over interleaved rounds, variants built in the given order."""
-    programs = {name: build(VARIANTS[name], shapes) for name in names}
-    seconds: dict[str, list[float]] = {name: [] for name in names}
-    for round_ in range(rounds + 1):
-        for name, program in programs.items():
-            start = time.perf_counter()
-            carry = jax.block_until_ready(program.step(program.carry, program.grads))
-            if round_:  # the first is a warm-up
-                seconds[name].append(time.perf_counter() - start)
-            programs[name] = program._replace(carry=carry)
-    results = {
-        name: {
-            "seconds": statistics.median(seconds[name]),
-            "quartiles": statistics.quantiles(seconds[name], n=4)[::2],
-            "compile_seconds": program.compile_seconds,
-            "bytes_accessed": program.bytes_accessed,
-        }
-        for name, program in programs.items()
+def scanned_decoder(depth: int, width: int) -> Shapes:
+    """A gated decoder block whose layers are stacked for `lax.scan`."""
+    hidden = 8 * width // 3 // 64 * 64
+    layer = {
+        **{f"{name}/kernel": (width, width) for name in ("query", "key", "value", "out")},
+        **{f"{name}/kernel": (width, hidden) for name in ("gate", "up")},
+        "down/kernel": (hidden, width),
+        **{f"norm_{i}/scale": (width,) for i in range(2)},
     }
-    del programs
-    gc.collect()
-    return results
+    return {name: (depth, *shape) for name, shape in layer.items()}
 
 
-def measure(shapes: dict[str, Any], rounds: int) -> dict[str, Any]:
-    """Each variant beside the baseline, in both build orders: ratios to the baseline."""
-    found = {}
-    for name in VARIANTS:
-        if name == BASELINE:
-            continue
-        runs = [time_all(order, shapes, rounds) for order in ([BASELINE, name], [name, BASELINE])]
-        ratios = [run[name]["seconds"] / run[BASELINE]["seconds"] for run in runs]
-        found[name] = {
-            "time_ratio": statistics.geometric_mean(ratios),
-            "time_ratio_each_order": ratios,
-            "bytes_ratio": runs[0][name]["bytes_accessed"] / runs[0][BASELINE]["bytes_accessed"],
-            "compile_ratio": statistics.geometric_mean(
-                run[name]["compile_seconds"] / run[BASELINE]["compile_seconds"] for run in runs
-            ),
-            "runs": runs,
+TREES = {
+    "one leaf of 32 M": leaves(1, 2**25),
+    "ViT-B, 86 M": vision_transformer(12, 768),
+    "1,000 leaves of 1,000": leaves(1000, 1000),
+    "scanned decoder, 103 M": scanned_decoder(8, 1024),
+}
+QUICK_TREES = {"a small ViT": vision_transformer(2, 64), "10 leaves": leaves(10, 1000)}
+
+
+def rounds_for(shapes: Shapes, quick: bool) -> int:
+    return 3 if quick else max(11, min(101, int(LOAD_PER_ROUND / count(shapes))))
+
+
+def timed(steps: dict[str, Callable[[], float]], rounds: int) -> dict[str, dict[str, Any]]:
+    """Median seconds and quartiles of each step, all of them in turn."""
+    seconds = {name: [] for name in steps}
+    for round_, (name, step) in itertools.product(range(rounds + 1), steps.items()):
+        taken = step()
+        if round_:  # the first is a warm-up
+            seconds[name].append(taken)
+    return {
+        name: {
+            "seconds": statistics.median(column),
+            "quartiles": statistics.quantiles(column, n=4)[::2],
         }
-        print(f"  {name:32} time × {found[name]['time_ratio']:.3f}", end="  ", flush=True)
-        print(f"bytes × {found[name]['bytes_ratio']:.4f}", flush=True)
+        for name, column in seconds.items()
+    }
+
+
+def jax_steps(variants: dict[str, Variant], shapes: Shapes) -> dict[str, Callable[[], float]]:
+    return in_place({name: build(variant, shapes) for name, variant in variants.items()})
+
+
+def in_place(programs: dict[str, Program]) -> dict[str, Callable[[], float]]:
+    """A function for each program that takes its next step and returns the seconds."""
+
+    def step(name: str) -> float:
+        seconds, programs[name] = run(programs[name])
+        return seconds
+
+    return {name: lambda name=name: step(name) for name in programs}
+
+
+def against_baselines(
+    variants: dict[str, Variant], shapes: Shapes, rounds: int
+) -> dict[str, dict[str, Any]]:
+    """Each variant beside its baseline, in both build orders."""
+    found = analysed(variants, shapes, rounds=min(5, rounds // 2))
+    for name, variant in variants.items():
+        if name == variant.baseline:
+            continue
+        pair = {key: variants[key] for key in (variant.baseline, name)}
+        orders = [pair, dict(reversed(pair.items()))]
+        runs = [timed(jax_steps(order, shapes), rounds) for order in orders]
+        gc.collect()
+        ratios = [x[name]["seconds"] / x[variant.baseline]["seconds"] for x in runs]
+        base = found[variant.baseline]
+        found[name] |= {
+            "baseline": variant.baseline,
+            "step": [x[name] for x in runs],
+            "baseline_step": [x[variant.baseline] for x in runs],
+            "time_ratio": statistics.geometric_mean(ratios),
+            "bytes_ratio": found[name]["bytes_accessed"] / base["bytes_accessed"],
+            "compile_ratio": found[name]["seconds"]["compile"] / base["seconds"]["compile"],
+        }
+        report = {key: found[name][key] for key in ("time_ratio", "bytes_ratio", "compile_ratio")}
+        print(f"  {name:42}", *(f"{k} {v:.3f} " for k, v in report.items()), flush=True)
     return found
+
+
+def against_rivals(shapes: Shapes, rounds: int) -> dict[str, dict[str, Any]]:
+    ours = jax_steps({name: VARIANTS[name] for name in (BASELINE, "od.adamw")}, shapes)
+    with rivals(shapes, gpu=jax.default_backend() == "gpu") as theirs:
+        found = timed({**ours, **theirs}, rounds)
+    for name, x in found.items():
+        print(f"  {name:42} {1e3 * x['seconds']:.2f} ms", flush=True)
+    return found
+
+
+def with_xla_options(shapes: Shapes, rounds: int) -> dict[str, dict[str, Any]]:
+    programs = {
+        name: build(VARIANTS[BASELINE], shapes, options) for name, options in XLA_OPTIONS.items()
+    }
+    with rivals(shapes, gpu=False) as theirs:
+        limit = {name: step for name, step in theirs.items() if "limit" in name}
+        found = timed({**in_place(programs), **limit}, rounds)
+    for name, x in found.items():
+        print(f"  {name:42} {1e3 * x['seconds']:.2f} ms", flush=True)
+    return found
+
+
+def growth(sizes: list[tuple[int, int]], quick: bool) -> list[dict[str, Any]]:
+    """Step and compile time of AdamW over (number of leaves, parameters in each)."""
+    variants = {name: VARIANTS[name] for name in (BASELINE, "od.adamw")}
+    rows = []
+    for number, size in sizes:
+        shapes = leaves(number, size)
+        analysis = analysed(variants, shapes, rounds=1 if quick else 3)
+        times = timed(jax_steps(variants, shapes), min(31, rounds_for(shapes, quick)))
+        row = {name: {**times[name], "build": analysis[name]["seconds"]} for name in variants}
+        rows.append({"leaves": number, "parameters": number * size, **row})
+        print(
+            f"  {number} leaves of {size}: {1e3 * times['od.adamw']['seconds']:.3f} ms", flush=True
+        )
+    return rows
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
     parser.add_argument("--quick", action="store_true", help="small trees and few rounds")
-    arguments = parser.parse_args()
-    trees, rounds = (QUICK_TREES, QUICK_ROUNDS) if arguments.quick else (TREES, ROUNDS)
+    options = parser.parse_args()
+    trees, quick = QUICK_TREES if options.quick else TREES, options.quick
+    by_leaves = [10, 100] if quick else [10, 30, 100, 300, 1000, 3000]
+    by_size = [4, 5] if quick else [4, 5, 6, 7, 8]
+    low_precision = next(iter(trees)) if quick else "ViT-B, 86 M"
     record: dict[str, Any] = {"question": (__doc__ or "").partition("\n")[0], **environment()}
-    record |= {"rounds": rounds, "baseline": BASELINE, "trees": {}}
+    record |= {"load": os.getloadavg()[0], "trees": {}, "rivals": {}}
     for name, shapes in trees.items():
-        print(name, flush=True)
-        record["trees"][name] = measure(shapes, rounds)
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    write_json(arguments.out / "step_cost.json", record)
+        rounds = rounds_for(shapes, quick)
+        print(f"{name}, {rounds} rounds", flush=True)
+        record["trees"][name] = {"parameters": count(shapes), "leaves": len(shapes)}
+        record["rivals"][name] = against_rivals(shapes, rounds)
+        record["trees"][name]["variants"] = against_baselines(VARIANTS, shapes, rounds)
+    print(f"dtypes on {low_precision}", flush=True)
+    rounds = rounds_for(trees[low_precision], quick)
+    record["dtypes"] = against_baselines(DTYPES, trees[low_precision], rounds)
+    if jax.default_backend() == "cpu":
+        print("XLA options", flush=True)
+        shapes = leaves(1, 2**14 if quick else 2**23)
+        record["xla_options"] = with_xla_options(shapes, rounds_for(shapes, quick))
+    print("growth", flush=True)
+    record["by_leaves"] = growth([(n, 1000) for n in by_leaves], quick)
+    record["by_parameters"] = growth([(1, 10**k) for k in by_size], quick)
+    options.out.mkdir(parents=True, exist_ok=True)
+    write_json(options.out / "step_cost.json", record)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from optax_decoupled._decay import (
     l2_to_grad,
     scale_adjusted_l2_to_grad,
 )
-from optax_decoupled._explain import explain_weight_decay
+from optax_decoupled._explain import DecayReport, DecayRow, explain_weight_decay
 from optax_decoupled._optimizers import (
     adam_l2,
     adamw,
@@ -25,7 +25,6 @@ from optax_decoupled._optimizers import (
     sgdwr,
 )
 from optax_decoupled._precision import apply_updates_with_stochastic_rounding
-from optax_decoupled._report import DecayReport, DecayRow
 from optax_decoupled._schedules import (
     normalized_weight_decay,
     normalized_weight_decay_schedule,

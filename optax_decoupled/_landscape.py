@@ -300,14 +300,12 @@ def _mark(ax: Any, cells: np.ndarray, marker: str, **style: Any) -> None:
 
 
 def _label_axis(axis: Any, values: np.ndarray, most: int) -> None:
-    """Ticks at the cells' centres with their values, at most so many."""
-    shown = range(0, len(values), -(-len(values) // most))
-    axis.set_ticks(list(shown), [_label(values[i]) for i in shown])
-
-
-def _label(value: float) -> str:
-    mantissa, exponent = np.frexp(value)
-    return f"$2^{{{exponent - 1}}}$" if mantissa == 0.5 else f"{value:.2g}"
+    """At most so many ticks, at the centres of cells; all are powers of 2 or none is."""
+    mantissas, exponents = np.frexp(values)
+    powers = np.all(mantissas == 0.5)
+    labels = [f"$2^{{{k - 1}}}$" for k in exponents] if powers else [f"{x:.2g}" for x in values]
+    stride = -(-len(values) // most)
+    axis.set_ticks(range(0, len(values), stride), labels[::stride])
 
 
 def import_extra(name: str) -> Any:

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import AxisType
 
@@ -68,17 +69,14 @@ def cast_first_moment(tree: Any, old: Any) -> Any:
     """
 
     def cast(x: Any, before: Any) -> Any:
-        rounded = cast_like(x, before)
         if not is_narrow(before):
-            return rounded
-        wide = before.astype(jnp.float32)
-        lost = (rounded == before) & (x != wide) & (wide != 0)
-        # A neighbour differs by one in its last bit; float32 has more bits below that one.
-        unit = 1 << (23 - jnp.finfo(before.dtype).nmant)
-        bits = jax.lax.bitcast_convert_type(wide, jnp.int32)
-        bits += jnp.where((x > wide) == (wide > 0), unit, -unit)
-        neighbour = jax.lax.bitcast_convert_type(bits, jnp.float32).astype(before.dtype)
-        return jnp.where(lost, neighbour, rounded)
+            return cast_like(x, before)
+        x, wide = x.astype(jnp.float32), before.astype(jnp.float32)
+        new, was, exact = (_bits(y) for y in (_round(x, before.dtype, _to_nearest), wide, x))
+        unit = np.uint32(2 ** _missing_bits(before.dtype))
+        step = jnp.where(exact > was, was + unit, was - unit)  # from or towards zero
+        lost = (new == was) & (exact != was) & (wide != 0)
+        return _floats(jnp.where(lost, step, new)).astype(before.dtype)
 
     return jax.tree.map(cast, tree, old)
 
@@ -118,14 +116,29 @@ def apply_updates_with_stochastic_rounding(
     References:
       Gupta et al., Deep Learning with Limited Numerical Precision, arXiv:1502.02551.
     """
+    _check_key(key)
     leaves, treedef = jax.tree.flatten(params)
     updates_flat = treedef.flatten_up_to(updates)
-    keys = jax.random.split(key, len(leaves)) if leaves else []
-    new = [_add(p, u, k) for p, u, k in zip(leaves, updates_flat, keys, strict=True)]
+    words = tuple(jax.random.bits(key, (2,)))
+    # As constants, the numbers of the leaves would make each one's loop a program of its own.
+    numbers = jax.lax.optimization_barrier(list(np.arange(len(leaves), dtype=np.uint32)))
+    each = zip(leaves, updates_flat, numbers, strict=True)
+    new = [_add(p, u, (_mix(words[0] ^ i), words[1])) for p, u, i in each]
     return jax.tree.unflatten(treedef, new)
 
 
-def _add(p: Any, u: Any, key: jax.Array) -> Any:
+def _check_key(key: Any) -> None:
+    dtype, shape = getattr(key, "dtype", None), getattr(key, "shape", None)
+    typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key) and shape == ()
+    raw = dtype == jnp.uint32 and len(shape or ()) == 1  # as jax.random.PRNGKey makes it
+    if not (typed or raw):
+        raise TypeError(
+            f"key={key!r} must be one JAX random key, new at each step, e.g. "
+            "jax.random.fold_in(jax.random.key(0), step)."
+        )
+
+
+def _add(p: Any, u: Any, words: tuple[jax.Array, jax.Array]) -> Any:
     if not is_narrow(p):
         return optax.apply_updates(p, u)
     if jnp.finfo(p.dtype).bits < 16:
@@ -133,31 +146,75 @@ def _add(p: Any, u: Any, key: jax.Array) -> Any:
             f"params has a leaf of dtype {p.dtype}; stochastic rounding is for float16 and "
             "bfloat16. Keep such parameters in one of those, or round them yourself."
         )
-    return _round_stochastically(widen(p) + widen(u), p.dtype, key)
+    x = (widen(p) + widen(u)).astype(jnp.float32)
+    dither = lambda bits, missing: _random_bits(words, bits) >> np.uint32(32 - missing)
+    return _round(x, p.dtype, dither).astype(p.dtype)
 
 
-def _round_stochastically(x: jax.Array, dtype: Any, key: jax.Array) -> jax.Array:
-    """Rounds float32 to a multiple of the spacing of `dtype` at x, without bias.
+def _round(x: jax.Array, dtype: Any, dither: Callable[[jax.Array, int], jax.Array]) -> jax.Array:
+    """Rounds float32 to what `dtype` can represent; the result is float32 still.
 
-    All but the random choice is exact: the spacing is a power of two, and the random number
-    has just the bits of a fraction of it that float32 can hold.
+    The bits of a float that `dtype` has no room for are a fraction of its last place. A
+    number of as many bits is added to them, a carry rounds up, and they are cut off: exact,
+    and in one pass, where XLA may leave out a conversion to `dtype` and back.
     """
-    info = jnp.finfo(dtype)
-    fraction_bits = 23 - info.nmant
-    exponent_bits = jax.lax.bitcast_convert_type(x, jnp.uint32) & jnp.uint32(0x7F800000)
-    power = jax.lax.bitcast_convert_type(exponent_bits, jnp.float32)  # 2^e <= |x| < 2^(e+1)
-    spacing = jnp.maximum(power, float(info.smallest_normal)) * float(info.eps)
-    dither = (_random_bits(key, x) >> (16 - fraction_bits)).astype(jnp.float32)
-    dither *= 2.0**-fraction_bits
-    rounded = jnp.floor(x / spacing + dither) * spacing
-    # Left to the nearest: infinities and NaN, and |x| so small that the spacing is subnormal.
-    exact = jnp.isfinite(x) & (spacing > 0)
-    return jnp.where(exact, rounded, x).astype(dtype)
+    missing = _missing_bits(dtype)
+    smallest = float(jnp.finfo(dtype).smallest_normal)
+    # Below its normal numbers, a last place stays what it is just above them.
+    has_less_range = smallest > float(jnp.finfo(jnp.float32).smallest_normal)
+    subnormal = (jnp.abs(x) < smallest) & has_less_range
+    shift = jnp.where(subnormal, jnp.copysign(jnp.float32(smallest), x), 0)
+    bits = _bits(x + shift)
+    bits = (bits + dither(bits, missing)) & np.uint32(2**32 - 2**missing)
+    return jnp.where(jnp.isfinite(x), _floats(bits) - shift, x)
 
 
-def _random_bits(key: jax.Array, like: jax.Array) -> jax.Array:
-    """uint16[like.shape]; on a mesh of explicit axes each device draws its own part."""
+def _to_nearest(bits: jax.Array, missing: int) -> jax.Array:
+    """Half a unit in the last place, less the least bit where ties go down to even."""
+    last = (bits >> np.uint32(missing)) & np.uint32(1)
+    return last + np.uint32(2 ** (missing - 1) - 1)
+
+
+def _missing_bits(dtype: Any) -> int:
+    return int(jnp.finfo(jnp.float32).nmant - jnp.finfo(dtype).nmant)
+
+
+def _bits(x: jax.Array) -> jax.Array:
+    return jax.lax.bitcast_convert_type(x, jnp.uint32)
+
+
+def _floats(bits: jax.Array) -> jax.Array:
+    return jax.lax.bitcast_convert_type(bits, jnp.float32)
+
+
+def _random_bits(words: tuple[jax.Array, jax.Array], like: jax.Array) -> jax.Array:
+    """uint32[like.shape]: each element's index, hashed with two random words.
+
+    `jax.random.bits` draws better ones, but a step with it takes five to ten times as long
+    on CPU and keeps them in memory. A hash of the index is fused into the update, and on a
+    mesh each device computes its own part, the same whatever the sharding.
+    """
+    index, stride = jnp.uint32(0), 1
+    for axis in reversed(range(like.ndim)):
+        index += _iota(like, axis) * np.uint32(stride % 2**32)
+        stride *= like.shape[axis]
+    return _mix(_mix(index ^ words[0]) ^ words[1])
+
+
+def _mix(x: jax.Array) -> jax.Array:
+    """A bijection of uint32 in which every bit of the input changes half of the output's.
+
+    Of the multiply-xorshift form, with the constants of "lowbias32":
+    https://nullprogram.com/blog/2018/07/31/.
+    """
+    x = (x ^ (x >> 16)) * np.uint32(0x7FEB352D)
+    x = (x ^ (x >> 15)) * np.uint32(0x846CA68B)
+    return x ^ (x >> 16)
+
+
+def _iota(like: jax.Array, axis: int) -> jax.Array:
     sharding = jax.typeof(like).sharding
-    if any(axis == AxisType.Explicit for axis in sharding.mesh.axis_types):
-        return jax.random.bits(key, like.shape, jnp.uint16, out_sharding=sharding)
-    return jax.random.bits(key, like.shape, jnp.uint16)
+    explicit = any(kind == AxisType.Explicit for kind in sharding.mesh.axis_types)
+    return jax.lax.broadcasted_iota(
+        jnp.uint32, like.shape, axis, out_sharding=sharding if explicit else None
+    )

@@ -275,10 +275,14 @@ def _refuse_unused(rules: _Rules, used: set[int], paths: Sequence[str]) -> None:
         return
     pattern = rules[min(unused)][0].pattern
     close = difflib.get_close_matches(pattern, paths, n=3, cutoff=0.0)
-    hint = f" {_INJECT_HINT}" if list(paths) == [""] else ""
+    if list(paths) == [""]:
+        raise ValueError(
+            f"decay_rules got a single array for the whole parameter tree, so {pattern!r} matches "
+            f"nothing. {_INJECT_HINT}"
+        )
     raise ValueError(
         f"decay rule pattern {pattern!r} matches no parameter. It must match a whole path; the "
-        f"closest of {len(paths)} are {_listing(close)}. Mend or drop the rule.{hint}"
+        f"closest of {len(paths)} are {_listing(close)}. Mend or drop the rule."
     )
 
 

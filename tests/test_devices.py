@@ -175,11 +175,13 @@ def test_one_device():
     jax.jit(tx.init, out_shardings=shardings)(params)
 
 
-def test_stochastic_rounding_keeps_the_sharding():
+def test_stochastic_rounding_keeps_the_sharding_and_does_not_depend_on_it():
     params = jax.tree.map(
         lambda p: p.astype(jnp.bfloat16), _placed(_mesh(AxisType.Auto), LAYOUTS["tensor parallel"])
     )
     updates = jax.tree.map(lambda p: -1e-3 * p, params)
+    whole = jax.tree.map(lambda x: jnp.asarray(jax.device_get(x)), (params, updates))
+    alone = od.apply_updates_with_stochastic_rounding(*whole, jax.random.key(0))
     for apply in (
         od.apply_updates_with_stochastic_rounding,
         jax.jit(od.apply_updates_with_stochastic_rounding),
@@ -187,6 +189,7 @@ def test_stochastic_rounding_keeps_the_sharding():
         new = apply(params, updates, jax.random.key(0))
         assert jax.tree.map(lambda p: p.sharding, new) == jax.tree.map(lambda p: p.sharding, params)
         assert not np.array_equal(new["up"], params["up"])
+        chex.assert_trees_all_equal(jax.device_get(new), jax.device_get(alone))
 
 
 @every_axis_type

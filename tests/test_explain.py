@@ -295,6 +295,26 @@ def test_a_broken_chain_is_named(make, name):
         report.check()
 
 
+def test_one_mistake_is_named_once():
+    make, _ = BROKEN["L2 and decoupled, Adam"]
+    warnings = od.explain_weight_decay(make(), _params()).warnings
+    assert [text for text in warnings if "act at once" in text]
+    assert not [text for text in warnings if "coupled: it passes" in text]
+
+
+def test_a_negative_decay_is_named():
+    tx = optax.inject_hyperparams(od.adamw)(LR, -1e-3)
+    with pytest.raises(ValueError, match="or its weight_decay or schedule is negative"):
+        od.explain_weight_decay(tx, _params()).check()
+
+
+def test_swapped_arguments_are_named():
+    tx, params = od.adamw(LR, 1e-4), {f"layer_{i}": jnp.ones((100, 100)) for i in range(100)}
+    with pytest.raises(TypeError, match="the first argument") as caught:
+        od.explain_weight_decay(params, tx)
+    assert len(str(caught.value)) < 500
+
+
 @pytest.mark.parametrize("make", [BROKEN[k][0] for k in BROKEN if "rate" in k or "after" in k])
 def test_growing_weights_have_a_negative_fraction(make):
     report = od.explain_weight_decay(make(), _params())

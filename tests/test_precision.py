@@ -221,6 +221,50 @@ def test_the_key_decides():
     assert (first["a"] != first["b"]).any()  # leaves are rounded independently
 
 
+def test_the_choices_are_independent():
+    """Of neighbours near and far, of leaves, and of steps: no correlation above 5 sigma."""
+    n, middle = 1 << 18, 1 + 2.0**-8  # halfway between two bfloat16 numbers
+    shapes = {"vector": (n,), "matrix": (512, n // 512), "tensor": (8, n // 64, 8)}
+    zeros = {name: jnp.zeros(shape, jnp.bfloat16) for name, shape in shapes.items()}
+    updates = jax.tree.map(lambda p: jnp.full(p.shape, middle), zeros)
+    apply = jax.jit(od.apply_updates_with_stochastic_rounding)
+    keys = [jax.random.fold_in(jax.random.key(0), step) for step in range(3)]
+    runs = [apply(zeros, updates, key) for key in keys]
+    signs = np.array([np.where(np.ravel(x) > 1, 1.0, -1.0) for run in runs for x in run.values()])
+    limit = 5 / np.sqrt(n)
+    assert abs(signs.mean(axis=1)).max() < limit
+    between = signs @ signs.T / n
+    assert abs(between - np.eye(len(signs))).max() < limit
+    for lag in (1, 2, 3, 7, 8, 64, 512, 4096, n // 2):
+        assert abs(np.mean(signs[:, lag:] * signs[:, :-lag], axis=1)).max() < limit * np.sqrt(2)
+
+
+def test_a_sum_of_many_roundings_has_the_variance_of_independent_ones():
+    """Blocks of 256 choices between 0 and 1, of probability 1/4: variance 256·3/16."""
+    n, quarter = 1 << 20, 1 + 2.0**-9
+    new = od.apply_updates_with_stochastic_rounding(
+        jnp.zeros(n, jnp.bfloat16), jnp.full(n, quarter), jax.random.key(3)
+    )
+    sums = np.sum(np.reshape(np.asarray(new) > 1, (-1, 256)), axis=1)
+    assert sums.mean() == pytest.approx(64, rel=0.01)
+    assert sums.var() == pytest.approx(48, rel=0.11)  # 5 standard errors of 4096 blocks
+
+
+@pytest.mark.parametrize("key", [0, None, jnp.float32(1), jax.random.split(jax.random.key(0), 3)])
+def test_what_is_no_key_is_refused(key):
+    with pytest.raises(TypeError, match=r"(?s)key=.* must be one JAX random key"):
+        od.apply_updates_with_stochastic_rounding(jnp.ones(2), jnp.ones(2), key)
+
+
+def test_an_old_style_key_is_as_good():
+    params = jnp.ones(64, jnp.bfloat16)
+    raw, typed = jax.random.PRNGKey(3), jax.random.key(3)
+    new = [
+        od.apply_updates_with_stochastic_rounding(params, 1e-3 * params, k) for k in (raw, typed)
+    ]
+    np.testing.assert_array_equal(*new)
+
+
 def test_narrower_formats_are_refused():
     params = jnp.ones(3, jnp.float8_e4m3fn)
     with pytest.raises(TypeError, match=r"float8_e4m3fn.*float16 and bfloat16"):

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from optax_decoupled._probe import Data, Probe
+from optax_decoupled._explain.probe import Data, Probe
 
 # The amplitude at which momentum and squared gradients both show L2, from 1e-7 to 1.
 MEMORABLE = 2.0**12

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from optax_decoupled import _probe_arrays as arrays
-from optax_decoupled._probe import Data, Probe
+from optax_decoupled._explain import arrays
+from optax_decoupled._explain.probe import Data, Probe
 from optax_decoupled._selection import is_decayable, named_leaves
 
 _INJECT_HINT = (

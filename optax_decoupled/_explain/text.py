@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from optax_decoupled._decay import DecoupledWeightDecayState
-from optax_decoupled._report import DecayRow, smallest_change
+from optax_decoupled._explain.report import DecayRow, smallest_change
 from optax_decoupled._selection import is_bias_or_norm
 
 _MASK_CALLED = (
@@ -26,8 +26,8 @@ _GROWING = (
 )
 _OURS_GROWING = (
     "The weights of {} grow: add_decoupled_weight_decay stands before the scaling by the learning "
-    "rate, which changes its sign. Put it at the end of the chain, or use decouple(inner, "
-    "weight_decay)."
+    "rate, which changes its sign, or its weight_decay or schedule is negative. Put it at the end "
+    "of the chain, or use decouple(inner, weight_decay); neither factor may be negative."
 )
 _DOUBLE = (
     "L2 regularization and decoupled decay act at once on {}. Keep one: remove the transform that "
@@ -73,11 +73,12 @@ def warnings(
       double: those with L2 and decoupled decay.
       state: the optimizer state, or its shapes; only its structure is looked at.
     """
+    coupled = [row for row in _of_kind(rows, "coupled") if row not in double]
     named = (
         (_BROKEN, broken),
         (_OURS_GROWING if _holds_our_decay(state) else _GROWING, _of_kind(rows, "growing")),
         (_DOUBLE, double),
-        (_COUPLED, _of_kind(rows, "coupled")),
+        (_COUPLED, coupled),
         (_UNWANTED, [row for row in rows if row.decay_per_step > 0 and _is_bias_or_norm(row)]),
         (_LARGE, [row for row in rows if abs(row.decay_per_step) > 0.25]),
     )

@@ -14,6 +14,7 @@ scale of :math:`g`, or if it leaks into the state and from there into later upda
 """
 
 import dataclasses
+import reprlib
 from typing import Any, NamedTuple
 
 import jax
@@ -21,11 +22,12 @@ import jax.core
 import numpy as np
 import optax
 
-from optax_decoupled import _explain_text, _report, _selection
-from optax_decoupled._probe import MAX_STEPS, Data, Probe, Response
-from optax_decoupled._probe_memory import MEMORABLE, Memory, measure_memory
-from optax_decoupled._probe_setup import make_probe
-from optax_decoupled._report import DecayReport
+from optax_decoupled import _selection
+from optax_decoupled._explain import report, text
+from optax_decoupled._explain.memory import MEMORABLE, Memory, measure_memory
+from optax_decoupled._explain.probe import MAX_STEPS, Data, Probe, Response
+from optax_decoupled._explain.report import DecayReport, DecayRow
+from optax_decoupled._explain.setup import make_probe
 
 # A saturated preconditioner turns L2 into steps of fixed size: at this amplitude they
 # are small beside decoupled decay, and so is rounding.
@@ -95,20 +97,20 @@ def explain_weight_decay(
     probe, data, steps, at_large = _until_moving(probe, data)
     found = _measure(probe, data, at_large, may_remember)
     measured = zip(named, found.kind.tolist(), found.fraction.tolist(), strict=True)
-    rows = [_report.make_row(*name_leaf, kind, c) for name_leaf, kind, c in measured]
+    rows = [report.make_row(*name_leaf, kind, c) for name_leaf, kind, c in measured]
 
-    def chosen(mask: np.ndarray) -> list[_report.DecayRow]:
+    def chosen(mask: np.ndarray) -> list[DecayRow]:
         return [row for row, take in zip(rows, mask, strict=True) if take]
 
     return DecayReport(
         rows=tuple(rows),
-        warnings=_explain_text.warnings(
+        warnings=text.warnings(
             rows,
             broken=chosen(~found.finite),
             double=chosen(found.double),
             state=probe.state_def.unflatten(probe.state_dtypes),
         ),
-        notes=_explain_text.notes(
+        notes=text.notes(
             rows,
             still=chosen(~found.moves),
             steps=steps,
@@ -123,7 +125,7 @@ class _Found(NamedTuple):
     """What was found out about each parameter, arrays of one entry for each.
 
     Attributes:
-      kind: a `_report.Kind`.
+      kind: a `report.Kind`.
       fraction: the fraction removed by an update.
       double: whether L2 and decoupled decay act at once.
       moves: whether the update is not zero.
@@ -210,8 +212,9 @@ def _is_odd(probe: Probe, response: Response) -> np.ndarray:
 def _check_arguments(tx: Any, params: Any, state: Any, grads: Any) -> None:
     if not (callable(getattr(tx, "init", None)) and callable(getattr(tx, "update", None))):
         raise TypeError(
-            f"tx={tx!r} must be an optax.GradientTransformation (init and update). "
-            "Call the optimizer's factory first, e.g. optax.adamw(1e-3)."
+            f"tx={reprlib.repr(tx)} must be an optax.GradientTransformation (init and update), and "
+            "the first argument: explain_weight_decay(tx, params). Call the optimizer's factory "
+            "first, e.g. optax.adamw(1e-3)."
         )
     if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((params, state, grads))):
         raise TypeError(

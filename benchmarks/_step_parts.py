@@ -1,0 +1,122 @@
+"""Generated parts of the page on step cost, made of step_cost.json."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from _docs_parts import markdown_table
+
+RESULTS = Path(__file__).resolve().parent / "results"
+RIVALS = ("optax.adamw", "od.adamw", "torch, fused", "torch, foreach", "machine limit")
+
+
+def step_cost() -> str:
+    """Milliseconds a step: Optax, this package, PyTorch and the machine's limit."""
+    record = _load()
+    rows = [
+        [tree, *(_milliseconds(steps.get(name)) for name in RIVALS)]
+        for tree, steps in record["rivals"].items()
+    ]
+    device, versions = record["device"], record["versions"]
+    return (
+        f"Median milliseconds of a jitted AdamW step in float32 on {device['cores']} cores "
+        f"({device['kind']}; JAX {versions['jax']}, PyTorch {versions['torch']}):\n\n"
+        + markdown_table(["parameters", *(f"`{x}`" if "." in x else x for x in RIVALS)], rows)
+    )
+
+
+def step_variants() -> str:
+    """Time, bytes and compile time relative to the stock optimizer that does the same work."""
+    trees = _load()["trees"]
+    names = [
+        name for name, x in next(iter(trees.values()))["variants"].items() if "time_ratio" in x
+    ]
+
+    def table(key: str, digits: int) -> str:
+        rows = []
+        for name in names:
+            found = [tree["variants"][name] for tree in trees.values()]
+            rows.append([name, found[0]["baseline"], *(f"{x[key]:.{digits}f}" for x in found)])
+        return markdown_table(["step", "relative to", *trees], rows)
+
+    return (
+        "Time of a step:\n\n"
+        + table("time_ratio", 2)
+        + "\nBytes accessed, as XLA counts them in the compiled step:\n\n"
+        + table("bytes_ratio", 4)
+        + "\nTime to compile:\n\n"
+        + table("compile_ratio", 2)
+    )
+
+
+def step_dtypes() -> str:
+    """How parameters and moments are stored: bytes per parameter and time of a step."""
+    rows = []
+    for name, x in _load()["dtypes"].items():
+        rows.append(
+            [
+                "float32 (`optax.adamw`)" if name == "optax.adamw" else name,
+                f"{x['state_bytes']:.0f}",
+                f"{x['peak_bytes']:.1f}",
+                f"{x['bytes_accessed']:.0f}",
+                f"{x.get('time_ratio', 1.0):.2f}",
+                f"{x.get('compile_ratio', 1.0):.1f}",
+            ]
+        )
+    headers = ["parameters", "state", "peak", "accessed", "time", "compile time"]
+    return (
+        "ViT-B; bytes per parameter: of the state; at the peak of a step (weights, gradients, "
+        "state and temporaries) and accessed; times relative to float32:\n\n"
+        + markdown_table(headers, rows)
+    )
+
+
+def step_growth() -> str:
+    """Step and build time over the number of leaves and of parameters."""
+    record = _load()
+
+    def rows(key: str, label: Callable[[dict[str, Any]], str]) -> list[list[str]]:
+        return [
+            [
+                label(row),
+                *(_milliseconds(row[name]) for name in RIVALS[:2]),
+                *(f"{sum(row[name]['build'].values()):.2f}" for name in RIVALS[:2]),
+            ]
+            for row in record[key]
+        ]
+
+    headers = [*(f"{x}, ms" for x in RIVALS[:2]), *(f"{x}, build s" for x in RIVALS[:2])]
+    leaves = rows("by_leaves", lambda row: f"{row['leaves']:,}")
+    sizes = rows("by_parameters", lambda row: f"{row['parameters']:.0e}".replace("e+0", "e"))
+    return (
+        "Leaves of 1,000 parameters:\n\n"
+        + markdown_table(["leaves", *headers], leaves)
+        + "\nOne leaf:\n\n"
+        + markdown_table(["parameters", *headers], sizes)
+    )
+
+
+def step_xla_options() -> str:
+    """AdamW on one leaf under options of XLA's CPU backend, beside the limit."""
+    found = _load()["xla_options"]
+    limit = found["machine limit"]["seconds"]
+    rows = [[name, _milliseconds(x), f"{x['seconds'] / limit:.2f}"] for name, x in found.items()]
+    return markdown_table(["`optax.adamw`, one leaf of 8 M", "ms", "relative to the limit"], rows)
+
+
+def _milliseconds(step: dict[str, Any] | None) -> str:
+    return f"{1e3 * step['seconds']:.3g}" if step else "-"
+
+
+def _load() -> dict[str, Any]:
+    return json.loads((RESULTS / "step_cost.json").read_text())
+
+
+SECTIONS: dict[str, Callable[[], str]] = {
+    "step_cost": step_cost,
+    "step_variants": step_variants,
+    "step_dtypes": step_dtypes,
+    "step_growth": step_growth,
+    "step_xla_options": step_xla_options,
+}
