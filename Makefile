@@ -25,8 +25,8 @@ format: $(VENV)/.lint
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: $(VENV)/.docs
-	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
+docs: $(VENV)/.docs  ## the site in docs/_build/html; a few minutes, as it runs the examples
+	$(BIN)/python -m sphinx -E -W --keep-going -b html docs docs/_build/html
 
 build: $(VENV)/.build
 	rm -rf dist

@@ -5,12 +5,13 @@ the scripts in `figures/`; `make test` runs the docstrings' doctests and, page b
 Python block of these pages, and checks that their numbers are those of `benchmarks/results`.
 """
 
-import importlib.metadata
 import os
 import sys
 from pathlib import Path
 
 import jax
+
+import optax_decoupled
 
 os.environ["MPLBACKEND"] = "agg"
 ROOT = Path(__file__).resolve().parent.parent
@@ -21,7 +22,7 @@ jax.config.update("jax_num_cpu_devices", 8)
 project = "optax_decoupled"
 author = "The optax_decoupled authors"
 project_copyright = author
-version = release = importlib.metadata.version("optax-decoupled")
+version = release = optax_decoupled.__version__
 
 extensions = [
     "matplotlib.sphinxext.plot_directive",
