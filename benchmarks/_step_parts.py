@@ -13,10 +13,10 @@ RIVALS = ("optax.adamw", "od.adamw", "torch, fused", "torch, foreach", "machine 
 
 def step_cost() -> str:
     """Milliseconds a step: Optax, this package, PyTorch and the machine's limit."""
-    record = _load()
+    record = _load("rivals")
     rows = [
         [tree, *(_milliseconds(steps.get(name)) for name in RIVALS)]
-        for tree, steps in record["rivals"].items()
+        for tree, steps in record["trees"].items()
     ]
     device, versions = record["device"], record["versions"]
     return (
@@ -28,15 +28,13 @@ def step_cost() -> str:
 
 def step_variants() -> str:
     """Time, bytes and compile time relative to the stock optimizer that does the same work."""
-    trees = _load()["trees"]
-    names = [
-        name for name, x in next(iter(trees.values()))["variants"].items() if "time_ratio" in x
-    ]
+    trees = _load("variants")["trees"]
+    names = [name for name, x in next(iter(trees.values())).items() if "time_ratio" in x]
 
     def table(key: str, digits: int) -> str:
         rows = []
         for name in names:
-            found = [tree["variants"].get(name) for tree in trees.values()]
+            found = [tree.get(name) for tree in trees.values()]
             values = (f"{x[key]:.{digits}f}" if x else "" for x in found)
             rows.append([name, found[0]["baseline"], *values])
         return markdown_table(["step", "relative to", *trees], rows)
@@ -54,7 +52,7 @@ def step_variants() -> str:
 def step_dtypes() -> str:
     """How parameters and moments are stored: bytes per parameter and time of a step."""
     rows = []
-    for name, x in _load()["dtypes"].items():
+    for name, x in _load("dtypes")["choices"].items():
         rows.append(
             [
                 "float32 (`optax.adamw`)" if name == "optax.adamw" else name,
@@ -75,7 +73,7 @@ def step_dtypes() -> str:
 
 def step_growth() -> str:
     """Step and build time over the number of leaves and of parameters."""
-    record = _load()
+    record = _load("growth")
 
     def rows(key: str, label: Callable[[dict[str, Any]], str]) -> list[list[str]]:
         return [
@@ -100,7 +98,7 @@ def step_growth() -> str:
 
 def step_xla_options() -> str:
     """AdamW on one leaf under options of XLA's CPU backend, beside the limit."""
-    found = _load()["xla_options"]
+    found = _load("xla_options")["options"]
     limit = found["machine limit"]["seconds"]
     rows = [[name, _milliseconds(x), f"{x['seconds'] / limit:.2f}"] for name, x in found.items()]
     return markdown_table(["`optax.adamw`, one leaf of 8 M", "ms", "relative to the limit"], rows)
@@ -110,8 +108,8 @@ def _milliseconds(step: dict[str, Any] | None) -> str:
     return f"{1e3 * step['seconds']:.3g}" if step else "-"
 
 
-def _load() -> dict[str, Any]:
-    return json.loads((RESULTS / "step_cost.json").read_text())
+def _load(part: str) -> dict[str, Any]:
+    return json.loads((RESULTS / "step_cost.json").read_text())[part]
 
 
 SECTIONS: dict[str, Callable[[], str]] = {

@@ -83,7 +83,7 @@ def _torch_steps(shapes: list[tuple[int, ...]], gpu: bool) -> dict[str, Callable
 
 
 def _limit_step(size: int, gpu: bool) -> dict[str, Callable[[], None]]:
-    """On a GPU the limit is a copy's bandwidth, which `step_cost` measures itself."""
+    """Needs a C compiler, and memory that it can reach."""
     if gpu:
         return {}
     with tempfile.TemporaryDirectory() as folder:
@@ -95,7 +95,8 @@ def _limit_step(size: int, gpu: bool) -> dict[str, Callable[[], None]]:
         except (OSError, subprocess.CalledProcessError):
             return {}  # no compiler here
         limit = ctypes.CDLL(str(library)).limit
-    arrays = [np.full(size, 0.1, np.float32) for _ in range(4)]
+    # Arrays that begin at the same place of a page would compete for the same lines of the cache.
+    arrays = [np.full(size + 1000 * i, 0.1, np.float32)[-size:] for i in range(4)]
     pointers = [x.ctypes.data_as(ctypes.c_void_p) for x in arrays]
 
     def step() -> None:

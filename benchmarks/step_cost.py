@@ -6,12 +6,13 @@ machine disturbs all alike: JAX's in this process, PyTorch's and the limit (a lo
 programs the one built first may run faster: JAX's are built in both orders, and a ratio is
 the geometric mean of both. PyTorch's rows need `pip install torch`.
 
-Usage: python benchmarks/step_cost.py [--quick] [--out DIR]
+Usage: python benchmarks/step_cost.py [--parts rivals dtypes ...] [--quick] [--out DIR]
 """
 
 import argparse
 import gc
 import itertools
+import json
 import os
 import statistics
 from collections.abc import Callable
@@ -235,36 +236,73 @@ def growth(sizes: list[tuple[int, int]], quick: bool) -> list[dict[str, Any]]:
     return rows
 
 
+def measure_rivals(quick: bool) -> dict[str, Any]:
+    found = {}
+    for name, shapes in trees(quick).items():
+        print(f" {name}", flush=True)
+        found[name] = against_rivals(shapes, rounds_for(shapes, quick))
+    return {"trees": found}
+
+
+def measure_variants(quick: bool) -> dict[str, Any]:
+    found = {}
+    for name, shapes in trees(quick).items():
+        print(f" {name}", flush=True)
+        variants = {key: VARIANTS[key] for key in FEW} if len(shapes) > 500 else VARIANTS
+        found[name] = against_baselines(variants, shapes, rounds_for(shapes, quick))
+    return {"trees": found}
+
+
+def measure_dtypes(quick: bool) -> dict[str, Any]:
+    shapes = next(iter(QUICK_TREES.values())) if quick else TREES["ViT-B, 86 M"]
+    return {"choices": against_baselines(DTYPES, shapes, rounds_for(shapes, quick))}
+
+
+def measure_xla_options(quick: bool) -> dict[str, Any]:
+    shapes = leaves(1, 2**14 if quick else 2**23)
+    return {"options": with_xla_options(shapes, rounds_for(shapes, quick))}
+
+
+def measure_growth(quick: bool) -> dict[str, Any]:
+    by_leaves = [10, 100] if quick else [10, 100, 1000, 3000]
+    by_size = [4, 5] if quick else [4, 5, 6, 7, 8]
+    return {
+        "by_leaves": growth([(n, 1000) for n in by_leaves], quick),
+        "by_parameters": growth([(1, 10**k) for k in by_size], quick),
+    }
+
+
+def trees(quick: bool) -> dict[str, Shapes]:
+    return QUICK_TREES if quick else TREES
+
+
+PARTS = {
+    "rivals": measure_rivals,
+    "dtypes": measure_dtypes,
+    "variants": measure_variants,
+    "growth": measure_growth,
+    "xla_options": measure_xla_options,  # of the CPU backend
+}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
     parser.add_argument("--quick", action="store_true", help="small trees and few rounds")
+    parser.add_argument(
+        "--parts", nargs="+", choices=PARTS, default=list(PARTS), help="the others stay as they are"
+    )
     options = parser.parse_args()
-    trees, quick = QUICK_TREES if options.quick else TREES, options.quick
-    by_leaves = [10, 100] if quick else [10, 100, 1000, 3000]
-    by_size = [4, 5] if quick else [4, 5, 6, 7, 8]
-    low_precision = next(iter(trees)) if quick else "ViT-B, 86 M"
-    record: dict[str, Any] = {"question": (__doc__ or "").partition("\n")[0], **environment()}
-    record |= {"load": os.getloadavg()[0], "trees": {}, "rivals": {}}
-    for name, shapes in trees.items():
-        rounds = rounds_for(shapes, quick)
-        print(f"{name}, {rounds} rounds", flush=True)
-        record["trees"][name] = {"parameters": count(shapes), "leaves": len(shapes)}
-        record["rivals"][name] = against_rivals(shapes, rounds)
-        variants = {key: VARIANTS[key] for key in FEW} if len(shapes) > 500 else VARIANTS
-        record["trees"][name]["variants"] = against_baselines(variants, shapes, rounds)
-    print(f"dtypes on {low_precision}", flush=True)
-    rounds = rounds_for(trees[low_precision], quick)
-    record["dtypes"] = against_baselines(DTYPES, trees[low_precision], rounds)
-    if jax.default_backend() == "cpu":
-        print("XLA options", flush=True)
-        shapes = leaves(1, 2**14 if quick else 2**23)
-        record["xla_options"] = with_xla_options(shapes, rounds_for(shapes, quick))
-    print("growth", flush=True)
-    record["by_leaves"] = growth([(n, 1000) for n in by_leaves], quick)
-    record["by_parameters"] = growth([(1, 10**k) for k in by_size], quick)
     options.out.mkdir(parents=True, exist_ok=True)
-    write_json(options.out / "step_cost.json", record)
+    device = "" if jax.default_backend() == "cpu" else f"_{jax.default_backend()}"
+    path = options.out / f"step_cost{device}.json"
+    record = json.loads(path.read_text()) if path.exists() else {}
+    record["question"] = (__doc__ or "").partition("\n")[0]
+    for name in options.parts:
+        print(name, flush=True)
+        setting = {**environment(), "load": os.getloadavg()[0]}
+        record[name] = setting | PARTS[name](options.quick)
+        write_json(path, record)
 
 
 if __name__ == "__main__":
