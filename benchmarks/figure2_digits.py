@@ -21,11 +21,12 @@ import numpy as np
 import optax
 from _harness import ROOT, environment, write_json
 from data import digits, few_shot_batches
-from models import MLP, classification_task
+from models import MLP
 from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TimeRemainingColumn
 from rich.table import Table
+from tasks import classification_task
 
 import optax_decoupled as od
 from optax_decoupled.sweep import Landscape, Task, ValleySlope, run
