@@ -74,7 +74,7 @@ SIZES = {
         "CIFAR-10",
         train_images=2560,
         batch_size=64,
-        epochs=20,
+        epochs=10,
         seeds=2,
         rate_stride=2,
         decay_stride=2,
