@@ -1,4 +1,4 @@
-"""Draws landscapes as the paper's Figures 1 and 2 do."""
+"""How do the figures look? Landscapes as in the paper's Figures 1 and 2; colours; files."""
 
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,14 @@ from readings import signed, slope
 from optax_decoupled.sweep import Landscape
 
 matplotlib.use("agg")
+COLORS = {
+    "SGD+L2": "tab:gray",
+    "SGDW": "tab:green",
+    "SGDWR": "tab:olive",
+    "Adam+L2": "tab:orange",
+    "AdamW": "tab:blue",
+    "AdamWR": "tab:purple",
+}
 
 
 def draw_landscapes(landscapes: Landscapes, titles: dict[str, str], path: Path) -> None:

@@ -16,9 +16,9 @@ OPTIMISM = (
 
 
 @functools.cache
-def slope(landscape: Landscape) -> ValleySlope | None:
+def slope(landscape: Landscape, metric: str = "error") -> ValleySlope | None:
     try:
-        return landscape.valley_slope()
+        return landscape.valley_slope(metric)
     except ValueError:
         return None  # too few rates have their best decay inside the grid
 
@@ -29,7 +29,7 @@ def at_best(landscape: Landscape) -> np.ndarray:
 
 
 class Comparison(NamedTuple):
-    """One minus the other, each at its best cell, paired by seed: the same images and weights."""
+    """One error minus another, paired by seed: the same images and initial weights."""
 
     improvement: float  # percent of the first one's error
     difference: float  # percentage points
@@ -40,13 +40,19 @@ class Comparison(NamedTuple):
         return abs(self.difference) <= self.spread
 
 
-def compare(row: dict[str, Landscape]) -> Comparison:
-    """Adam+L2 minus AdamW."""
-    l2, decoupled = at_best(row["Adam+L2"]), at_best(row["AdamW"])
-    paired = l2 - decoupled
+def paired(first: np.ndarray, second: np.ndarray) -> Comparison:
+    """Compares two errors of each seed."""
+    difference = first - second
     return Comparison(
-        float(100 * paired.mean() / l2.mean()), float(paired.mean()), float(paired.std(ddof=1))
+        float(100 * difference.mean() / first.mean()),
+        float(difference.mean()),
+        float(difference.std(ddof=1)),
     )
+
+
+def compare(row: dict[str, Landscape]) -> Comparison:
+    """Adam+L2 minus AdamW, each at its best cell."""
+    return paired(at_best(row["Adam+L2"]), at_best(row["AdamW"]))
 
 
 def near_best(landscape: Landscape) -> int:
