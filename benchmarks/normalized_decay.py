@@ -108,14 +108,20 @@ def moves(name: str, x: Landscape) -> str:
     if found is None:
         return f"{name}'s best decay is not inside the grid at each budget: nothing can be said."
     shift = found._replace(slope=found.slope + 0.5, low=found.low + 0.5, high=found.high + 0.5)
-    less = abs(shift.slope) < abs(found.slope)
-    verdict = "as the paper says" if less else "unlike in the paper"
     return (
-        f"{name}: the best λ_norm moves {'less' if less else 'more'} with the budget than the best "
-        f"λ, {verdict}. As the number of steps doubles, log₂ of the best λ moves by "
-        f"{slope_text(found)}, of the best λ_norm by {slope_text(shift)}; by the rule "
+        f"{name}: {_verdict(found)}. As the number of steps doubles, log₂ of the best λ moves by "
+        f"{slope_text(found)}, of the best λ_norm by {slope_text(shift)}; by the paper's rule by "
         f"{signed(-0.5, 1)} and 0."
     )
+
+
+def _verdict(found: ValleySlope) -> str:
+    """Between the two rules lies a slope of -1/4; the interval is on one side of it, or is not."""
+    if found.high < -0.25:
+        return "the best λ_norm moves less with the budget than the best λ, as in the paper"
+    if found.low > -0.25:
+        return "the best λ_norm moves more with the budget than the best λ, unlike in the paper"
+    return "which of the best λ and the best λ_norm moves less with the budget cannot be told"
 
 
 def rows(record: dict[str, Any]) -> list[list[str]]:
