@@ -7,16 +7,14 @@ the schedule, as it does in the paper. Decay on kernels only.
 Usage: python benchmarks/figure1.py [--size SIZE --data DIR] [--out DIR] [--quick]
 """
 
-import time
 from typing import Any
 
+import landscape_figure
 import optax
-from _harness import write_json
-from drawing import draw_landscapes
-from landscapes import Job, Landscapes, landscape_job, train
-from readings import OPTIMISM, compare, improvement, results, separability
-from sizes import Run, header, run_from_arguments, task_of
-from tables import bullets, landscape_rows, markdown, setup, show
+from landscapes import Job, Landscapes, landscape_job
+from readings import OPTIMISM, compare, improvement, separability
+from sizes import Run, run_from_arguments, task_of
+from tables import image, setup
 
 QUESTION = (__doc__ or "").partition("\n")[0]
 NAMES = ("Adam+L2", "AdamW")
@@ -34,18 +32,7 @@ def schedules(steps: int) -> dict[str, optax.Schedule]:
 
 def main() -> None:
     run = run_from_arguments("figure1", QUESTION, default="digits")
-    start = time.perf_counter()
-    landscapes = train(jobs(run), run.cells)
-    record = header(QUESTION, run, time.perf_counter() - start) | {
-        "schedules": results(landscapes),
-        "conclusion": conclusion(landscapes),
-    }
-    write_json(run.out / f"{run.name}.json", record)
-    titles = {schedule: f"{run.size.network}, {schedule}" for schedule in landscapes}
-    draw_landscapes(landscapes, titles, run.out / f"{run.name}.png")
-    for schedule, result in record["schedules"].items():
-        show(landscape_rows(schedule, result))
-    print(bullets(record["conclusion"]))
+    landscape_figure.make(run, QUESTION, "schedules", jobs(run), conclusion)
 
 
 def jobs(run: Run) -> dict[tuple[str, str], Job]:
@@ -78,11 +65,9 @@ def conclusion(landscapes: Landscapes) -> list[str]:
 def report(record: dict[str, Any]) -> str:
     """The Markdown of the generated part."""
     parts = [
-        "![Test error over learning rate and decay under three schedules]"
-        "(benchmarks/results/figure1.png)\n",
+        image(record, "Test error over learning rate and decay under three schedules"),
         f"{setup(record)}, decay on kernels only:\n",
-        *(markdown(landscape_rows(*item)) for item in record["schedules"].items()),
-        bullets(record["conclusion"]),
+        *landscape_figure.body(record, "schedules"),
     ]
     return "\n".join(parts)
 

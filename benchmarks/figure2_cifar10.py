@@ -8,34 +8,21 @@ digits version, with the contrast of a network without normalization, is `figure
 Usage: python benchmarks/figure2_cifar10.py --data DIR [--size SIZE] [--out DIR] [--quick]
 """
 
-import time
 from typing import Any
 
+import landscape_figure
 import optax
-from _harness import write_json
-from drawing import draw_landscapes
-from landscapes import CONTESTANTS, Job, Landscapes, landscape_job, train
-from readings import OPTIMISM, compare, improvement, results, separability
-from sizes import Run, header, run_from_arguments, task_of
-from tables import bullets, landscape_rows, markdown, setup, show
+from landscapes import CONTESTANTS, Job, Landscapes, landscape_job
+from readings import OPTIMISM, compare, improvement, separability
+from sizes import Run, run_from_arguments, task_of
+from tables import image, setup
 
 QUESTION = (__doc__ or "").partition("\n")[0]
 
 
 def main() -> None:
     run = run_from_arguments("figure2_cifar10", QUESTION, default="subset")
-    start = time.perf_counter()
-    landscapes = train(jobs(run), run.cells)
-    record = header(QUESTION, run, time.perf_counter() - start) | {
-        "networks": results(landscapes),
-        "conclusion": conclusion(landscapes),
-    }
-    write_json(run.out / f"{run.name}.json", record)
-    titles = {name: f"{name}, CIFAR-10" for name in landscapes}
-    draw_landscapes(landscapes, titles, run.out / f"{run.name}.png")
-    for network, result in record["networks"].items():
-        show(landscape_rows(network, result))
-    print(bullets(record["conclusion"]))
+    landscape_figure.make(run, QUESTION, "networks", jobs(run), conclusion)
 
 
 def jobs(run: Run) -> dict[tuple[str, str], Job]:
@@ -61,11 +48,9 @@ def conclusion(landscapes: Landscapes) -> list[str]:
 def report(record: dict[str, Any]) -> str:
     """The Markdown of the generated part."""
     parts = [
-        "![Test error over learning rate and decay, four optimizers]"
-        "(benchmarks/results/figure2_cifar10.png)\n",
+        image(record, "Test error over learning rate and decay, four optimizers"),
         f"{setup(record)}, cosine annealing, decay on kernels only:\n",
-        *(markdown(landscape_rows(*item)) for item in record["networks"].items()),
-        bullets(record["conclusion"]),
+        *landscape_figure.body(record, "networks"),
     ]
     return "\n".join(parts)
 

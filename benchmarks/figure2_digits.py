@@ -8,16 +8,14 @@ MLP 64-128-128-10 with batch norm and, as the contrast, the same without normali
 Usage: python benchmarks/figure2_digits.py [--out DIR] [--quick]
 """
 
-import time
 from typing import Any
 
+import landscape_figure
 import optax
-from _harness import write_json
-from drawing import draw_landscapes
-from landscapes import CONTESTANTS, Job, Landscapes, landscape_job, train
-from readings import OPTIMISM, compare, improvement, results, separability
-from sizes import LAYERS, Run, header, mlp, run_from_arguments, task_of
-from tables import bullets, landscape_rows, markdown, show
+from landscapes import CONTESTANTS, Job, Landscapes, landscape_job
+from readings import OPTIMISM, compare, improvement, separability
+from sizes import LAYERS, Run, mlp, run_from_arguments, task_of
+from tables import image
 
 QUESTION = (__doc__ or "").partition("\n")[0]
 NETWORKS = {"batch norm": True, "no normalization": False}
@@ -25,22 +23,7 @@ NETWORKS = {"batch norm": True, "no normalization": False}
 
 def main() -> None:
     run = run_from_arguments("figure2_digits", QUESTION, default="digits", sizes=False)
-    start = time.perf_counter()
-    landscapes = train(jobs(run))
-    seconds = time.perf_counter() - start
-    image, numbers = (run.out / f"{run.name}.{kind}" for kind in ("png", "json"))
-    titles = {network: f"{run.size.network}, {network}" for network in landscapes}
-    draw_landscapes(landscapes, titles, image)
-    record = header(QUESTION, run, seconds) | {
-        "layers": LAYERS,
-        "networks": results(landscapes),
-        "conclusion": conclusion(landscapes),
-    }
-    write_json(numbers, record)
-    for network, result in record["networks"].items():
-        show(landscape_rows(network, result))
-    print(f"Trained in {seconds:.0f} s. Wrote {image} and {numbers}.\n")
-    print(bullets(record["conclusion"]))
+    landscape_figure.make(run, QUESTION, "networks", jobs(run), conclusion)
 
 
 def jobs(run: Run) -> dict[tuple[str, str], Job]:
@@ -74,16 +57,14 @@ def report(record: dict[str, Any]) -> str:
     """The Markdown of the generated part."""
     budget, device = record["budget"], record["device"]
     parts = [
-        "![Test error over learning rate and decay, eight landscapes]"
-        "(benchmarks/results/figure2_digits.png)\n",
-        f"MLP {'-'.join(map(str, record['layers']))} on {record['train_images']} of scikit-learn's "
+        image(record, "Test error over learning rate and decay, eight landscapes"),
+        f"MLP {'-'.join(map(str, LAYERS))} on {record['train_images']} of scikit-learn's "
         f"digits, {budget['epochs']} epochs of batches of {budget['batch_size']}, cosine "
         f"annealing, decay on kernels only, {budget['seeds']} seeds that each draw their own "
         f"training images; all others are held out. {record['seconds']:.0f} s on "
         f"{device['cores']} cores ({device['kind']}). The same network with batch norm, as in "
         "the paper, and without normalization:\n",
-        *(markdown(landscape_rows(*item)) for item in record["networks"].items()),
-        bullets(record["conclusion"]),
+        *landscape_figure.body(record, "networks"),
     ]
     return "\n".join(parts)
 

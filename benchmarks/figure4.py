@@ -22,7 +22,7 @@ from drawing import COLORS, save
 from landscapes import CONTESTANTS, Job, train
 from readings import at_best, rounded
 from sizes import Run, Size, header, run_from_arguments, task_of
-from tables import bullets, markdown, setup, show
+from tables import bullets, image, markdown, setup, show
 
 import optax_decoupled as od
 from optax_decoupled.sweep import Best
@@ -180,8 +180,7 @@ def draw(ends: list[int], errors: dict[str, np.ndarray], network: str, path: Pat
 def report(record: dict[str, Any]) -> str:
     """The Markdown of the generated part."""
     parts = [
-        "![Test error at the ends of the cycles, with and without restarts]"
-        "(benchmarks/results/figure4.png)\n",
+        image(record, "Test error at the ends of the cycles, with and without restarts"),
         f"{setup(record)}, decay on kernels only:\n",
         markdown(rows(record)),
         bullets(record["conclusion"]),

@@ -20,7 +20,7 @@ from drawing import save
 from landscapes import Landscapes, landscape_job, train
 from readings import rounded, signed, slope, slope_text
 from sizes import Run, header, run_from_arguments, task_of
-from tables import bullets, markdown, setup, show
+from tables import bullets, image, markdown, setup, show
 
 from optax_decoupled.sweep import Landscape, ValleySlope
 
@@ -166,8 +166,7 @@ def draw(over_budgets: dict[str, Landscape], network: str, path: Path) -> None:
 def report(record: dict[str, Any]) -> str:
     """The Markdown of the generated part."""
     parts = [
-        "![Test error over the decay and over the normalized decay, three budgets]"
-        "(benchmarks/results/normalized_decay.png)\n",
+        image(record, "Test error over the decay and over the normalized decay, three budgets"),
         f"{setup(record)}, a quarter of the epochs and four times as many, cosine annealing, decay "
         "on kernels only, at one learning rate:\n",
         markdown(rows(record)),

@@ -3,19 +3,18 @@
 Usage: python benchmarks/report.py [--check]
 
 A part of a Markdown file between `<!-- generated:NAME -->` and `<!-- end -->` is written by the
-function of that name below. `--check` changes nothing and fails if a part is out of date.
+function `explained` below, or by the figure's script of that name. `--check` changes nothing
+and fails if a part is out of date.
 """
 
 import argparse
 import contextlib
-import functools
 import importlib
 import io
 import json
 import os
 import re
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +32,10 @@ FIGURES = ("figure1", "figure2_cifar10", "figure2_digits", "figure3", "figure4",
 
 
 def figure(name: str) -> str:
-    """What the script of that name says of its results."""
+    """What a figure's script says of its results; `figure1_resnet` is `figure1` at that size."""
+    script = next(x for x in FIGURES if name == x or name.startswith(f"{x}_"))
     record = json.loads((RESULTS / f"{name}.json").read_text())
-    return importlib.import_module(name).report(record)
+    return importlib.import_module(script).report({**record, "name": name})
 
 
 HEALTHY = """\
@@ -75,19 +75,14 @@ def _run(code: str, namespace: dict[str, Any]) -> str:
     return f"```python\n{code}```\n\n```text\n{output.getvalue()}```\n"
 
 
-SECTIONS: dict[str, Callable[[], str]] = {
-    **{name: functools.partial(figure, name) for name in FIGURES},
-    "explained": explained,
-}
-
-
 def rendered(text: str, folder: Path) -> str:
     """The text of a file in this folder with every generated part written anew."""
     to_root = os.path.relpath(ROOT, folder).replace(os.sep, "/")
     prefix = "" if to_root == "." else f"{to_root}/"
 
     def part(match: re.Match[str]) -> str:
-        body = SECTIONS[match[2]]().replace("](benchmarks/", f"]({prefix}benchmarks/")
+        body = explained() if match[2] == "explained" else figure(match[2])
+        body = body.replace("](benchmarks/", f"]({prefix}benchmarks/")
         return match[1] + body + match[3]
 
     return PART.sub(part, text)

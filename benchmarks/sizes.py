@@ -116,17 +116,17 @@ class Run(NamedTuple):
       out: their folder.
       size: what is trained.
       cifar: the data, if the size needs them.
+      cells: where finished cells are kept, so that a killed run goes on; None for the digits,
+        which take minutes.
+      resumed: whether there were any.
     """
 
     name: str
     out: Path
     size: Size
     cifar: Cifar10 | None
-
-    @property
-    def cells(self) -> Path | None:
-        """Where finished cells are kept, so that a killed run resumes; digits take minutes."""
-        return self.out / "cells" / self.name if self.cifar else None
+    cells: Path | None
+    resumed: bool
 
 
 def run_from_arguments(name: str, question: str, default: str, sizes: bool = True) -> Run:
@@ -152,7 +152,9 @@ def run_from_arguments(name: str, question: str, default: str, sizes: bool = Tru
     if arguments.size != default:
         name = f"{name}_{arguments.size}"
     arguments.out.mkdir(parents=True, exist_ok=True)
-    return Run(name, arguments.out, size, cifar)
+    cells = arguments.out / "cells" / name if cifar else None
+    resumed = cells is not None and cells.exists()
+    return Run(name, arguments.out, size, cifar, cells, resumed)
 
 
 def task_of(size: Size, cifar: Cifar10 | None) -> Task:
@@ -176,13 +178,14 @@ def header(question: str, run: Run, seconds: float) -> dict[str, Any]:
     size = run.size
     budget = ("epochs", "seeds", "rate_stride", "decay_stride", "steps", "batch_size")
     return {
+        "name": run.name,
         "question": question,
         **environment(),
-        "seconds": round(seconds, 1),
+        "seconds": None if run.resumed else round(seconds, 1),
         "network": size.network,
         "data": size.data,
         "data_sha256": run.cifar.sha256 if run.cifar else None,
         "train_images": size.train_images,
-        "test_images": size.test_images if run.cifar else 1797 - size.train_images,
+        "test_images": size.test_images if run.cifar else len(digits().labels) - size.train_images,
         "budget": {name: getattr(size, name) for name in budget},
     }

@@ -58,6 +58,10 @@ def landscape_rows(title: str, result: dict[str, Any]) -> Rows:
     return rows
 
 
+def image(record: dict[str, Any], caption: str) -> str:
+    return f"![{caption}](benchmarks/results/{record['name']}.png)\n"
+
+
 def setup(record: dict[str, Any]) -> str:
     """What was trained on what, for how long, as the beginning of a sentence."""
     budget = record["budget"]
