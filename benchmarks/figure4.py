@@ -20,7 +20,7 @@ import optax
 from _harness import write_json
 from drawing import COLORS, save
 from landscapes import CONTESTANTS, Job, train
-from readings import at_best, rounded
+from readings import at_best, paired, rounded
 from sizes import Run, Size, header, run_from_arguments, task_of
 from tables import bullets, image, markdown, setup, show
 
@@ -126,15 +126,21 @@ def conclusion(ends: list[int], errors: dict[str, np.ndarray]) -> list[str]:
     sentences = []
     for name, variant in RESTARTED.items():
         plain, restarted = errors[name].mean(1), errors[variant].mean(1)
-        final = errors[name][-1] - errors[variant][-1]
-        same = abs(final.mean()) <= final.std(ddof=1)
-        end = "the same as" if same else "better than" if final.mean() > 0 else "worse than"
+        *early, final = (paired(*both) for both in zip(errors[name], errors[variant], strict=True))
+        ahead = sum(x.difference > x.spread for x in early)
+        behind = sum(x.difference < -x.spread for x in early)
+        moves = {
+            True: "the same as",
+            False: "better than" if final.difference > 0 else "worse than",
+        }
         reached = [_first(ends, x, CLOSE * plain[-1]) for x in (restarted, plain)]
         sentences.append(
             f"After {ends[0]} of {ends[-1]} epochs {variant} has {restarted[0]:.2f} %, {name} "
-            f"{plain[0]:.2f} %. {variant} comes within 10 % of {name}'s final error at "
-            f"{reached[0]}, {name} itself at {reached[1]}. Measured by the spread over seeds, "
-            f"{variant} is {end} {name} in the end ({restarted[-1]:.2f} and {plain[-1]:.2f} %)."
+            f"{plain[0]:.2f} %. Measured by the spread over seeds, {variant} is better than {name} "
+            f"at {ahead} of the {len(early)} earlier ends of cycles, worse at {behind}, and "
+            f"{moves[final.within_spread]} {name} in the end ({restarted[-1]:.2f} and "
+            f"{plain[-1]:.2f} %). It comes within 10 % of {name}'s final error at {reached[0]}, "
+            f"{name} itself at {reached[1]}."
         )
     return [
         *sentences,
@@ -160,11 +166,12 @@ def rows(record: dict[str, Any]) -> list[list[str]]:
 
 def draw(ends: list[int], errors: dict[str, np.ndarray], network: str, path: Path) -> None:
     figure, ax = plt.subplots(figsize=(7, 5), layout="constrained")
-    for name, values in errors.items():
+    for i, (name, values) in enumerate(errors.items()):
+        places = np.array(ends) * 1.02 ** (i - 1.5)  # side by side
         style = "o-" if name.endswith("R") else "s--"
         spread = values.std(1, ddof=1)
         ax.errorbar(
-            ends, values.mean(1), spread, fmt=style, capsize=2, color=COLORS[name], label=name
+            places, values.mean(1), spread, fmt=style, capsize=2, color=COLORS[name], label=name
         )
     ax.set_xscale("log", base=2)
     ax.set_yscale("log")
