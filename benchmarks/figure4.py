@@ -129,16 +129,14 @@ def conclusion(ends: list[int], errors: dict[str, np.ndarray]) -> list[str]:
         *early, final = (paired(*both) for both in zip(errors[name], errors[variant], strict=True))
         ahead = sum(x.difference > x.spread for x in early)
         behind = sum(x.difference < -x.spread for x in early)
-        moves = {
-            True: "the same as",
-            False: "better than" if final.difference > 0 else "worse than",
-        }
+        verdict = "better than" if final.difference > 0 else "worse than"
+        end = "the same as" if final.within_spread else verdict
         reached = [_first(ends, x, CLOSE * plain[-1]) for x in (restarted, plain)]
         sentences.append(
             f"After {ends[0]} of {ends[-1]} epochs {variant} has {restarted[0]:.2f} %, {name} "
             f"{plain[0]:.2f} %. Measured by the spread over seeds, {variant} is better than {name} "
             f"at {ahead} of the {len(early)} earlier ends of cycles, worse at {behind}, and "
-            f"{moves[final.within_spread]} {name} in the end ({restarted[-1]:.2f} and "
+            f"{end} {name} in the end ({restarted[-1]:.2f} and "
             f"{plain[-1]:.2f} %). It comes within 10 % of {name}'s final error at {reached[0]}, "
             f"{name} itself at {reached[1]}."
         )
