@@ -14,7 +14,7 @@ import landscape_figure
 import optax
 from landscapes import CONTESTANTS, Job, Landscapes, landscape_job
 from readings import OPTIMISM, compare, improvement, separability
-from sizes import LAYERS, Run, mlp, run_from_arguments, task_of
+from sizes import MLP_NAME, Run, mlp, run_from_arguments, task_of
 from tables import image
 
 QUESTION = (__doc__ or "").partition("\n")[0]
@@ -23,6 +23,7 @@ NETWORKS = {"batch norm": True, "no normalization": False}
 
 def main() -> None:
     run = run_from_arguments("figure2_digits", QUESTION, default="digits", sizes=False)
+    run = run._replace(size=run.size._replace(network=MLP_NAME))
     landscape_figure.make(run, QUESTION, "networks", jobs(run), conclusion)
 
 
@@ -58,7 +59,7 @@ def report(record: dict[str, Any]) -> str:
     budget, device = record["budget"], record["device"]
     parts = [
         image(record, "Test error over learning rate and decay, eight landscapes"),
-        f"MLP {'-'.join(map(str, LAYERS))} on {record['train_images']} of scikit-learn's "
+        f"{MLP_NAME} on {record['train_images']} of scikit-learn's "
         f"digits, {budget['epochs']} epochs of batches of {budget['batch_size']}, cosine "
         f"annealing, decay on kernels only, {budget['seeds']} seeds that each draw their own "
         f"training images; all others are held out. {record['seconds']:.0f} s on "

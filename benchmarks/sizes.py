@@ -15,6 +15,7 @@ from tasks import cifar10_task, classification_task
 from optax_decoupled.sweep import Task
 
 LAYERS = (64, 128, 128, 10)
+MLP_NAME = f"MLP {'-'.join(map(str, LAYERS))}"
 
 
 class Size(NamedTuple):
@@ -67,7 +68,7 @@ def shake_shake(width: int) -> Size:
 
 
 SIZES = {
-    "digits": Size("MLP 64-128-128-10", mlp(True), "digits", 150, 50, 100, 5),
+    "digits": Size(f"{MLP_NAME} with batch norm", mlp(True), "digits", 150, 50, 100, 5),
     "subset": Size(
         "ResNet-8 of width 8 on small maps",
         lambda rngs: ResNet(1, 8, small_maps=True, rngs=rngs),
