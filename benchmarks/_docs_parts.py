@@ -2,9 +2,11 @@
 
 import json
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from tables import markdown
 
 RESULTS = Path(__file__).resolve().parent / "results"
 GB = 1e9
@@ -21,7 +23,7 @@ def regimes() -> str:
             [name, *(cell(network["optimizers"][name]) for network in networks.values())]
             for name in optimizers
         ]
-        return markdown_table([title, *networks], rows)
+        return markdown([[title, *networks], *rows])
 
     rates, decays = (len(optimizers["SGDW"][axis]) for axis in ("learning_rates", "weight_decays"))
     return (
@@ -69,9 +71,9 @@ def sweep_memory() -> str:
     ]
     curve = [[str(x["cells"]), f"{x['median']:.0f}"] for x in record["vectorize"]]
     return (
-        markdown_table(["cells at a time (`vectorize`)", "cells a minute, once compiled"], curve)
+        markdown([["cells at a time (`vectorize`)", "cells a minute, once compiled"], *curve])
         + "\nThe memory of the process is bounded by the cells that are trained at a time, not by "
-        "the grid:\n\n" + markdown_table(["task", "cells", "at a time", "peak, MiB"], rows)
+        "the grid:\n\n" + markdown([["task", "cells", "at a time", "peak, MiB"], *rows])
     )
 
 
@@ -89,7 +91,7 @@ def explain_speed() -> str:
     size = f"{first['leaves']} parameters of {first['weights'] / 1e6:.0f} million weights in all"
     return (
         f"For {size}, on {record['device']['cores']} cores ({record['device']['kind']}):\n\n"
-        + markdown_table(["optimizer", "seconds", "extra memory, copies of the weights"], rows)
+        + markdown([["optimizer", "seconds", "extra memory, copies of the weights"], *rows])
     )
 
 
@@ -103,7 +105,7 @@ def bfloat16() -> str:
         ]
         for mode, run in record["modes"].items()
     ]
-    return markdown_table(["parameters stored in", "final training loss", "test errors, %"], rows)
+    return markdown([["parameters stored in", "final training loss", "test errors, %"], *rows])
 
 
 def state_bytes() -> str:
@@ -116,7 +118,7 @@ def state_bytes() -> str:
         cells = [*sizes, sum(sizes), moved]
         per_parameter.append([name, *(f"{n / x['parameters']:.0f}" for n in cells)])
     headers = ["optimizer, parameters", "weights", "gradients", "state", "in all", "moved per step"]
-    parts = ["Bytes per parameter:\n", markdown_table(headers, per_parameter)]
+    parts = ["Bytes per parameter:\n", markdown([headers, *per_parameter])]
     for name, models in record["per_device"].items():
         devices = list(next(iter(models.values())))
         rows = [
@@ -125,7 +127,7 @@ def state_bytes() -> str:
         ]
         parts += [
             f"Gigabytes per device for weights, gradients and state, all split ({name}):\n",
-            markdown_table(["", *(f"{count} devices" for count in devices)], rows),
+            markdown([["", *(f"{count} devices" for count in devices)], *rows]),
         ]
     return "\n".join(parts)
 
@@ -133,14 +135,6 @@ def state_bytes() -> str:
 def _gigabytes(sizes: dict[str, int]) -> str:
     size = (sizes["weights"] + sizes["gradients"] + sizes["state"]) / GB
     return f"{size:,.0f}" if size >= 100 else f"{size:.2g}"
-
-
-def markdown_table(headers: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    """A Markdown table whose columns but the first are aligned to the right."""
-    headers = list(headers)
-    rule = ["---", *["---:"] * (len(headers) - 1)]
-    lines = [headers, rule, *map(list, rows)]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def _load(name: str) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from _docs_parts import markdown_table
+from tables import markdown
 
 RESULTS = Path(__file__).resolve().parent / "results"
 RIVALS = ("optax.adamw", "od.adamw", "torch, fused", "torch, foreach", "machine limit")
@@ -22,7 +22,7 @@ def step_cost() -> str:
     return (
         f"Median milliseconds of a jitted AdamW step in float32 on {device['cores']} cores "
         f"({device['kind']}; JAX {versions['jax']}, PyTorch {versions['torch']}):\n\n"
-        + markdown_table(["parameters", *(f"`{x}`" if "." in x else x for x in RIVALS)], rows)
+        + markdown([["parameters", *(f"`{x}`" if "." in x else x for x in RIVALS)], *rows])
     )
 
 
@@ -37,7 +37,7 @@ def step_variants() -> str:
             found = [tree.get(name) for tree in trees.values()]
             values = (f"{x[key]:.{digits}f}" if x else "" for x in found)
             rows.append([name, found[0]["baseline"], *values])
-        return markdown_table(["step", "relative to", *trees], rows)
+        return markdown([["step", "relative to", *trees], *rows])
 
     return (
         "Time of a step:\n\n"
@@ -67,7 +67,7 @@ def step_dtypes() -> str:
     return (
         "ViT-B; bytes per parameter: of the state; at the peak of a step (weights, gradients, "
         "state and temporaries) and accessed; times relative to float32:\n\n"
-        + markdown_table(headers, rows)
+        + markdown([headers, *rows])
     )
 
 
@@ -90,9 +90,9 @@ def step_growth() -> str:
     sizes = rows("by_parameters", lambda row: f"{row['parameters']:.0e}".replace("e+0", "e"))
     return (
         "Leaves of 1,000 parameters:\n\n"
-        + markdown_table(["leaves", *headers], leaves)
+        + markdown([["leaves", *headers], *leaves])
         + "\nOne leaf:\n\n"
-        + markdown_table(["parameters", *headers], sizes)
+        + markdown([["parameters", *headers], *sizes])
     )
 
 
@@ -101,7 +101,7 @@ def step_xla_options() -> str:
     found = _load("xla_options")["options"]
     limit = found["machine limit"]["seconds"]
     rows = [[name, _milliseconds(x), f"{x['seconds'] / limit:.2f}"] for name, x in found.items()]
-    return markdown_table(["`optax.adamw`, one leaf of 8 M", "ms", "relative to the limit"], rows)
+    return markdown([["`optax.adamw`, one leaf of 8 M", "ms", "relative to the limit"], *rows])
 
 
 def _milliseconds(step: dict[str, Any] | None) -> str:

@@ -1,16 +1,15 @@
-"""Networks for the benchmarks, and how a Flax NNX classifier becomes a sweep task."""
+"""Networks for the benchmarks in Flax NNX. The paper's own are in `shake_shake.py`.
+
+All are called as ``model(x, train=...)``; those for images also take a ``key`` when they train.
+"""
 
 import itertools
-from collections.abc import Callable
-from typing import Any
 
 import jax
-import jax.numpy as jnp
-import optax
-from data import Images
 from flax import nnx
 
-from optax_decoupled import sweep
+# As in the implementations of both ResNets: variance 2 / (kernel area · output channels).
+KERNEL_INIT = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
 class MLP(nnx.Module):
@@ -51,47 +50,69 @@ class ConvNet(nnx.Module):
         return self.head(x.mean(axis=(1, 2)))
 
 
-def classification_task(
-    make_model: Callable[[nnx.Rngs], nnx.Module],
-    data: Images,
-    batches: Callable[[int], Any],
-    steps: int,
-    train_images: int,
-) -> sweep.Task:
-    """Trains a classifier on cross-entropy; reports the error on the images it never saw.
+class ConvNorm(nnx.Module):
+    """A convolution without bias, then batch norm."""
 
-    The model state is the network's other variables (batch statistics) and the indices of
-    the last epoch, which are all the training images: the metric ``error`` is in percent of
-    all the others. (A mask of the images seen would cost a tenth of a small network's step.)
+    def __init__(self, inputs: int, outputs: int, size: int, stride: int = 1, *, rngs: nnx.Rngs):
+        self.convolution = nnx.Conv(
+            inputs,
+            outputs,
+            (size, size),
+            strides=stride,
+            padding=size // 2,
+            use_bias=False,
+            kernel_init=KERNEL_INIT,
+            rngs=rngs,
+        )
+        self.norm = nnx.BatchNorm(outputs, momentum=0.9, rngs=rngs)
 
-    Args:
-      make_model: builds the model, which is called as ``model(images, train=...)``.
-      data: all the images.
-      batches: seed -> indices into ``data``, int32 [steps, batch size].
-      steps: optimizer steps.
-      train_images: images per epoch, a multiple of the batch size.
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        return self.norm(self.convolution(x), use_running_average=not train)
+
+
+class ResidualBlock(nnx.Module):
+    """Two 3×3 convolutions beside the identity, or a 1×1 convolution where the shape changes."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int, *, rngs: nnx.Rngs):
+        self.first = ConvNorm(inputs, outputs, 3, stride, rngs=rngs)
+        self.second = ConvNorm(outputs, outputs, 3, rngs=rngs)
+        changes = (inputs, 1) != (outputs, stride)
+        self.skip = ConvNorm(inputs, outputs, 1, stride, rngs=rngs) if changes else None
+
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        y = self.second(nnx.relu(self.first(x, train=train)), train=train)
+        return nnx.relu(y + (x if self.skip is None else self.skip(x, train=train)))
+
+
+class ResNet(nnx.Module):
+    """A batch-norm ResNet for CIFAR of 2 + 6·``blocks`` layers (arXiv:1512.03385).
+
+    A 3×3 stem and three stages of ``blocks`` blocks, ``width``, twice and four times as wide,
+    the last two beginning with a stride of 2; mean; linear head. For CPUs, ``small_maps`` gives
+    the stem a stride of 2 and 2×2 mean pooling: blocks see maps of a sixteenth of the pixels.
     """
-    graphdef, _, _ = nnx.split(make_model(nnx.Rngs(0)), nnx.Param, ...)
-    images, labels = jnp.asarray(data.images), jnp.asarray(data.labels)
 
-    def init(key: jax.Array) -> tuple[Any, Any]:
-        _, params, rest = nnx.split(make_model(nnx.Rngs(key)), nnx.Param, ...)
-        return params, (rest, jnp.zeros(train_images, jnp.int32))
+    def __init__(self, blocks: int, width: int, *, small_maps: bool = False, rngs: nnx.Rngs):
+        self.small_maps = small_maps
+        self.stem = ConvNorm(3, width, 3, 2 if small_maps else 1, rngs=rngs)
+        self.blocks = stages(ResidualBlock, (width, width, 2 * width, 4 * width), blocks, rngs)
+        self.head = nnx.Linear(4 * width, 10, rngs=rngs)
 
-    def loss(params: Any, state: Any, batch: jax.Array, key: jax.Array) -> tuple[jax.Array, Any]:
-        del key  # nothing random in the forward pass
-        rest, epoch = state
-        model = nnx.merge(graphdef, params, rest, copy=True)
-        logits = model(images[batch], train=True)
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels[batch])
-        _, _, rest = nnx.split(model, nnx.Param, ...)
-        return losses.mean(), (rest, jnp.concatenate([epoch[len(batch) :], batch]))
+    def __call__(self, x: jax.Array, *, train: bool, key: jax.Array | None = None) -> jax.Array:
+        del key  # nothing random
+        x = nnx.relu(self.stem(x, train=train))
+        if self.small_maps:
+            x = nnx.avg_pool(x, (2, 2), strides=(2, 2))
+        for block in self.blocks:
+            x = block(x, train=train)
+        return self.head(x.mean(axis=(1, 2)))
 
-    def evaluate(params: Any, state: Any) -> dict[str, jax.Array]:
-        rest, epoch = state
-        model = nnx.merge(graphdef, params, rest, copy=True)
-        wrong = jnp.argmax(model(images, train=False), axis=-1) != labels
-        held_out = jnp.ones(len(labels), bool).at[epoch].set(False)
-        return {"error": 100 * wrong.mean(where=held_out)}
 
-    return sweep.Task(init=init, loss=loss, batches=batches, evaluate=evaluate, steps=steps)
+def stages(block: type, widths: tuple[int, ...], blocks: int, rngs: nnx.Rngs) -> nnx.List:
+    """Stages of ``blocks`` blocks, from each width to the next; all but the first halve."""
+    made = []
+    for stage, (inputs, outputs) in enumerate(itertools.pairwise(widths)):
+        stride = 1 if stage == 0 else 2
+        made.append(block(inputs, outputs, stride, rngs=rngs))
+        made += [block(outputs, outputs, 1, rngs=rngs) for _ in range(blocks - 1)]
+    return nnx.List(made)

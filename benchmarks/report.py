@@ -3,16 +3,18 @@
 Usage: python benchmarks/report.py [--check]
 
 A part of a Markdown file between `<!-- generated:NAME -->` and `<!-- end -->` is written by the
-function of that name below. `--check` changes nothing and fails if a part is out of date.
+function of that name below or in the modules of parts, or by the figure's script of that name.
+`--check` changes nothing and fails if a part is out of date.
 """
 
 import argparse
 import contextlib
+import importlib
 import io
 import json
+import os
 import re
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,45 +30,14 @@ RESULTS = ROOT / "benchmarks" / "results"
 PART = re.compile(r"(<!-- generated:(\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
-def figure2_digits() -> str:
-    record = _load("figure2_digits")
-    budget, device = record["budget"], record["device"]
-    parts = [
-        "![Test error over learning rate and decay, eight landscapes]"
-        "(benchmarks/results/figure2_digits.png)\n",
-        f"MLP {'-'.join(map(str, record['layers']))} on {record['train_images']} of scikit-learn's "
-        f"digits, {budget['epochs']} epochs of batches of {budget['batch_size']}, cosine "
-        f"annealing, decay on kernels only, {budget['seeds']} seeds that each draw their own "
-        f"training images; all others are held out. {record['seconds']:.0f} s on "
-        f"{device['cores']} cores ({device['kind']}). The same network with batch norm, as in "
-        "the paper, and without normalization:\n",
-    ]
-    for network, result in record["networks"].items():
-        parts += [_network(network, result)]
-    parts += ["\n".join(f"- {sentence}" for sentence in record["conclusion"])]
-    return "\n".join(parts) + "\n"
+FIGURES = ("figure1", "figure2_cifar10", "figure2_digits", "figure3", "figure4", "normalized_decay")
 
 
-def _network(network: str, result: dict[str, Any]) -> str:
-    """One table: a row per optimizer."""
-    rows = [
-        f"| {network} | test error % | best rate | best decay | within 10 % of best "
-        "| valley slope [95 % interval] |",
-        "| --- | ---: | ---: | ---: | ---: | ---: |",
-    ]
-    for name, x in result["optimizers"].items():
-        best, slope = x["best"], x["valley_slope"]
-        total = len(x["learning_rates"]) * len(x["weight_decays"])
-        valley = (
-            f"{slope['slope']:+.2f} [{slope['low']:+.1f}, {slope['high']:+.1f}]"
-            if slope
-            else "not located"
-        )
-        rows.append(
-            f"| {name} | {best['mean']:.2f} ± {best['spread']:.2f} | {best['learning_rate']:.3g} "
-            f"| {best['weight_decay']:.2g} | {x['cells_within_10_percent']} of {total} | {valley} |"
-        )
-    return "\n".join(rows) + "\n"
+def figure(name: str) -> str:
+    """What a figure's script says of its results; `figure1_resnet` is `figure1` at that size."""
+    script = next(x for x in FIGURES if name == x or name.startswith(f"{x}_"))
+    record = json.loads((RESULTS / f"{name}.json").read_text())
+    return importlib.import_module(script).report({**record, "name": name})
 
 
 HEALTHY = """\
@@ -106,21 +77,21 @@ def _run(code: str, namespace: dict[str, Any]) -> str:
     return f"```python\n{code}```\n\n```text\n{output.getvalue()}```\n"
 
 
-def _load(name: str) -> dict[str, Any]:
-    return json.loads((RESULTS / f"{name}.json").read_text())
+SECTIONS = {"explained": explained, **_docs_parts.SECTIONS, **_step_parts.SECTIONS}
 
 
-SECTIONS: dict[str, Callable[[], str]] = {
-    "figure2_digits": figure2_digits,
-    "explained": explained,
-    **_docs_parts.SECTIONS,
-    **_step_parts.SECTIONS,
-}
+def rendered(text: str, folder: Path) -> str:
+    """The text of a file in this folder with every generated part written anew."""
+    to_root = os.path.relpath(ROOT, folder).replace(os.sep, "/")
+    prefix = "" if to_root == "." else f"{to_root}/"
 
+    def part(match: re.Match[str]) -> str:
+        name = match[2]
+        body = SECTIONS[name]() if name in SECTIONS else figure(name)
+        body = body.replace("](benchmarks/", f"]({prefix}benchmarks/")
+        return match[1] + body + match[3]
 
-def rendered(text: str) -> str:
-    """The text with every generated part written anew."""
-    return PART.sub(lambda part: part[1] + SECTIONS[part[2]]() + part[3], text)
+    return PART.sub(part, text)
 
 
 def main() -> None:
@@ -130,10 +101,11 @@ def main() -> None:
     stale = []
     for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))):
         text = path.read_text()
-        if rendered(text) != text:
+        new = rendered(text, path.parent)
+        if new != text:
             stale.append(str(path.relative_to(ROOT)))
             if not check:
-                path.write_text(rendered(text))
+                path.write_text(new)
     print(f"{'out of date' if check else 'written'}: {', '.join(stale) or 'nothing'}")
     if check and stale:
         sys.exit(1)

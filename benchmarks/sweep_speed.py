@@ -24,7 +24,8 @@ import numpy as np
 import optax
 from _harness import ROOT, environment, write_json
 from data import Images, digits, few_shot_batches
-from models import MLP, ConvNet, classification_task
+from models import MLP, ConvNet
+from tasks import classification_task
 
 import optax_decoupled as od
 from optax_decoupled import sweep

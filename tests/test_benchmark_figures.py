@@ -1,0 +1,71 @@
+"""Every figure's script runs, small, and its results read as Markdown."""
+
+import importlib
+import json
+import pathlib
+import subprocess
+import sys
+
+import data
+import numpy as np
+import pytest
+
+BENCHMARKS = pathlib.Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture(scope="module")
+def cifar(tmp_path_factory):
+    """Noise in CIFAR-10's layout."""
+    directory = tmp_path_factory.mktemp("cifar")
+    folder = directory / "cifar-10-batches-bin"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    shape = (data.CIFAR10_RECORDS, data.CIFAR10_RECORD_BYTES)
+    records = rng.integers(0, 256, shape, np.uint8)
+    for name in (*data.CIFAR10_TRAIN, data.CIFAR10_TEST):
+        records[:, 0] = rng.permutation(len(records)) % 10
+        (folder / name).write_bytes(records.tobytes())
+    return directory
+
+
+def _run(script, *arguments):
+    command = [sys.executable, str(BENCHMARKS / f"{script}.py"), "--quick", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", ["figure1", "figure3", "figure4", "normalized_decay"])
+def test_digits(script, tmp_path):
+    _check(_run(script, "--out", tmp_path), script, tmp_path)
+
+
+@pytest.mark.slow
+def test_cifar10_and_going_on_after_a_kill(cifar, tmp_path):
+    arguments = ("figure2_cifar10", "--out", tmp_path, "--data", cifar)
+    _check(_run(*arguments), "figure2_cifar10", tmp_path)
+    path = tmp_path / "figure2_cifar10.json"
+    before = json.loads(path.read_text())
+    kept = sorted(tmp_path.glob("cells/**/cell-*"))
+    assert len(kept) == 4 * 9 * 2
+    kept[0].unlink()
+    _check(_run(*arguments), "figure2_cifar10", tmp_path)
+    assert json.loads(path.read_text())["networks"] == before["networks"]
+
+
+@pytest.mark.slow
+def test_missing_data_are_named(tmp_path):
+    unnamed = _run("figure2_cifar10", "--out", tmp_path)
+    assert unnamed.returncode == 2
+    assert "--data" in unnamed.stderr
+    missing = _run("figure2_cifar10", "--out", tmp_path, "--data", tmp_path)
+    assert missing.returncode != 0
+    assert "data_batch_1.bin" in missing.stderr
+
+
+def _check(done, script, out):
+    assert done.returncode == 0, done.stderr
+    assert (out / f"{script}.png").stat().st_size > 10_000
+    record = json.loads((out / f"{script}.json").read_text())
+    assert record["conclusion"]
+    text = importlib.import_module(script).report(record)
+    assert all(sentence in text for sentence in record["conclusion"])
