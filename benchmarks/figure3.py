@@ -3,7 +3,9 @@
 The paper's Figure 3: long runs (18 times the usual budget, 1800 epochs in the paper) at one
 learning rate, 0.001, with cosine annealing and decay on kernels only: Adam with 12 coefficients
 of L2 regularization, AdamW with 7 normalized decays λ_norm. The training loss is the mean
-cross-entropy of the last epoch's batches.
+cross-entropy of the last epoch's batches. The grids reach to where the error rises again; a first
+grid of AdamW on the digits ended at λ_norm = 1.6 with its lowest error, and at equal training
+loss (up to 0.017) the two differed by +0.03 ± 0.23 points.
 
 Usage: python benchmarks/figure3.py [--size SIZE --data DIR] [--out DIR] [--quick]
 """
