@@ -3,7 +3,9 @@
 The paper's Figure 3: long runs (18 times the usual budget, 1800 epochs in the paper) at one
 learning rate, 0.001, with cosine annealing and decay on kernels only: Adam with 12 coefficients
 of L2 regularization, AdamW with 7 normalized decays λ_norm. The training loss is the mean
-cross-entropy of the last epoch's batches.
+cross-entropy of the last epoch's batches. The grids reach to where the error rises again; a first
+grid of AdamW on the digits ended at λ_norm = 1.6 with its lowest error, and at equal training
+loss (up to 0.017) the two differed by +0.03 ± 0.23 points.
 
 Usage: python benchmarks/figure3.py [--size SIZE --data DIR] [--out DIR] [--quick]
 """
@@ -29,7 +31,7 @@ QUESTION = (__doc__ or "").partition("\n")[0]
 LENGTH = 18  # times the usual number of epochs
 LEARNING_RATE = 0.001
 L2_EXPONENTS = range(-11, 1)
-NORMS = [0.025 * 2.0**k for k in range(7)]
+NORMS = [0.025 * 3.0**k for k in range(7)]
 USEFUL = 1.5  # times the best error: settings that are worse are drawn, but not compared
 DECAY_NAMES = {"Adam+L2": "λ′", "AdamW": "λ_norm"}
 
@@ -150,7 +152,7 @@ def draw(row: dict[str, Landscape], network: str, path: Path) -> None:
     for name, x in row.items():
         loss, error = x.mean("train_loss")[0], x.mean()[0]
         ax.plot(loss, error, "o-", color=COLORS[name], label=name)
-        for place in (0, int(np.nanargmin(error)), -1):
+        for place in (0, -1):
             text = f"{DECAY_NAMES[name]} = {x.weight_decays[place]:.2g}"
             offset = (0, 10) if name == "Adam+L2" else (0, -16)
             ax.annotate(
@@ -163,7 +165,7 @@ def draw(row: dict[str, Landscape], network: str, path: Path) -> None:
                 fontsize="small",
             )
     best = min(x.best().mean for x in row.values())
-    ax.set(xscale="log", ylim=(0.9 * best, 2 * best))
+    ax.set(xscale="log", ylim=(0.9 * best, 1.1 * USEFUL * best))
     ax.set(xlabel="training loss, last epoch", ylabel="test error, mean over seeds (%)")
     ax.set_title(f"{network}, long runs at learning rate {LEARNING_RATE}")
     ax.legend()
