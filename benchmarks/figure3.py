@@ -154,7 +154,8 @@ def draw(row: dict[str, Landscape], network: str, path: Path) -> None:
         ax.plot(loss, error, "o-", color=COLORS[name], label=name)
         for place in (0, -1):
             text = f"{DECAY_NAMES[name]} = {x.weight_decays[place]:.2g}"
-            offset = (0, 10) if name == "Adam+L2" else (0, -16)
+            below = name == "Adam+L2" and place == 0  # clear of the other curve
+            offset = (0, -16) if below else (0, 10)
             ax.annotate(
                 text,
                 (loss[place], error[place]),
@@ -165,6 +166,7 @@ def draw(row: dict[str, Landscape], network: str, path: Path) -> None:
                 fontsize="small",
             )
     best = min(x.best().mean for x in row.values())
+    ax.margins(x=0.12)
     ax.set(xscale="log", ylim=(0.9 * best, 1.1 * USEFUL * best))
     ax.set(xlabel="training loss, last epoch", ylabel="test error, mean over seeds (%)")
     ax.set_title(f"{network}, long runs at learning rate {LEARNING_RATE}")
