@@ -79,9 +79,9 @@ def train(jobs: dict[tuple[str, str], Job], directory: Path | None = None) -> La
         "left",
     )
     landscapes: Landscapes = {}
+    before, every = 0, sum(job.cells for job in jobs.values())
     with Progress(*columns, speed_estimate_period=60) as bar:
-        row = bar.add_task("", total=sum(job.cells for job in jobs.values()))
-        before = 0
+        row = bar.add_task("", total=every)
         for (group, name), job in jobs.items():
             bar.update(row, description=f"{name}, {group}")
             landscapes.setdefault(group, {})[name] = run(
@@ -92,4 +92,6 @@ def train(jobs: dict[tuple[str, str], Job], directory: Path | None = None) -> La
                 ),
             )
             before += job.cells
+            if not bar.console.is_terminal:  # where a bar is not drawn before its end
+                print(f"{name}, {group}: {before} of {every} cells", flush=True)
     return landscapes
