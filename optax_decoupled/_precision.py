@@ -119,11 +119,11 @@ def apply_updates_with_stochastic_rounding(
     _check_key(key)
     leaves, treedef = jax.tree.flatten(params)
     updates_flat = treedef.flatten_up_to(updates)
-    words = tuple(jax.random.bits(key, (2,)))
+    word = jax.random.bits(key)
     # As constants, the numbers of the leaves would make each one's loop a program of its own.
     numbers = jax.lax.optimization_barrier(list(np.arange(len(leaves), dtype=np.uint32)))
     each = zip(leaves, updates_flat, numbers, strict=True)
-    new = [_add(p, u, (_mix(words[0] ^ i), words[1])) for p, u, i in each]
+    new = [_add(p, u, _mix(word ^ number)) for p, u, number in each]
     return jax.tree.unflatten(treedef, new)
 
 
@@ -138,7 +138,7 @@ def _check_key(key: Any) -> None:
         )
 
 
-def _add(p: Any, u: Any, words: tuple[jax.Array, jax.Array]) -> Any:
+def _add(p: Any, u: Any, word: jax.Array) -> Any:
     if not is_narrow(p):
         return optax.apply_updates(p, u)
     if jnp.finfo(p.dtype).bits < 16:
@@ -147,7 +147,7 @@ def _add(p: Any, u: Any, words: tuple[jax.Array, jax.Array]) -> Any:
             "bfloat16. Keep such parameters in one of those, or round them yourself."
         )
     x = (widen(p) + widen(u)).astype(jnp.float32)
-    dither = lambda bits, missing: _random_bits(words, bits) >> np.uint32(32 - missing)
+    dither = lambda bits, missing: _random_bits(word, bits) >> np.uint32(32 - missing)
     return _round(x, p.dtype, dither).astype(p.dtype)
 
 
@@ -187,18 +187,18 @@ def _floats(bits: jax.Array) -> jax.Array:
     return jax.lax.bitcast_convert_type(bits, jnp.float32)
 
 
-def _random_bits(words: tuple[jax.Array, jax.Array], like: jax.Array) -> jax.Array:
-    """uint32[like.shape]: each element's index, hashed with two random words.
+def _random_bits(word: jax.Array, like: jax.Array) -> jax.Array:
+    """uint32[like.shape]: a hash of each element's index plus a random word.
 
     `jax.random.bits` draws better ones, but a step with it takes five to ten times as long
     on CPU and keeps them in memory. A hash of the index is fused into the update, and on a
     mesh each device computes its own part, the same whatever the sharding.
     """
-    index, stride = jnp.uint32(0), 1
+    stride = 1
     for axis in reversed(range(like.ndim)):
-        index += _iota(like, axis) * np.uint32(stride % 2**32)
+        word += _iota(like, axis) * np.uint32(stride % 2**32)
         stride *= like.shape[axis]
-    return _mix(_mix(index ^ words[0]) ^ words[1])
+    return _mix(word)
 
 
 def _mix(x: jax.Array) -> jax.Array:
