@@ -4,12 +4,21 @@ All are called as ``model(x, train=...)``; those for images also take a ``key`` 
 """
 
 import itertools
+import math
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
-# As in the implementations of both ResNets: variance 2 / (kernel area · output channels).
-KERNEL_INIT = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+def kernel_init(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
+    """As both ResNets' authors draw them: variance 2 / (kernel area · output channels).
+
+    Drawn flat, because XLA takes 4 s on CPU to compile random bits of four axes, and 0.3 s flat.
+    """
+    variance = jnp.asarray(2 / (math.prod(shape) / shape[-2]), dtype)
+    return jax.random.normal(key, (math.prod(shape),), dtype).reshape(shape) * jnp.sqrt(variance)
 
 
 class MLP(nnx.Module):
@@ -61,7 +70,7 @@ class ConvNorm(nnx.Module):
             strides=stride,
             padding=size // 2,
             use_bias=False,
-            kernel_init=KERNEL_INIT,
+            kernel_init=kernel_init,
             rngs=rngs,
         )
         self.norm = nnx.BatchNorm(outputs, momentum=0.9, rngs=rngs)

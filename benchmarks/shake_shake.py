@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from models import KERNEL_INIT, ConvNorm, stages
+from models import ConvNorm, kernel_init, stages
 
 
 @jax.custom_vjp
@@ -54,7 +54,7 @@ class Skip(nnx.Module):
     """
 
     def __init__(self, inputs: int, outputs: int, stride: int, *, rngs: nnx.Rngs):
-        how = dict(use_bias=False, kernel_init=KERNEL_INIT, rngs=rngs)
+        how = dict(use_bias=False, kernel_init=kernel_init, rngs=rngs)
         self.paths = nnx.List([nnx.Conv(inputs, outputs // 2, (1, 1), **how) for _ in range(2)])
         self.norm = nnx.BatchNorm(outputs, momentum=0.9, rngs=rngs)
         self.stride = stride
