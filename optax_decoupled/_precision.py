@@ -103,7 +103,7 @@ def apply_updates_with_stochastic_rounding(
       The new parameters, with the structure, shapes, dtypes and shardings of ``params``.
 
     Raises:
-      TypeError: for floating parameters of fewer than 16 bits.
+      TypeError: for floating parameters of fewer than 16 bits, and for what is no key.
 
     Examples:
       >>> import jax, jax.numpy as jnp, optax, optax_decoupled as od
@@ -155,8 +155,8 @@ def _round(x: jax.Array, dtype: Any, dither: Callable[[jax.Array, int], jax.Arra
     """Rounds float32 to what `dtype` can represent; the result is float32 still.
 
     The bits of a float that `dtype` has no room for are a fraction of its last place. A
-    number of as many bits is added to them, a carry rounds up, and they are cut off: exact,
-    and in one pass, where XLA may leave out a conversion to `dtype` and back.
+    number of as many bits is added to them, a carry rounds up, and they are cut off: exact
+    for normal numbers, and in one pass, where XLA may leave out a conversion and its inverse.
     """
     missing = _missing_bits(dtype)
     smallest = float(jnp.finfo(dtype).smallest_normal)

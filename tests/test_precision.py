@@ -146,6 +146,21 @@ def test_stochastic_rounding_keeps_the_decay(dtype):
 
 
 @pytest.mark.parametrize("dtype", NARROW)
+def test_a_first_moment_is_rounded_to_nearest_from_zero(dtype):
+    """Halves of float32 numbers of every size, ties and subnormal numbers of float16 too."""
+    rng = np.random.default_rng(0)
+    sizes = 2.0 ** rng.uniform(-23, 14, 10_000) * rng.choice([-1, 1], 10_000)
+    half = float(jnp.finfo(dtype).eps) / 2
+    ties = 2 * (1 + np.arange(1, 1 / half, 2) * half)
+    grads = jnp.asarray(np.concatenate([sizes, ties, -ties]), jnp.float32)
+    tx = od.scale_by_adam(b1=0.5, mu_dtype=dtype)
+    _, state = jax.jit(tx.update)(grads, tx.init(grads))
+    expected = np.asarray(0.5 * grads).astype(dtype)
+    assert (expected.astype(np.float32) != np.asarray(0.5 * grads)).mean() > 0.5
+    np.testing.assert_array_equal(state.mu, expected)
+
+
+@pytest.mark.parametrize("dtype", NARROW)
 def test_rounding_to_nearest_loses_it_altogether(dtype):
     nearest = lambda params, updates, key: optax.apply_updates(params, updates)
     before, after = _decay(nearest, dtype, 100)
