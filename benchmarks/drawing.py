@@ -39,7 +39,7 @@ def draw_landscapes(landscapes: Landscapes, titles: dict[str, str], path: Path) 
         part.suptitle(titles[group], fontweight="bold")
         bar = part.colorbar(axes[0].images[0], ax=axes, extend="max", pad=0.01)
         bar.set_label("test error, mean over seeds (%)")
-    note = "★ best cell, • the next best, × a seed diverged, red line: best decay at each learning rate"
+    note = "★ best cell, • the next best, × a seed diverged, red line: best decay at each rate"
     parts[-1].supxlabel(note, fontsize="small")
     save(figure, path)
 
