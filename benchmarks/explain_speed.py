@@ -60,6 +60,9 @@ CASES = {
     "adamw, decay_mask, its state given": Case(
         lambda: od.adamw(1e-3, 1e-4, mask=od.decay_mask), True
     ),
+    "broken: decay before Adam, its state given": Case(
+        lambda: optax.chain(optax.add_decayed_weights(1e-4), optax.adam(1e-3)), True
+    ),
     "broken: decay before Adam": Case(
         lambda: optax.chain(optax.add_decayed_weights(1e-4), optax.adam(1e-3))
     ),

@@ -173,12 +173,3 @@ def to_numpy(sums: Any) -> np.ndarray:
 
 def epsilon(leaf: jax.ShapeDtypeStruct) -> float:
     return float(jnp.finfo(wide(leaf.dtype)).eps) if is_decayable(leaf) else 0.0
-
-
-def depends_on_inputs(jaxpr: Any, inputs: Sequence[bool]) -> list[bool]:
-    """For each output of a closed jaxpr, whether any of the marked inputs may reach it."""
-    reached = {v for v, marked in zip(jaxpr.jaxpr.invars, inputs, strict=True) if marked}
-    for equation in jaxpr.jaxpr.eqns:
-        if not reached.isdisjoint(v for v in equation.invars if not hasattr(v, "val")):
-            reached.update(equation.outvars)
-    return [not hasattr(v, "val") and v in reached for v in jaxpr.jaxpr.outvars]

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from optax_decoupled._explain import arrays
+from optax_decoupled._explain import arrays, programs
 from optax_decoupled._selection import is_decayable
 
 MAX_STEPS = 100  # how far to look for an update that moves anything
@@ -168,7 +168,7 @@ class Probe:
                 for pair, v in zip(pairs, units, strict=True)
             ]
 
-        return _jit_to_run_once(sums)
+        return programs.jit_to_run_once(sums)
 
     @functools.cached_property
     def _state_sums(self) -> Any:
@@ -181,7 +181,7 @@ class Probe:
                 if is_decayable(x) and not is_copy
             ]
 
-        return _jit_to_run_once(sums)
+        return programs.jit_to_run_once(sums)
 
     @functools.cached_property
     def _two_step_sums(self) -> Any:
@@ -203,7 +203,7 @@ class Probe:
             updates, _ = self._update(grads, state, params)
             return before, project(updates, data)
 
-        return _jit_to_run_once(sums, static_argnums=4)
+        return programs.jit_to_run_once(sums, static_argnums=(4,))
 
     @functools.cached_property
     def _advance(self) -> Any:
@@ -288,12 +288,6 @@ class Probe:
     def _fresh(self, params: Any) -> Any:
         leaves = zip(jax.tree.leaves(params), self.leaves, strict=True)
         return self._init(self.treedef.unflatten(arrays.cast(x, y.dtype) for x, y in leaves))
-
-
-def _jit_to_run_once(function: Any, **options: Any) -> Any:
-    """On CPU most of the time goes to LLVM: level 1 saves more of it than the run loses."""
-    fast = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
-    return jax.jit(function, compiler_options=fast, **options)
 
 
 def _twice(factor: float) -> tuple[np.float32, np.float32]:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from optax_decoupled._explain import arrays
+from optax_decoupled._explain import arrays, programs
 from optax_decoupled._explain.probe import Data, Probe
 from optax_decoupled._selection import is_decayable, named_leaves
 
@@ -44,7 +44,7 @@ def make_probe(
         state,
         *_gradients(grads, treedef),
     )
-    if any(arrays.depends_on_inputs(init.jaxpr, [True] * len(leaves))):
+    if any(programs.depends_on_inputs(init.jaxpr, [True] * len(leaves))):
         probe = dataclasses.replace(probe, copies=_find_copies(probe, data))
     return probe, data, _may_remember(probe, treedef.unflatten(wide), wide_init.out_info)
 
@@ -78,7 +78,7 @@ def _may_remember(probe: Probe, params: Any, state: Any) -> bool:
             "optax.GradientTransformation(tx.init, functools.partial(tx.update, value=...))."
         ) from error
     n, m = len(probe.leaves), len(probe.state_dtypes)
-    reached = arrays.depends_on_inputs(update.jaxpr, [False] * (n + m) + [True] * n)
+    reached = programs.depends_on_inputs(update.jaxpr, [False] * (n + m) + [True] * n)
     return any(reached[len(reached) - m :])
 
 
