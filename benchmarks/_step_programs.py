@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from _step_trees import Shapes
 
 import optax_decoupled as od
 
 BASELINE = "optax.adamw"
-Shapes = dict[str, tuple[int, ...]]
 
 
 class Variant(NamedTuple):
@@ -23,14 +23,12 @@ class Variant(NamedTuple):
       make: builds the optimizer.
       dtype: of parameters and gradients.
       stochastic: whether updates are rounded stochastically.
-      key: the implementation of the random key for that.
       baseline: the variant to compare with, which does the same work.
     """
 
     make: Callable[[], optax.GradientTransformation]
     dtype: Any = jnp.float32
     stochastic: bool = False
-    key: str = "threefry2x32"
     baseline: str = BASELINE
 
 
@@ -61,7 +59,7 @@ def build(variant: Variant, shapes: Shapes, options: dict[str, Any] | None = Non
     tx, step = _step(variant)
     params = {name: jnp.full(shape, 0.1, variant.dtype) for name, shape in shapes.items()}
     grads = jax.tree.map(lambda p: 0.01 * p, params)
-    carry = (params, jax.jit(tx.init)(params), jax.random.key(0, impl=variant.key))
+    carry = (params, jax.jit(tx.init)(params), jax.random.key(0))
     return Program(step.lower(carry, grads).compile(compiler_options=options), carry, grads)
 
 
@@ -92,7 +90,7 @@ def _analyse(variant: Variant, shapes: Shapes) -> tuple[tuple[float, ...], dict[
     tx, step = _step(variant)
     params = {name: jax.ShapeDtypeStruct(shape, variant.dtype) for name, shape in shapes.items()}
     state = jax.eval_shape(tx.init, params)
-    key = jax.eval_shape(lambda: jax.random.key(0, impl=variant.key))
+    key = jax.eval_shape(jax.random.key, 0)
     ticks = [time.perf_counter()]
     stage = step.trace((params, state, key), params)
     ticks.append(time.perf_counter())
@@ -117,26 +115,3 @@ def _arrays(tree: Any) -> Iterable[Any]:
 
 def count(shapes: Shapes) -> int:
     return sum(jnp.prod(jnp.array(shape, int)).item() for shape in shapes.values())
-
-
-def float32_master(inner: optax.GradientTransformation) -> optax.GradientTransformation:
-    """The usual alternative to stochastic rounding: the step updates a float32 copy.
-
-    The update, in float32, is what brings the narrow parameters to it.
-    """
-
-    def widened(tree: Any) -> Any:
-        return jax.tree.map(lambda x: x.astype(jnp.float32), tree)
-
-    def init(params: Any) -> Any:
-        master = widened(params)
-        return master, inner.init(master)
-
-    def update(grads: Any, state: Any, params: Any = None) -> Any:
-        master, inner_state = state
-        updates, inner_state = inner.update(widened(grads), inner_state, master)
-        master = optax.apply_updates(master, updates)
-        updates = jax.tree.map(lambda m, p: m - p.astype(jnp.float32), master, params)
-        return updates, (master, inner_state)
-
-    return optax.GradientTransformation(init, update)

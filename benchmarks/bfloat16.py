@@ -1,11 +1,13 @@
 """What does training in bfloat16 lose, rounded to nearest and stochastically?
 
-Runs `examples/bfloat16.py`'s training for every mode and seed and keeps its loss curves.
+Runs the training of `examples/bfloat16.py` for every way to store parameters and moments,
+and keeps its loss curves.
 
 Usage: python benchmarks/bfloat16.py [--out DIR]
 """
 
 import argparse
+import functools
 import runpy
 import time
 from pathlib import Path
@@ -14,14 +16,16 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 from _harness import ROOT, environment, write_json
+from _storage import STORAGE
 
 EVERY = 10  # steps between the points of a curve that are kept
+DRAWN = ("float32", "bfloat16, to nearest", "bfloat16, stochastic")
 
 
 def draw(modes: dict[str, Any], path: Path) -> None:
     figure, ax = plt.subplots(figsize=(7, 3.4), layout="constrained")
-    for (mode, run), style in zip(modes.items(), ("-", "--", ":"), strict=True):
-        loss = np.mean(run["loss"], axis=0)
+    for mode, style in zip(DRAWN, ("-", "--", ":"), strict=True):
+        loss = np.mean(modes[mode]["loss"], axis=0)
         ax.semilogy(EVERY * np.arange(len(loss)), loss, style, label=mode)
     ax.set(xlabel="step", ylabel="training loss, mean over seeds")
     ax.legend()
@@ -35,8 +39,9 @@ def main() -> None:
     example = runpy.run_path(str(ROOT / "examples" / "bfloat16.py"))
     start = time.perf_counter()
     modes = {}
-    for mode in example["MODES"]:
-        runs = [example["train"](mode, seed) for seed in range(example["SEEDS"])]
+    for mode, x in STORAGE.items():
+        train = functools.partial(example["train"], adamw=x.adamw)
+        runs = [train(seed, x.dtype, x.stochastic) for seed in range(example["SEEDS"])]
         modes[mode] = {
             "final_loss": [round(float(curve[-1]), 5) for curve, _ in runs],
             "test_error_percent": [round(error, 3) for _, error in runs],

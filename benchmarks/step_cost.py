@@ -10,6 +10,7 @@ Usage: python benchmarks/step_cost.py [--parts rivals dtypes ...] [--quick] [--o
 """
 
 import argparse
+import functools
 import gc
 import itertools
 import json
@@ -20,25 +21,23 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 from _harness import ROOT, environment, write_json
 from _step_programs import (
     BASELINE,
     Program,
-    Shapes,
     Variant,
     analysed,
     build,
     count,
-    float32_master,
     run,
 )
 from _step_rivals import DECAY, RATE, rivals
+from _step_trees import TREES, Shapes, leaves, trees
+from _storage import STORAGE
 
 import optax_decoupled as od
 
-BF16 = jnp.bfloat16
 LOAD_PER_ROUND = 4e8  # parameters: big trees are timed in fewer rounds
 
 
@@ -69,18 +68,8 @@ VARIANTS = {
 }
 # How parameters, mu and nu are stored, on one tree.
 DTYPES = {
-    BASELINE: VARIANTS[BASELINE],
-    "bfloat16, nearest": Variant(lambda: od.adamw(RATE, DECAY, mu_dtype=jnp.float32), BF16),
-    "bfloat16 + float32 master": Variant(lambda: float32_master(od.adamw(RATE, DECAY)), BF16),
-    "bfloat16, stochastic": Variant(
-        lambda: od.adamw(RATE, DECAY, mu_dtype=jnp.float32), BF16, stochastic=True
-    ),
-    "bfloat16, stochastic, key rbg": Variant(
-        lambda: od.adamw(RATE, DECAY, mu_dtype=jnp.float32), BF16, stochastic=True, key="rbg"
-    ),
-    "bfloat16, stochastic, key rbg, mu bfloat16": Variant(
-        lambda: od.adamw(RATE, DECAY), BF16, stochastic=True, key="rbg"
-    ),
+    name: Variant(functools.partial(x.adamw, RATE, DECAY), x.dtype, x.stochastic)
+    for name, x in STORAGE.items()
 }
 
 
@@ -96,46 +85,6 @@ XLA_OPTIONS = {
 
 # On trees that take long to build.
 FEW = ("optax.adamw", "od.adamw", "od.adamw, schedule", "od.adamw, mask")
-
-
-def leaves(number: int, size: int) -> Shapes:
-    return {f"{i}/kernel": (size,) for i in range(number)}
-
-
-def vision_transformer(depth: int, width: int) -> Shapes:
-    """12 layers of width 768 are ViT-B's 86 M parameters."""
-    square, wide, vector = (width, width), (width, 4 * width), (width,)
-    layer = {
-        **{f"{name}/kernel": square for name in ("query", "key", "value", "out")},
-        **{f"{name}/bias": vector for name in ("query", "key", "value", "out", "down")},
-        "up/kernel": wide,
-        "up/bias": (4 * width,),
-        "down/kernel": wide[::-1],
-        **{f"norm_{i}/{name}": vector for i in range(2) for name in ("scale", "bias")},
-    }
-    layers = {f"{i}/{name}": shape for i in range(depth) for name, shape in layer.items()}
-    return {"embed/kernel": (768, width), "place/embedding": (197, width), **layers}
-
-
-def scanned_decoder(depth: int, width: int) -> Shapes:
-    """A gated decoder block whose layers are stacked for `lax.scan`."""
-    hidden = 8 * width // 3 // 64 * 64
-    layer = {
-        **{f"{name}/kernel": (width, width) for name in ("query", "key", "value", "out")},
-        **{f"{name}/kernel": (width, hidden) for name in ("gate", "up")},
-        "down/kernel": (hidden, width),
-        **{f"norm_{i}/scale": (width,) for i in range(2)},
-    }
-    return {name: (depth, *shape) for name, shape in layer.items()}
-
-
-TREES = {
-    "one leaf of 32 M": leaves(1, 2**25),
-    "ViT-B, 86 M": vision_transformer(12, 768),
-    "1,000 leaves of 1,000": leaves(1000, 1000),
-    "scanned decoder, 103 M": scanned_decoder(8, 1024),
-}
-QUICK_TREES = {"a small ViT": vision_transformer(2, 64), "10 leaves": leaves(10, 1000)}
 
 
 def rounds_for(shapes: Shapes, quick: bool) -> int:
@@ -254,8 +203,9 @@ def measure_variants(quick: bool) -> dict[str, Any]:
 
 
 def measure_dtypes(quick: bool) -> dict[str, Any]:
-    shapes = next(iter(QUICK_TREES.values())) if quick else TREES["ViT-B, 86 M"]
-    return {"choices": against_baselines(DTYPES, shapes, rounds_for(shapes, quick))}
+    shapes = next(iter(trees(quick).values())) if quick else TREES["ViT-B, 86 M"]
+    variants = {BASELINE: VARIANTS[BASELINE], **DTYPES}
+    return {"choices": against_baselines(variants, shapes, rounds_for(shapes, quick))}
 
 
 def measure_xla_options(quick: bool) -> dict[str, Any]:
@@ -270,10 +220,6 @@ def measure_growth(quick: bool) -> dict[str, Any]:
         "by_leaves": growth([(n, 1000) for n in by_leaves], quick),
         "by_parameters": growth([(1, 10**k) for k in by_size], quick),
     }
-
-
-def trees(quick: bool) -> dict[str, Shapes]:
-    return QUICK_TREES if quick else TREES
 
 
 PARTS = {

@@ -2,10 +2,9 @@
 Training in bfloat16
 ====================
 
-What rounding to nearest loses and stochastic rounding keeps. A small transformer reads
-scikit-learn's digits row by row; the runs differ in how parameters are stored. Below 2⁻⁹ of a
-weight, rounding to nearest loses every change in bfloat16, and annealed steps and decay are that
-small. (It runs for minutes: the site shows its code
+What rounding to nearest loses and stochastic rounding keeps: below 2⁻⁹ of a weight, rounding to
+nearest loses every change in bfloat16, and annealed steps and decay are that small. A small
+transformer reads scikit-learn's digits row by row. (It runs for minutes: the site shows its code
 and, under "Low precision", its result.)
 """
 
@@ -19,8 +18,12 @@ from sklearn.datasets import load_digits
 
 import optax_decoupled as od
 
-STEPS, BATCH, SEEDS, BF16 = 800, 64, 3, jnp.bfloat16
-MODES = {"float32": jnp.float32, "bfloat16, to nearest": BF16, "bfloat16, stochastic": BF16}
+STEPS, BATCH, SEEDS = 800, 64, 3
+MODES = {  # the parameters' dtype, and whether they are rounded stochastically
+    "float32": (jnp.float32, False),
+    "bfloat16, to nearest": (jnp.bfloat16, False),
+    "bfloat16, stochastic": (jnp.bfloat16, True),
+}
 
 images, labels = load_digits(return_X_y=True)
 images, labels = jnp.asarray(images.reshape(-1, 8, 8) / 16), jnp.asarray(labels)
@@ -53,13 +56,12 @@ class Transformer(nnx.Module):
         return self.head(x.mean(axis=1))
 
 
-def train(mode, seed):
+def train(seed, dtype, stochastic, adamw=od.adamw):
     """The training loss after each step, averaged over the last 20, and the test error."""
-    options = dict(dtype=jnp.float32, param_dtype=MODES[mode], rngs=nnx.Rngs(seed))
-    model = Transformer(32, 2, options)
+    model = Transformer(32, 2, dict(dtype=jnp.float32, param_dtype=dtype, rngs=nnx.Rngs(seed)))
     graphdef, params = nnx.split(model, nnx.Param)
     cosine = optax.cosine_decay_schedule(1.0, STEPS)
-    tx = od.adamw(0.002, 1e-3, schedule=cosine, mask=od.decay_mask)
+    tx = adamw(0.002, 1e-3, schedule=cosine, mask=od.decay_mask)
 
     def loss_fn(params, x, y):
         logits = nnx.merge(graphdef, params, copy=True)(x)
@@ -72,7 +74,7 @@ def train(mode, seed):
         x, y = train_images[batch], train_labels[batch]
         loss, grads = jax.value_and_grad(loss_fn)(params, x, y)
         updates, state = tx.update(grads, state, params)
-        if mode == "bfloat16, stochastic":
+        if stochastic:
             return od.apply_updates_with_stochastic_rounding(params, updates, key), state, loss
         return optax.apply_updates(params, updates), state, loss
 
@@ -84,10 +86,9 @@ def train(mode, seed):
 
 
 if __name__ == "__main__":
-    runs = {mode: [train(mode, seed) for seed in range(SEEDS)] for mode in MODES}
-    final = {}
+    runs = {name: [train(seed, *mode) for seed in range(SEEDS)] for name, mode in MODES.items()}
+    final = {mode: np.mean([curve[-1] for curve, _ in results]) for mode, results in runs.items()}
     for mode, results in runs.items():
-        final[mode] = np.mean([curve[-1] for curve, _ in results])
         spread = np.std([curve[-1] for curve, _ in results], ddof=1)
         errors = ", ".join(f"{error:.1f}" for _, error in results)
         print(f"{mode:22} loss {final[mode]:.4f} ± {spread:.4f}, test errors {errors} %")

@@ -96,31 +96,41 @@ def _root_mean_square(x: jax.Array) -> jax.Array:
 
 
 @jax.jit
-def odd_sums(plus: jax.Array, minus: jax.Array, v: jax.Array) -> tuple[jax.Array, ...]:
+def odd_sums(plus: jax.Array, minus: jax.Array, v: jax.Array) -> jax.Array:
     """⟨d, v⟩, ⟨d, d⟩, ⟨v, v⟩ and ⟨u, u⟩ for d = (u₊ − u₋)/2."""
+    plus, minus = _apart(plus, minus)
     d = (plus - minus) / 2
     size = (_square(plus) + _square(minus)) / 2
-    return _sums(_product(d, v), _square(d), _square(v), size)
+    return jnp.stack(_sums(_product(d, v), _square(d), _square(v), size))
 
 
 @jax.jit
-def difference_sums(x: jax.Array, y: jax.Array) -> tuple[jax.Array, ...]:
-    return _sums(_square(x - y), _square(x))
+def difference_sums(x: jax.Array, y: jax.Array) -> jax.Array:
+    """⟨x − y, x − y⟩ and ⟨x, x⟩."""
+    x, y = _apart(x, y)
+    return jnp.stack(_sums(_square(x - y), _square(x)))
 
 
 @jax.jit
-def projection_sums(u: jax.Array, v: jax.Array) -> tuple[jax.Array, ...]:
-    return _sums(_product(u, v), _square(u), _square(v))
+def projection_sums(u1: jax.Array, u2: jax.Array, v: jax.Array) -> jax.Array:
+    """⟨u₁, v⟩, ⟨u₂, v⟩, ⟨u₂, u₂⟩ and ⟨v, v⟩."""
+    u1, u2 = _apart(u1, u2)
+    return jnp.stack(_sums(_product(u1, v), _product(u2, v), _square(u2), _square(v)))
 
 
-def _sums(*terms: jax.Array) -> tuple[jax.Array, ...]:
+def _apart(*arrays: jax.Array) -> tuple[jax.Array, ...]:
+    """In loops of their own: an update is computed on vectors, and a sum is not."""
+    return jax.lax.optimization_barrier(arrays)
+
+
+def _sums(*terms: jax.Array) -> Sequence[jax.Array]:
     """Several sums in one loop, row by row: one long float32 sum would stall at 2**24."""
     if terms[0].ndim == 0:
         return terms
     if terms[0].ndim == 1 and terms[0].size > 2**16:
         terms = tuple(jnp.pad(x, (0, -x.size % 256)).reshape(-1, 256) for x in terms)
     partial = _reduce(terms, (terms[0].ndim - 1,)) if terms[0].ndim > 1 else terms
-    return tuple(_reduce(partial, tuple(range(partial[0].ndim))))
+    return _reduce(partial, tuple(range(partial[0].ndim)))
 
 
 def _reduce(terms: Sequence[jax.Array], axes: tuple[int, ...]) -> Sequence[jax.Array]:
@@ -165,10 +175,9 @@ def scalars(values: np.ndarray) -> list[np.float32]:
     return [np.float32(x) for x in values]
 
 
-def to_numpy(sums: Any) -> np.ndarray:
-    """A list of tuples of scalars on the device as float64[tuple, list]."""
-    fetched = jax.device_get(sums)
-    return np.array(fetched, np.float64).T if fetched else np.zeros((4, 0))
+def to_numpy(sums: Sequence[Any]) -> np.ndarray:
+    """The sums of each array on the device as float64[sums, arrays]."""
+    return np.array(jax.device_get(sums), np.float64).T if sums else np.zeros((4, 0))
 
 
 def epsilon(leaf: jax.ShapeDtypeStruct) -> float:

@@ -1,9 +1,8 @@
 """The measurements behind `explain_weight_decay`: one optimizer, synthetic parameters.
 
 Memory and compile time are why this looks as it does. Parameters of one shape, dtype
-and size share one synthetic array, and only sums leave the compiled functions, so XLA
-fuses an update into one loop per leaf, compiles equal loops once, and keeps next to
-nothing in memory.
+and size share one synthetic array, and only sums leave the compiled functions: what is
+done for one parameter is forgotten before the next, and done once for equal ones.
 """
 
 import dataclasses
@@ -138,10 +137,10 @@ class Probe:
         anything.
         """
         amplitudes = [arrays.scalars(x) for x in (first, shift, second)]
-        one, two = self._two_step_sums(data, *amplitudes, False)
-        if not arrays.to_numpy(two)[1].any():
-            one, two = self._two_step_sums(data, *amplitudes, True)
-        (uv1, _, vv), (uv2, uu2, _) = arrays.to_numpy(one), arrays.to_numpy(two)
+        sums = arrays.to_numpy(self._two_step_sums(data, *amplitudes))
+        if not sums[2].any():
+            sums = arrays.to_numpy(self._patient_two_step_sums(data, *amplitudes))
+        uv1, uv2, uu2, vv = sums
         return uv1 / (vv + 1e-300), uv2 / (vv + 1e-300), np.sqrt(uu2 / (vv + 1e-300))
 
     def advance(self, data: Data, amplitudes: np.ndarray) -> tuple[Data, int]:
@@ -164,46 +163,48 @@ class Probe:
             pairs = zip(*map(self.treedef.flatten_up_to, (plus, minus)), strict=True)
             units = self._units(data)
             return [
-                arrays.odd_sums(*pair, v) if arrays.is_update(pair[0]) else (np.float32(0),) * 4
+                arrays.odd_sums(*pair, v) if arrays.is_update(pair[0]) else np.zeros(4, np.float32)
                 for pair, v in zip(pairs, units, strict=True)
             ]
 
-        return programs.jit_to_run_once(sums)
+        return programs.PerParameter(sums)
 
     @functools.cached_property
     def _state_sums(self) -> Any:
         def sums(data: Data, amplitudes: list[Any], factors: Any) -> Any:
             (_, plus), (_, minus) = self._pair(data, amplitudes, factors)
             pairs = zip(jax.tree.leaves(plus), jax.tree.leaves(minus), self.copies, strict=True)
-            return [(np.float32(0), np.float32(0))] + [
+            return [np.zeros(2, np.float32)] + [
                 arrays.difference_sums(x, y)
                 for x, y, is_copy in pairs
                 if is_decayable(x) and not is_copy
             ]
 
-        return programs.jit_to_run_once(sums)
+        return programs.PerParameter(sums)
 
     @functools.cached_property
     def _two_step_sums(self) -> Any:
-        def project(updates: Any, data: Data) -> list[Any]:
-            flat = self.treedef.flatten_up_to(updates)
-            return [
-                arrays.projection_sums(u, v) if arrays.is_update(u) else (np.float32(0),) * 3
-                for u, v in zip(flat, self._units(data), strict=True)
-            ]
+        return programs.PerParameter(functools.partial(self._two_steps, patient=False))
 
-        def sums(data: Data, first: Any, shift: Any, second: Any, patient: bool) -> Any:
-            params, grads = self._params(data, first), self._grads(data, 1.0, shift)
-            updates, state = self._update(grads, self._start(data, params), params)
-            before = project(updates, data)
-            params, grads = self._params(data, second), self._other_grads(data)
-            state = self._with_copies(state, params)
-            if patient:
-                state, _ = self._until_moving(grads, state, params)
-            updates, _ = self._update(grads, state, params)
-            return before, project(updates, data)
+    @functools.cached_property
+    def _patient_two_step_sums(self) -> Any:
+        return programs.PerParameter(functools.partial(self._two_steps, patient=True))
 
-        return programs.jit_to_run_once(sums, static_argnums=(4,))
+    def _two_steps(self, data: Data, first: Any, shift: Any, second: Any, patient: bool) -> Any:
+        """The projections of both updates."""
+        params, grads = self._params(data, first), self._grads(data, 1.0, shift)
+        updates, state = self._update(grads, self._start(data, params), params)
+        before = self.treedef.flatten_up_to(updates)
+        params, grads = self._params(data, second), self._other_grads(data)
+        state = self._with_copies(state, params)
+        if patient:
+            state, _ = self._until_moving(grads, state, params)
+        updates, _ = self._update(grads, state, params)
+        both = zip(before, self.treedef.flatten_up_to(updates), self._units(data), strict=True)
+        return [
+            arrays.projection_sums(u1, u2, v) if arrays.is_update(u1) else np.zeros(4, np.float32)
+            for u1, u2, v in both
+        ]
 
     @functools.cached_property
     def _advance(self) -> Any:

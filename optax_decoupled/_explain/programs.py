@@ -1,30 +1,42 @@
-"""Programs on hundreds of similar parameters, and how to compile them quickly."""
+"""Programs on hundreds of similar parameters, and how to compile them quickly.
 
+XLA's time grows with the number of equations, and most of them are alike. So equal
+operations on equal values are done once: a new state and synthetic gradients are the same
+for all parameters of a shape. And what is done for one parameter alone, with its own state,
+is a part of its own, compiled once for all parameters that have the same one.
+"""
+
+import itertools
+from collections import defaultdict
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax.extend import core
 
+# Parts may repeat each other's work up to this multiple of all work; else there is one part.
+_REPETITION = 2
+# Values of at most this size are computed once if parts share them, larger ones in each.
+_SMALL = 16
 
-def jit_to_run_once(function: Callable[..., Any], static_argnums: Any = ()) -> Any:
-    """`jax.jit` with the least work for the compiler: equal operations on equal values are one.
 
-    A new state and synthetic gradients are the same for all parameters of a shape: of ten
-    thousand equations a few hundred are left. XLA would find that too, in ten times the
-    time. What is left goes mostly to LLVM on CPU: level 1 saves more of it than the run
-    loses.
+class PerParameter:
+    """A compiled function that returns a list with a small array for each parameter.
+
+    What has no part in the outputs, printing for instance, is left out.
     """
 
-    def shared(*args: Any) -> Any:
-        traced = jax.jit(function, static_argnums=static_argnums).trace(*args)
-        inputs = jax.tree.leaves([x for i, x in enumerate(args) if i not in static_argnums])
-        outputs = _evaluate(traced.jaxpr, inputs, {})
-        return jax.tree.unflatten(jax.tree.structure(traced.out_info), outputs)
+    def __init__(self, function: Callable[..., list[Any]]) -> None:
+        self._function = function
+        self._plans: dict[Any, _Plan] = {}
 
-    fast = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
-    return jax.jit(shared, compiler_options=fast, static_argnums=static_argnums)
+    def __call__(self, *args: Any) -> list[Any]:
+        inputs, treedef = jax.tree.flatten(args)
+        key = treedef, *map(jax.typeof, inputs)
+        if key not in self._plans:
+            self._plans[key] = _make_plan(jax.jit(self._function).trace(*args))
+        return self._plans[key].run(inputs)
 
 
 def depends_on_inputs(jaxpr: Any, inputs: Sequence[bool]) -> list[bool]:
@@ -36,62 +48,211 @@ def depends_on_inputs(jaxpr: Any, inputs: Sequence[bool]) -> list[bool]:
     return [not _is_literal(v) and v in reached for v in jaxpr.jaxpr.outvars]
 
 
-def _evaluate(jaxpr: Any, inputs: Sequence[Any], known: dict[Any, Any]) -> Sequence[Any]:
-    """The outputs of a closed jaxpr, equations whose outputs are known left out.
+class _Node(NamedTuple):
+    """An equation among numbered values.
 
-    `known` has the arguments too: an object that is alive shares its id with no other.
+    Attributes:
+      equation: what to do.
+      kind: equal for equations that do the same.
+      inputs: the numbers of the values that it reads; literals stand for themselves.
+      outputs: the numbers of the values that it sets.
     """
-    variables = [*jaxpr.jaxpr.constvars, *jaxpr.jaxpr.invars]
-    values = dict(zip(variables, [*jaxpr.consts, *inputs], strict=True))
 
-    def read(v: Any) -> Any:
-        return v.val if _is_literal(v) else values[v]
-
-    for equation in jaxpr.jaxpr.eqns:
-        arguments = [read(v) for v in equation.invars]
-        if equation.primitive.name in _CALLS:
-            outputs = _evaluate(_callee(equation), arguments, known)
-        else:
-            key = _key(equation, arguments)
-            outputs = known[key][1] if key in known else _bind(equation, arguments)
-            if key is not None:
-                known[key] = arguments, outputs
-        values.update(zip(equation.outvars, outputs, strict=True))
-    return [read(v) for v in jaxpr.jaxpr.outvars]
+    equation: Any
+    kind: Any
+    inputs: tuple[Any, ...]
+    outputs: tuple[int, ...]
 
 
-# Primitives that, without differentiation, only call a closed jaxpr.
+class _Part(NamedTuple):
+    """A compiled function, and the numbers of its arguments and results."""
+
+    function: Any
+    inputs: list[int]
+    outputs: list[int]
+
+
+class _Plan(NamedTuple):
+    """Parts that run in turn.
+
+    Attributes:
+      constants: values by their numbers. Those of the inputs are 0, 1, 2, ...
+      parts: the common part and those of the parameters.
+      entries: the number of the output for each parameter.
+    """
+
+    constants: dict[int, Any]
+    parts: list[_Part]
+    entries: list[Any]
+
+    def run(self, inputs: Sequence[Any]) -> list[Any]:
+        values = {**self.constants, **dict(enumerate(inputs))}
+        for part in self.parts:
+            results = part.function(*(values[x] for x in part.inputs))
+            values.update(zip(part.outputs, results, strict=True))
+        return [_value(x, values) for x in self.entries]
+
+
+def _make_plan(traced: Any) -> _Plan:
+    graph = _Graph(len(traced.jaxpr.jaxpr.invars))
+    entries = graph.add(traced.jaxpr, range(graph.inputs))
+    nodes = list(graph.nodes.values())
+    shared, repeatable = _small_shared(nodes, entries)
+    setter = {x: node for node in nodes for x in node.outputs}
+    order = {id(node): i for i, node in enumerate(nodes)}
+
+    def part(outputs: Sequence[Any], given: set[int]) -> tuple[list[_Node], list[int]]:
+        numbers = dict.fromkeys(x for x in outputs if not _is_literal(x))
+        wanted = [x for x in numbers if x in setter and x not in given]
+        return _needed(wanted, given, setter, order), wanted
+
+    own = [part([x], shared) for x in entries]
+    repeated = sum(_work(x) for x, _ in own)
+    if not repeatable or repeated > _REPETITION * _work(nodes):
+        own, shared = [part(entries, set())], set()
+    read = [*entries, *(x for nodes, _ in own for node in nodes for x in node.inputs)]
+    common = part([x for x in read if not _is_literal(x) and x in shared], set())
+    compiled: dict[Any, Any] = {}
+    parts = [_compile(*x, compiled) for x in (common, *own) if x[1]]
+    return _Plan(graph.constants, parts, entries)
+
+
+class _Graph:
+    """The equations of a program as nodes, calls inlined, none twice."""
+
+    def __init__(self, inputs: int) -> None:
+        self.inputs = inputs
+        self.nodes: dict[Any, _Node] = {}
+        self.constants: dict[int, Any] = {}
+        self._number_of: dict[int, int] = {}
+        self._numbers = itertools.count(inputs)
+
+    def add(self, jaxpr: Any, inputs: Sequence[Any]) -> list[Any]:
+        """Adds a closed jaxpr on the numbered inputs; returns the numbers of its outputs."""
+        constants = map(self._constant, jaxpr.consts)
+        variables = [*jaxpr.jaxpr.constvars, *jaxpr.jaxpr.invars]
+        numbers = dict(zip(variables, [*constants, *inputs], strict=True))
+
+        def number(v: Any) -> Any:
+            return v if _is_literal(v) else numbers[v]
+
+        for equation in jaxpr.jaxpr.eqns:
+            arguments = tuple(map(number, equation.invars))
+            if equation.primitive.name in _CALLS:
+                outputs = self.add(equation.params[_CALLS[equation.primitive.name]], arguments)
+            else:
+                outputs = self._node(equation, arguments).outputs
+            numbers.update(zip(equation.outvars, outputs, strict=True))
+        return list(map(number, jaxpr.jaxpr.outvars))
+
+    def _constant(self, x: Any) -> int:
+        number = self._number_of.setdefault(id(x), next(self._numbers))
+        self.constants[number] = x
+        return number
+
+    def _node(self, equation: Any, inputs: tuple[Any, ...]) -> _Node:
+        kind = equation.primitive, equation.ctx, *equation.params.values()
+        if equation.effects or not _is_hashable(kind):
+            kind = object()
+        key = kind, *map(_identity, inputs)
+        if key not in self.nodes:
+            outputs = tuple(next(self._numbers) for _ in equation.outvars)
+            self.nodes[key] = _Node(equation, kind, inputs, outputs)
+        return self.nodes[key]
+
+
+# Primitives that, where nothing is differentiated, only call a closed jaxpr.
 _CALLS = {"jit": "jaxpr", "custom_jvp_call": "call_jaxpr", "custom_vjp_call": "call_jaxpr"}
 
 
-def _callee(equation: Any) -> Any:
-    return equation.params[_CALLS[equation.primitive.name]]
+def _small_shared(nodes: list[_Node], entries: list[Any]) -> tuple[set[int], bool]:
+    """The small values that several entries need, and whether the rest that they share is cheap."""
+    users: defaultdict[Any, int] = defaultdict(int)  # a bit for each entry
+    for i, x in enumerate(entries):
+        users[_identity(x)] |= 1 << i
+    shared, cheap = set(), True
+    for node in reversed(nodes):
+        mask = 0
+        for x in node.outputs:
+            mask |= users[x]
+        for x in node.inputs:
+            users[_identity(x)] |= mask
+        if mask & (mask - 1):
+            if all(v.aval.size <= _SMALL for v in node.equation.outvars):
+                shared.update(node.outputs)
+            elif node.equation.effects or any(core.jaxprs_in_params(node.equation.params)):
+                cheap = False
+    return shared, cheap
 
 
-def _key(equation: Any, arguments: Sequence[Any]) -> Any:
-    """Equal for equations that must have equal outputs; None if nobody can tell."""
-    names = [
-        (v.aval, np.asarray(v.val).tobytes()) if _is_literal(v) else id(x)
-        for v, x in zip(equation.invars, arguments, strict=True)
-    ]
-    key = (equation.primitive, equation.ctx, *equation.params.values(), *names)
-    return key if not equation.effects and _is_hashable(key) else None
+def _needed(
+    outputs: Sequence[int], given: set[int], setter: dict[int, _Node], order: dict[int, int]
+) -> list[_Node]:
+    """The nodes, in order, that set the outputs from what is given and the inputs."""
+    found, waiting = {}, [setter[x] for x in outputs]
+    while waiting:
+        node = waiting.pop()
+        if id(node) not in found:
+            found[id(node)] = node
+            read = (x for x in node.inputs if not _is_literal(x))
+            waiting += [setter[x] for x in read if x in setter and x not in given]
+    return sorted(found.values(), key=lambda node: order[id(node)])
 
 
-def _is_hashable(key: Any) -> bool:
+def _work(nodes: Sequence[_Node]) -> int:
+    """The number of elements that are computed."""
+    return sum(v.aval.size for node in nodes for v in node.equation.outvars)
+
+
+def _compile(nodes: list[_Node], outputs: list[int], compiled: dict[Any, Any]) -> _Part:
+    """A part, compiled unless one that differs in the numbers alone is."""
+    numbers: dict[Any, int] = {}
+
+    def position(x: Any) -> Any:
+        return _identity(x) if _is_literal(x) else numbers.setdefault(x, len(numbers))
+
+    same = [(n.kind, *map(position, n.inputs), *map(position, n.outputs)) for n in nodes]
+    key = (*same, *map(position, outputs))
+    written = {x for node in nodes for x in node.outputs}
+    inputs = [x for x in numbers if x not in written]
+    if key not in compiled:
+
+        def function(*values: Any) -> list[Any]:
+            known = dict(zip(inputs, values, strict=True))
+            for node in nodes:
+                known.update(zip(node.outputs, _bind(node, known), strict=True))
+            return [known[x] for x in outputs]
+
+        # On CPU LLVM takes long: level 1 saves more of its time than the run loses.
+        fast = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
+        compiled[key] = jax.jit(function, compiler_options=fast)
+    return _Part(compiled[key], inputs, outputs)
+
+
+def _bind(node: _Node, known: dict[int, Any]) -> Sequence[Any]:
+    primitive, equation = node.equation.primitive, node.equation
+    arguments = [_value(x, known) for x in node.inputs]
+    with equation.ctx.manager:
+        results = primitive.bind(*arguments, **primitive.get_bind_params(equation.params))
+    return results if primitive.multiple_results else [results]
+
+
+def _value(x: Any, values: dict[int, Any]) -> Any:
+    return x.val if _is_literal(x) else values[x]
+
+
+def _identity(x: Any) -> Any:
+    """Of a number itself; of a literal its type and bits, for 0.0 == -0.0."""
+    return (x.aval, np.asarray(x.val).tobytes()) if _is_literal(x) else x
+
+
+def _is_literal(x: Any) -> bool:
+    return isinstance(x, core.Literal)
+
+
+def _is_hashable(x: Any) -> bool:
     try:
-        hash(key)
+        hash(x)
     except TypeError:
         return False
     return True
-
-
-def _bind(equation: Any, arguments: Sequence[Any]) -> Sequence[Any]:
-    primitive = equation.primitive
-    with equation.ctx.manager:
-        outputs = primitive.bind(*arguments, **primitive.get_bind_params(equation.params))
-    return outputs if primitive.multiple_results else [outputs]
-
-
-def _is_literal(v: Any) -> bool:
-    return isinstance(v, core.Literal)
