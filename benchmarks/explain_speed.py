@@ -51,6 +51,10 @@ class Case(NamedTuple):
     running: bool = False
 
 
+def broken() -> optax.GradientTransformation:
+    return optax.chain(optax.add_decayed_weights(1e-4), optax.adam(1e-3))
+
+
 WARMUP = optax.warmup_cosine_decay_schedule(0.0, 1e-3, 100, 10_000)
 CASES = {
     "optax.adamw": Case(lambda: optax.adamw(1e-3, weight_decay=0.1)),
@@ -60,12 +64,8 @@ CASES = {
     "adamw, decay_mask, its state given": Case(
         lambda: od.adamw(1e-3, 1e-4, mask=od.decay_mask), True
     ),
-    "broken: decay before Adam, its state given": Case(
-        lambda: optax.chain(optax.add_decayed_weights(1e-4), optax.adam(1e-3)), True
-    ),
-    "broken: decay before Adam": Case(
-        lambda: optax.chain(optax.add_decayed_weights(1e-4), optax.adam(1e-3))
-    ),
+    "broken: decay before Adam": Case(broken),
+    "broken: decay before Adam, its state given": Case(broken, True),
 }
 
 

@@ -35,6 +35,9 @@ FUNCTIONS = {
     "custom_jvp": lambda x: [jax.nn.relu(x), jax.nn.relu(-x)],
     "custom_vjp": lambda x: [_clipped(x), _clipped(-x)],
     "cond": lambda x: [jax.lax.cond(x[0] > 0, lambda y: y + 1, lambda y: y - 1, x)],
+    "switch": lambda x: [
+        jax.lax.switch(i, [jnp.sin, jnp.cos, jnp.tan], x) for i in (0, 2, jnp.int32(x[0]) + 2)
+    ],
     "while": lambda x: [jax.lax.while_loop(lambda y: y[0] < 9, lambda y: 2 * y + 1, abs(x))],
     "scan": lambda x: list(jax.lax.scan(lambda c, y: (c + y, c), 0.0, x)),
     "shard_map": lambda x: [_on_one_device(x), _on_one_device(x + 1)],
@@ -95,17 +98,29 @@ def test_parameters_with_states_of_their_own_share_a_compiled_part():
     assert len(program._plans) == 1
 
 
+def test_conditions_are_divided():
+    def conditional(flag, xs):
+        chosen = jax.lax.cond(flag, lambda: xs, lambda: [jnp.cos(x) for x in xs])
+        return [jnp.sum(x) for x in chosen]
+
+    xs = [jnp.arange(20.0) + i for i in range(5)]
+    program = programs.PerParameter(conditional)
+    for flag in (True, False):
+        np.testing.assert_allclose(program(flag, xs), conditional(flag, xs), rtol=1e-5)
+    assert len({part.function for part in _plan(program).parts}) <= 2
+
+
 def test_what_cannot_be_divided_is_one_part():
     def concatenated(xs):
         whole = jnp.sort(jnp.concatenate(xs))
         return [jnp.sum(whole[i : i + 20] * x) for i, x in enumerate(xs)]
 
-    def conditional(xs):
-        chosen = jax.lax.cond(xs[0][0] > 0, lambda: xs, lambda: [-x for x in xs])
-        return [jnp.sum(jnp.tile(x, 20) * x[0]) for x in chosen]
+    def looped(xs):
+        last = jax.lax.while_loop(lambda c: c[0][0] < 9, lambda c: [x + 1 for x in c], xs)
+        return [jnp.sum(jnp.tile(x, 20) * x[0]) for x in last]
 
     xs = [jnp.arange(20.0) + i for i in range(30)]
-    for function in (concatenated, conditional):
+    for function in (concatenated, looped):
         program = programs.PerParameter(function)
         np.testing.assert_allclose(program(xs), function(xs), rtol=1e-5)
         assert len(_plan(program).parts) == 1

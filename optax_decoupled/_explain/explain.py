@@ -157,8 +157,11 @@ def _until_moving(probe: Probe, data: Data) -> tuple[Probe, Data, int, Response]
     at_large = measure(once, data)
     if at_large.update.any():
         return once, data, 1, at_large
-    data, steps = probe.advance(data, probe.natural)
-    return probe, data, steps, measure(probe, data)
+    data, steps = probe.advance(data, donate=False), 1
+    while not at_large.update.any() and steps < MAX_STEPS:
+        data, steps = probe.advance(data, donate=True), steps + 1
+        at_large = measure(probe, data)
+    return probe, data, steps, at_large
 
 
 @_QUIET

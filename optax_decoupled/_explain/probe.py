@@ -143,10 +143,11 @@ class Probe:
         uv1, uv2, uu2, vv = sums
         return uv1 / (vv + 1e-300), uv2 / (vv + 1e-300), np.sqrt(uu2 / (vv + 1e-300))
 
-    def advance(self, data: Data, amplitudes: np.ndarray) -> tuple[Data, int]:
-        """Takes updates until the next one moves anything, and how many (≤ MAX_STEPS)."""
-        state, steps = self._advance(data, arrays.scalars(amplitudes))
-        return data._replace(state=state), int(steps)
+    def advance(self, data: Data, donate: bool) -> Data:
+        """Takes an update; `donate` lets it overwrite the state that it starts from."""
+        advance = self._advance_in_place if donate else self._advance
+        state = advance(data.state, data._replace(state=None), arrays.scalars(self.natural))
+        return data._replace(state=state)
 
     @functools.cached_property
     def _update(self) -> Any:
@@ -208,11 +209,18 @@ class Probe:
 
     @functools.cached_property
     def _advance(self) -> Any:
-        def advance(data: Data, amplitudes: list[Any]) -> Any:
-            params, grads = self._params(data, amplitudes), self._grads(data, np.float32(1))
-            return self._until_moving(grads, self._start(data, params), params)
+        return jax.jit(self._next_state)
 
-        return jax.jit(advance)
+    @functools.cached_property
+    def _advance_in_place(self) -> Any:
+        return jax.jit(self._next_state, donate_argnums=0)
+
+    def _next_state(self, state: Any, data: Data, amplitudes: Any) -> Any:
+        data = data._replace(state=state)
+        params, grads = self._params(data, amplitudes), self._grads(data, np.float32(1))
+        before = self._start(data, params)
+        _, after = self._update(grads, before, params)
+        return arrays.cast_like(after, before)
 
     def _until_moving(self, grads: Any, state: Any, params: Any) -> tuple[Any, Any]:
         """The first state from which an update moves anything, and the updates before it.

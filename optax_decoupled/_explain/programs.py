@@ -6,6 +6,7 @@ for all parameters of a shape. And what is done for one parameter alone, with it
 is a part of its own, compiled once for all parameters that have the same one.
 """
 
+import functools
 import itertools
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -140,10 +141,21 @@ class _Graph:
             arguments = tuple(map(number, equation.invars))
             if equation.primitive.name in _CALLS:
                 outputs = self.add(equation.params[_CALLS[equation.primitive.name]], arguments)
+            elif equation.primitive.name == "cond" and not equation.effects:
+                outputs = self._select(equation, *arguments)
             else:
                 outputs = self._node(equation, arguments).outputs
             numbers.update(zip(equation.outvars, outputs, strict=True))
         return list(map(number, jaxpr.jaxpr.outvars))
+
+    def _select(self, equation: Any, index: Any, *arguments: Any) -> list[Any]:
+        """All branches, and of each output the one that counts: equations can be divided."""
+        branches = [self.add(jaxpr, arguments) for jaxpr in equation.params["branches"]]
+        which = equation.invars[0].aval
+        return [
+            self.add(_selection(which, v.aval, len(branches)), (index, *values))[0]
+            for v, *values in zip(equation.outvars, *branches, strict=True)
+        ]
 
     def _constant(self, x: Any) -> int:
         number = self._number_of.setdefault(id(x), next(self._numbers))
@@ -159,6 +171,11 @@ class _Graph:
             outputs = tuple(next(self._numbers) for _ in equation.outvars)
             self.nodes[key] = _Node(equation, kind, inputs, outputs)
         return self.nodes[key]
+
+
+@functools.lru_cache(maxsize=1024)
+def _selection(which: Any, value: Any, cases: int) -> Any:
+    return jax.make_jaxpr(jax.lax.select_n)(which, *[value] * cases)
 
 
 # Primitives that, where nothing is differentiated, only call a closed jaxpr.
