@@ -47,11 +47,11 @@ def measure_memory(probe: Probe, data: Data, large: np.ndarray, fraction: np.nda
 
     def odd_part(first: np.ndarray, shift: np.ndarray, flip: bool = False) -> np.ndarray:
         """Of the first update, and of the one that follows; and the size of that."""
-        plus = probe.two_steps(data, first, shift, natural)
         if shift.any():
-            minus = probe.two_steps(data, first, -shift, natural)
+            opposite = first, -shift, natural
         else:
-            minus = probe.two_steps(data, -first, shift, -natural if flip else natural)
+            opposite = -first, shift, -natural if flip else natural
+        plus, minus = probe.two_steps(data, (first, shift, natural), opposite)
         return np.array([(minus[0] - plus[0]) / 2, (minus[1] - plus[1]) / 2, plus[2]])
 
     _, leak, size = odd_part(np.full_like(natural, MEMORABLE), zero)

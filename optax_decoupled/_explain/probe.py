@@ -123,25 +123,23 @@ class Probe:
         diff, size = arrays.to_numpy(sums)
         return bool(np.any(diff > (64 * np.finfo(np.float32).eps) ** 2 * size))
 
-    def two_steps(
-        self,
-        data: Data,
-        first: np.ndarray,
-        shift: np.ndarray,
-        second: np.ndarray,
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def two_steps(self, data: Data, *starts: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Two updates, at `first` and then at `second`, projected on the unit parameters v.
 
-        The first gradient is shifted by `shift`·v. Returns
-        ⟨u₁, v⟩/⟨v, v⟩, ⟨u₂, v⟩/⟨v, v⟩ and ‖u₂‖/‖v‖, where u₂ is the next update that moves
-        anything.
+        Each start is (first, shift, second); the first gradient is shifted by `shift`·v.
+        Returns for each the rows ⟨u₁, v⟩/⟨v, v⟩, ⟨u₂, v⟩/⟨v, v⟩ and ‖u₂‖/‖v‖, where u₂ is
+        the next update that moves anything.
         """
-        amplitudes = [arrays.scalars(x) for x in (first, shift, second)]
-        sums = arrays.to_numpy(self._two_step_sums(data, *amplitudes))
-        if not sums[2].any():
-            sums = arrays.to_numpy(self._patient_two_step_sums(data, *amplitudes))
-        uv1, uv2, uu2, vv = sums
-        return uv1 / (vv + 1e-300), uv2 / (vv + 1e-300), np.sqrt(uu2 / (vv + 1e-300))
+        results = []
+        amplitudes = [[arrays.scalars(x) for x in start] for start in starts]
+        running = [self._two_step_sums(data, *x) for x in amplitudes]
+        for given, sums in zip(amplitudes, running, strict=True):
+            uv1, uv2, uu2, vv = arrays.to_numpy(sums)
+            if not uu2.any():
+                uv1, uv2, uu2, vv = arrays.to_numpy(self._patient_two_step_sums(data, *given))
+            vv = vv + 1e-300
+            results.append(np.array([uv1 / vv, uv2 / vv, np.sqrt(uu2 / vv)]))
+        return results
 
     def advance(self, data: Data, donate: bool) -> Data:
         """Takes an update; `donate` lets it overwrite the state that it starts from."""
