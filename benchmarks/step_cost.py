@@ -80,6 +80,10 @@ XLA_OPTIONS = {
     "fast math": {"xla_cpu_enable_fast_math": True},
     "without fusion emitters": {"xla_cpu_use_fusion_emitters": False},
     "concurrency-optimized schedule": {"xla_cpu_enable_concurrency_optimized_scheduler": True},
+    "tiling propagation": {"xla_cpu_experimental_enable_tiling_propagation": True},
+    "elementwise fusions by YNNPACK": {
+        "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_ELTWISE"
+    },
 }
 
 
