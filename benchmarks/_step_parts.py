@@ -1,6 +1,7 @@
 """Generated parts of the page on step cost, made of step_cost.json."""
 
 import json
+import statistics
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -50,23 +51,29 @@ def step_variants() -> str:
 
 
 def step_dtypes() -> str:
-    """How parameters and moments are stored: bytes per parameter and time of a step."""
+    """How parameters and moments are stored: bytes, time of a step, loss after training."""
+    losses = json.loads((RESULTS / "bfloat16.json").read_text())["modes"]
     rows = []
     for name, x in _load("dtypes")["choices"].items():
+        if name not in losses:
+            continue  # the baseline
+        loss = losses[name]["final_loss"]
         rows.append(
             [
-                "float32 (`optax.adamw`)" if name == "optax.adamw" else name,
+                name,
                 f"{x['state_bytes']:.0f}",
                 f"{x['peak_bytes']:.1f}",
                 f"{x['bytes_accessed']:.0f}",
-                f"{x.get('time_ratio', 1.0):.2f}",
-                f"{x.get('compile_ratio', 1.0):.1f}",
+                f"{x['time_ratio']:.2f}",
+                f"{x['compile_ratio']:.1f}",
+                f"{statistics.mean(loss):.4f} ± {statistics.stdev(loss):.4f}",
             ]
         )
-    headers = ["parameters", "state", "peak", "accessed", "time", "compile time"]
+    headers = ["parameters", "state", "peak", "accessed", "time", "compile time", "loss"]
     return (
         "ViT-B; bytes per parameter: of the state; at the peak of a step (weights, gradients, "
-        "state and temporaries) and accessed; times relative to float32:\n\n"
+        "state and temporaries) and accessed; times relative to `optax.adamw` in float32; and the "
+        "final training loss of the small transformer on the page on low precision:\n\n"
         + markdown([headers, *rows])
     )
 

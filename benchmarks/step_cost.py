@@ -45,6 +45,10 @@ def eta(count: jax.Array) -> Any:
     return 1.0 - count / 1_000_000
 
 
+def rate(count: jax.Array) -> Any:
+    return RATE * eta(count)
+
+
 def decayed_sgd() -> optax.GradientTransformation:
     """As much work as SGDW, from Optax's parts."""
     return optax.chain(
@@ -52,13 +56,15 @@ def decayed_sgd() -> optax.GradientTransformation:
     )
 
 
+SCHEDULED = "optax.adamw, schedule"
 VARIANTS = {
     BASELINE: Variant(lambda: optax.adamw(RATE, weight_decay=DECAY / RATE)),
     "od.adamw": Variant(lambda: od.adamw(RATE, DECAY)),
-    "od.adamw, schedule": Variant(lambda: od.adamw(RATE, DECAY, schedule=eta)),
+    SCHEDULED: Variant(lambda: optax.adamw(rate, weight_decay=DECAY / RATE)),
+    "od.adamw, schedule": Variant(lambda: od.adamw(RATE, DECAY, schedule=eta), baseline=SCHEDULED),
     "od.adamw, mask": Variant(lambda: od.adamw(RATE, DECAY, mask=od.decay_mask)),
     "od.adamw, cautious": Variant(lambda: od.adamw(RATE, DECAY, cautious=True)),
-    "od.adamwr": Variant(lambda: od.adamwr(RATE, 0.05, first_cycle_steps=1000)),
+    "od.adamwr": Variant(lambda: od.adamwr(RATE, 0.05, first_cycle_steps=1000), baseline=SCHEDULED),
     "optax.sgd + decay": Variant(decayed_sgd),
     "od.sgdw": Variant(lambda: od.sgdw(RATE, DECAY), baseline="optax.sgd + decay"),
     "optax.lion": Variant(lambda: optax.lion(RATE, weight_decay=DECAY / RATE)),
@@ -88,7 +94,7 @@ XLA_OPTIONS = {
 
 
 # On trees that take long to build.
-FEW = ("optax.adamw", "od.adamw", "od.adamw, schedule", "od.adamw, mask")
+FEW = (BASELINE, "od.adamw", SCHEDULED, "od.adamw, schedule", "od.adamw, mask")
 
 
 def rounds_for(shapes: Shapes, quick: bool) -> int:

@@ -1,5 +1,7 @@
 """Adam's preconditioner: Optax's rule, with honest arithmetic in low precision."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import jax

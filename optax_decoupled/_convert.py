@@ -1,5 +1,7 @@
 """Weight decay between conventions. All plain arithmetic: numbers, arrays and tracers."""
 
+from __future__ import annotations
+
 import math
 from typing import Any
 

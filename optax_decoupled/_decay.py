@@ -14,6 +14,8 @@ Reference: Loshchilov & Hutter, Decoupled Weight Decay Regularization, ICLR 2019
 (arXiv:1711.05101).
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any, NamedTuple
 

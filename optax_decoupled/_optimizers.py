@@ -5,6 +5,8 @@ moments, `add_decoupled_weight_decay` for decay, schedule and mask, `warm_restar
 for cycles. `schedule` is the paper's η_t and multiplies step and decay alike.
 """
 
+from __future__ import annotations
+
 from typing import Any
 
 import jax

@@ -1,5 +1,7 @@
 r"""Warm restarts and normalized decay (appendix B), as pure functions of the step."""
 
+from __future__ import annotations
+
 import functools
 from collections.abc import Callable
 from typing import Any
