@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from readings import slope_text
 from tables import markdown
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -27,21 +28,14 @@ def regimes() -> str:
 
     rates, decays = (len(optimizers["SGDW"][axis]) for axis in ("learning_rates", "weight_decays"))
     return (
-        table("as the rate doubles, log₂ of the best decay moves by", _slope)
+        table("as the rate doubles, log₂ of the best decay moves by", slope_text)
         + "\n"
         + table("lowest test error, %", _best)
-        + f"\nMLP {'-'.join(map(str, record['layers']))} on {record['train_images']} of "
+        + f"\n{record['network']} on {record['train_images']} of "
         f"scikit-learn's digits, {budget['epochs']} epochs, cosine annealing, decay on kernels, "
         f"{rates} rates by {decays} decays, {budget['seeds']} seeds; 95 % intervals by bootstrap "
         "over seeds. The decay is $\\lambda$ for SGDW and AdamW, $\\lambda'$ for the two with L2.\n"
     )
-
-
-def _slope(optimizer: dict[str, Any]) -> str:
-    valley = optimizer["valley_slope"]
-    if not valley:
-        return "not located"
-    return f"{valley['slope']:+.2f} [{valley['low']:+.1f}, {valley['high']:+.1f}]"
 
 
 def _best(optimizer: dict[str, Any]) -> str:

@@ -112,8 +112,8 @@ def few_shot_batches(
 ) -> np.ndarray:
     """Batches of a few images drawn from many, the same number of each class.
 
-    The draw depends on the seed, so the spread over seeds contains the luck of the draw
-    (on the digits, four times that of the initial weights). All other images are held out.
+    The draw depends on the seed, so the spread over seeds contains the luck of the draw. All
+    other images are held out.
 
     Args:
       labels: of all the images.
@@ -129,6 +129,12 @@ def few_shot_batches(
     rng = np.random.default_rng(seed)
     classes = np.unique(labels)
     each = train_images // len(classes)
+    fewest = min(int(np.sum(labels == c)) for c in classes)
+    if train_images % len(classes) or not 0 < each <= fewest:
+        raise ValueError(
+            f"train_images={train_images} must be a multiple of the {len(classes)} classes, and at "
+            f"most {len(classes) * fewest}: the rarest class has {fewest} images."
+        )
     drawn = [rng.permutation(np.flatnonzero(labels == c))[:each] for c in classes]
     train = np.concatenate(drawn).astype(np.int32)
     whole = len(train) - len(train) % batch_size

@@ -59,7 +59,10 @@ def _draw_valley(ax: Any, x: Landscape) -> None:
     found = slope(x)
     if found is None:
         return
-    rows = np.searchsorted(x.learning_rates, found.learning_rates)
     places = np.arange(len(x.weight_decays))
-    columns = np.interp(np.log2(found.weight_decays), np.log2(x.weight_decays), places)
-    ax.plot(columns, rows, color="tab:red", lw=2, alpha=0.8, zorder=1)
+    columns = np.full(len(x.learning_rates), np.nan)  # a gap where it is not located
+    columns[np.searchsorted(x.learning_rates, found.learning_rates)] = np.interp(
+        np.log2(found.weight_decays), np.log2(x.weight_decays), places
+    )
+    rows = np.arange(len(columns))
+    ax.plot(columns, rows, "-o", color="tab:red", lw=2, ms=3, alpha=0.8, zorder=1)

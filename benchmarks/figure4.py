@@ -2,8 +2,9 @@
 
 The paper's Figure 4: AdamWR and SGDWR, whose cycles double in length, beside AdamW and SGDW with
 one cosine over the whole budget: the test error at the end of each cycle. Learning rate and
-normalized decay λ_norm of each optimizer are those of its lowest final error over one grid; the
-errors before the end are of shorter runs with the same batches, which are those runs' beginning.
+normalized decay λ_norm are the same with and without restarts: those of the lowest final error of
+both together over one grid. The errors before the end are of shorter runs with the same batches,
+which are those runs' beginning.
 
 Usage: python benchmarks/figure4.py [--size SIZE --data DIR] [--out DIR] [--quick]
 """
@@ -20,12 +21,12 @@ import optax
 from _harness import write_json
 from drawing import COLORS, save
 from landscapes import CONTESTANTS, Job, train
-from readings import at_best, paired, rounded
+from readings import HOW_TO_READ, Comparison, paired, points, rounded
 from sizes import Run, Size, header, run_from_arguments, task_of
 from tables import bullets, image, markdown, setup, show
 
 import optax_decoupled as od
-from optax_decoupled.sweep import Best
+from optax_decoupled.sweep import Landscape
 
 QUESTION = (__doc__ or "").partition("\n")[0]
 CYCLES = 4  # of 1, 2, 4 and 8 times the first
@@ -42,25 +43,15 @@ def main() -> None:
     ends = cycle_ends(run.size)
     run = run._replace(size=run.size._replace(epochs=ends[-1]))
     start = time.perf_counter()
-    best, errors = anytime(run, ends)
+    optimizers = anytime(run, ends)
     record = header(QUESTION, run, time.perf_counter() - start) | {
         "cycle_ends": ends,
-        "optimizers": {
-            name: rounded(
-                {
-                    "learning_rate": best[name].learning_rate,
-                    "normalized_weight_decay": best[name].weight_decay,
-                    "error_percent": values.tolist(),
-                }
-            )
-            for name, values in errors.items()
-        },
-        "conclusion": conclusion(ends, errors),
+        "optimizers": rounded(optimizers),
     }
     write_json(run.out / f"{run.name}.json", record)
-    draw(ends, errors, run.size.network, run.out / f"{run.name}.png")
+    draw(record, run.out / f"{run.name}.png")
     show(rows(record))
-    print(bullets(record["conclusion"]))
+    print(bullets(conclusion(record)))
 
 
 def cycle_ends(size: Size) -> list[int]:
@@ -93,58 +84,81 @@ def optimizers(run: Run, ends: list[int]) -> dict[str, MakeOptimizer]:
     }
 
 
-def anytime(run: Run, ends: list[int]) -> tuple[dict[str, Best], dict[str, np.ndarray]]:
-    """The best cell of each optimizer, and there the error [ends, seeds]."""
+def anytime(run: Run, ends: list[int]) -> dict[str, Any]:
+    """Of each optimizer the grid, the chosen cell, and there the error [ends, seeds]."""
     size, make = run.size, optimizers(run, ends)
     tasks = {end: task_of(size._replace(epochs=end), run.cifar) for end in ends}
     grids = {}
-    for name, contestant in CONTESTANTS.items():
-        if name in RESTARTED:
-            rates = [contestant.peak * 2.0**k for k in contestant.rates[::RATE_STRIDE]]
-            for variant in (name, RESTARTED[name]):
-                job = Job(tasks[ends[-1]], make[variant], rates, NORMS, size.seeds)
-                grids["grid", variant] = job
+    for name, variant in RESTARTED.items():
+        contestant = CONTESTANTS[name]
+        rates = [contestant.peak * 2.0**k for k in contestant.rates[::RATE_STRIDE]]
+        for x in (name, variant):
+            grids["grid", x] = Job(tasks[ends[-1]], make[x], rates, NORMS, size.seeds)
     whole = train(grids, run.cells)["grid"]
-    best = {name: x.best() for name, x in whole.items()}
+    cells = {}
+    for name, variant in RESTARTED.items():
+        cells[name] = cells[variant] = _common_best(whole[name], whole[variant])
     shorter = {
         (f"{end} epochs", name): Job(
-            tasks[end], make[name], [x.learning_rate], [x.weight_decay], size.seeds
+            tasks[end],
+            make[name],
+            [whole[name].learning_rates[i]],
+            [whole[name].weight_decays[j]],
+            size.seeds,
         )
         for end in ends[:-1]
-        for name, x in best.items()
+        for name, (i, j) in cells.items()
     }
     early = train(shorter, run.cells)
-    errors = {
-        name: np.stack([*(row[name].metrics["error"][0, 0] for row in early.values()), at_best(x)])
+    return {
+        name: {
+            "learning_rate": float(x.learning_rates[cells[name][0]]),
+            "normalized_weight_decay": float(x.weight_decays[cells[name][1]]),
+            "error_percent": [
+                *(row[name].metrics["error"][0, 0].tolist() for row in early.values()),
+                x.metrics["error"][cells[name]].tolist(),
+            ],
+            "learning_rates": x.learning_rates.tolist(),
+            "normalized_weight_decays": x.weight_decays.tolist(),
+            "final_error_percent": x.metrics["error"].tolist(),
+        }
         for name, x in whole.items()
     }
-    return best, errors
 
 
-def conclusion(ends: list[int], errors: dict[str, np.ndarray]) -> list[str]:
+def _common_best(plain: Landscape, restarted: Landscape) -> tuple[int, int]:
+    """The cell of the lowest mean error of both."""
+    mean = np.where(np.isnan(both := plain.mean() + restarted.mean()), np.inf, both)
+    i, j = np.unravel_index(np.argmin(mean), mean.shape)
+    return int(i), int(j)
+
+
+def conclusion(record: dict[str, Any]) -> list[str]:
     """What was and was not reproduced, from the numbers alone."""
+    ends = record["cycle_ends"]
+    errors = {name: np.array(x["error_percent"]) for name, x in record["optimizers"].items()}
     sentences = []
     for name, variant in RESTARTED.items():
+        found = [paired(*both) for both in zip(errors[name], errors[variant], strict=True)]
+        sizes = ", ".join(f"{points(x)} after {end}" for end, x in zip(ends, found, strict=True))
         plain, restarted = errors[name].mean(1), errors[variant].mean(1)
-        *early, final = (paired(*both) for both in zip(errors[name], errors[variant], strict=True))
-        ahead = sum(x.difference > x.spread for x in early)
-        behind = sum(x.difference < -x.spread for x in early)
-        verdict = "better than" if final.difference > 0 else "worse than"
-        end = "the same as" if final.within_spread else verdict
         reached = [_first(ends, x, CLOSE * plain[-1]) for x in (restarted, plain)]
         sentences.append(
-            f"After {ends[0]} of {ends[-1]} epochs {variant} has {restarted[0]:.2f} %, {name} "
-            f"{plain[0]:.2f} %. Measured by the spread over seeds, {variant} is better than {name} "
-            f"at {ahead} of the {len(early)} earlier ends of cycles, worse at {behind}, and "
-            f"{end} {name} in the end ({restarted[-1]:.2f} and "
-            f"{plain[-1]:.2f} %). It comes within 10 % of {name}'s final error at {reached[0]}, "
-            f"{name} itself at {reached[1]}."
+            f"{name}'s error minus {variant}'s: {sizes} epochs. Restarts help "
+            f"early {_times(found[:-1])}, in the end {_times(found[-1:])}. {variant} comes within "
+            f"10 % of {name}'s final error at {reached[0]}, {name} itself at {reached[1]}."
         )
     return [
         *sentences,
-        "The paper has as good an end with restarts, up to ten times as early.",
-        "Learning rate and decay are chosen by the final error that is reported.",
+        "In the paper restarts reach an equally good result up to ten times as early.",
+        "Learning rate and decay are chosen by the final error that is reported. " + HOW_TO_READ,
     ]
+
+
+def _times(found: list[Comparison]) -> str:
+    better = sum(x.low > 0 for x in found)
+    worse = sum(x.high < 0 for x in found)
+    return f"at {better} of {len(found)} (harm at {worse}; the rest may be chance)"
 
 
 def _first(ends: list[int], error: np.ndarray, limit: float) -> str:
@@ -162,9 +176,11 @@ def rows(record: dict[str, Any]) -> list[list[str]]:
     return table
 
 
-def draw(ends: list[int], errors: dict[str, np.ndarray], network: str, path: Path) -> None:
+def draw(record: dict[str, Any], path: Path) -> None:
+    ends = record["cycle_ends"]
     figure, ax = plt.subplots(figsize=(7, 5), layout="constrained")
-    for i, (name, values) in enumerate(errors.items()):
+    for i, (name, x) in enumerate(record["optimizers"].items()):
+        values = np.array(x["error_percent"])
         places = np.array(ends) * 1.02 ** (i - 1.5)  # side by side
         style = "o-" if name.endswith("R") else "s--"
         spread = values.std(1, ddof=1)
@@ -177,7 +193,7 @@ def draw(ends: list[int], errors: dict[str, np.ndarray], network: str, path: Pat
         part("{x:.0f}")
     ax.set_xticks(ends, [str(end) for end in ends])
     ax.set(xlabel="epochs: the ends of the cycles", ylabel="test error (%), mean ± spread")
-    ax.set_title(f"{network}: error at the end of each cycle")
+    ax.set_title(f"{record['network']}: error at the end of each cycle")
     ax.legend()
     save(figure, path)
 
@@ -188,7 +204,7 @@ def report(record: dict[str, Any]) -> str:
         image(record, "Test error at the ends of the cycles, with and without restarts"),
         f"{setup(record)}, decay on kernels only:\n",
         markdown(rows(record)),
-        bullets(record["conclusion"]),
+        bullets(conclusion(record)),
     ]
     return "\n".join(parts)
 

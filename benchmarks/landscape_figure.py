@@ -6,10 +6,12 @@ from typing import Any
 
 from _harness import write_json
 from drawing import draw_landscapes
-from landscapes import Job, Landscapes, train
+from landscapes import Job, train
 from readings import results
 from sizes import Run, header
 from tables import bullets, landscape_rows, markdown, show
+
+Conclusion = Callable[[dict[str, Any]], list[str]]  # of a record
 
 
 def make(
@@ -17,7 +19,7 @@ def make(
     question: str,
     groups: str,
     jobs: dict[tuple[str, str], Job],
-    conclusion: Callable[[Landscapes], list[str]],
+    conclusion: Conclusion,
 ) -> None:
     """Trains the jobs, writes figure and numbers, prints tables and conclusion.
 
@@ -26,14 +28,11 @@ def make(
       question: of the script.
       groups: what the groups of landscapes are; their key in the record.
       jobs: named (group, optimizer).
-      conclusion: the sentences that the landscapes bear out.
+      conclusion: the sentences that the record bears out.
     """
     start = time.perf_counter()
     landscapes = train(jobs, run.cells)
-    record = header(question, run, time.perf_counter() - start) | {
-        groups: results(landscapes),
-        "conclusion": conclusion(landscapes),
-    }
+    record = header(question, run, time.perf_counter() - start) | {groups: results(landscapes)}
     image, numbers = (run.out / f"{run.name}.{kind}" for kind in ("png", "json"))
     network = run.size.network
     titles = {group: group if group == network else f"{network}, {group}" for group in landscapes}
@@ -41,10 +40,10 @@ def make(
     write_json(numbers, record)
     for group, result in record[groups].items():
         show(landscape_rows(group, result))
-    print(f"Wrote {image} and {numbers}.\n\n{bullets(record['conclusion'])}")
+    print(f"Wrote {image} and {numbers}.\n\n{bullets(conclusion(record))}")
 
 
-def body(record: dict[str, Any], groups: str) -> list[str]:
+def body(record: dict[str, Any], groups: str, conclusion: Conclusion) -> list[str]:
     """The tables and the conclusion in Markdown."""
     tables = [markdown(landscape_rows(group, x)) for group, x in record[groups].items()]
-    return [*tables, bullets(record["conclusion"])]
+    return [*tables, bullets(conclusion(record))]

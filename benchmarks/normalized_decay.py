@@ -18,7 +18,7 @@ import optax
 from _harness import write_json
 from drawing import save
 from landscapes import Landscapes, landscape_job, train
-from readings import rounded, signed, slope, slope_text
+from readings import HOW_TO_READ, interval_text, rounded, signed, slope
 from sizes import Run, header, run_from_arguments, task_of
 from tables import bullets, image, markdown, setup, show
 
@@ -37,12 +37,11 @@ def main() -> None:
     over_budgets = {name: stacked(run, row) for name, row in landscapes(run).items()}
     record = header(QUESTION, run, time.perf_counter() - start) | {
         "optimizers": {name: summary(run, name, x) for name, x in over_budgets.items()},
-        "conclusion": [moves(name, x) for name, x in over_budgets.items()],
     }
     write_json(run.out / f"{run.name}.json", record)
     draw(over_budgets, run.size.network, run.out / f"{run.name}.png")
     show(rows(record))
-    print(bullets(record["conclusion"]))
+    print(bullets(conclusion(record)))
 
 
 def epochs(run: Run) -> list[int]:
@@ -102,41 +101,56 @@ def best_decays(x: Landscape) -> np.ndarray:
     return decays
 
 
-def moves(name: str, x: Landscape) -> str:
-    """How the best decay moves with the budget, beside the two rules."""
-    found = valley(x)
-    if found is None:
-        return f"{name}'s best decay is not inside the grid at each budget: nothing can be said."
-    shift = found._replace(slope=found.slope + 0.5, low=found.low + 0.5, high=found.high + 0.5)
-    return (
-        f"{name}: {_verdict(found)}. As the number of steps doubles, log₂ of the best λ moves by "
-        f"{slope_text(found)}, of the best λ_norm by {slope_text(shift)}; by the paper's rule by "
-        f"{signed(-0.5, 1)} and 0."
-    )
+def conclusion(record: dict[str, Any]) -> list[str]:
+    """How the best decays move with the budget, beside the two rules."""
+    sentences = []
+    for name, x in record["optimizers"].items():
+        if x["slope_over_steps"] is None:
+            sentences.append(f"{name}'s best decay is not inside the grid at each budget.")
+            continue
+        found, low, high = x["slope_over_steps"]
+        sentences.append(
+            f"{name}: {_verdict(low, high)}. As the number of steps doubles, log₂ of the best λ "
+            f"moves by {signed(found, 2)} {interval_text(low, high)}, of the best λ_norm by "
+            f"{signed(found + 0.5, 2)} {interval_text(low + 0.5, high + 0.5)}; by the paper's rule "
+            f"by {signed(-0.5, 1)} and 0."
+        )
+    return [
+        *sentences,
+        "The valley is where the ranks of the errors, smoothed over neighbouring decays, are "
+        "lowest; it does not follow a single cell. " + HOW_TO_READ,
+    ]
 
 
-def _verdict(found: ValleySlope) -> str:
+def _verdict(low: float, high: float) -> str:
     """Between the two rules lies a slope of -1/4; the interval is on one side of it, or is not."""
-    if found.high < -0.25:
+    if high < -0.25:
         return "the best λ_norm moves less with the budget than the best λ, as in the paper"
-    if found.low > -0.25:
+    if low > -0.25:
         return "the best λ_norm moves more with the budget than the best λ, unlike in the paper"
     return "which of the best λ and the best λ_norm moves less with the budget cannot be told"
 
 
 def rows(record: dict[str, Any]) -> list[list[str]]:
-    table = [["optimizer, budget", "steps", "test error %", "best λ", "best λ_norm"]]
+    table = [["optimizer, budget", "steps", "lowest error %", "at λ", "λ_norm", "valley at λ"]]
     for name, x in record["optimizers"].items():
         located = x["best_weight_decays"] or [None] * len(x["steps"])
         budgets = zip(x["epochs"], x["steps"], x["error_percent"], located, strict=True)
         for budget, steps, errors, decay in budgets:
             values = np.array(errors, float)
-            best = values[np.argmin(np.where(np.isnan(values), np.inf, values).mean(1))]
-            both = ["not located"] * 2
-            if decay is not None:
-                both = [f"{decay:.2g}", f"{decay * steps**0.5:.2g}"]
-            error = f"{best.mean():.2f} ± {best.std(ddof=1):.2f}"
-            table.append([f"{name}, {budget} epochs", f"{steps:,}", error, *both])
+            best = np.argmin(np.where(np.isnan(values), np.inf, values).mean(1))
+            lowest = values[best]
+            at = x["weight_decays"][best]
+            table.append(
+                [
+                    f"{name}, {budget} epochs",
+                    f"{steps:,}",
+                    f"{lowest.mean():.2f} ± {lowest.std(ddof=1):.2f}",
+                    f"{at:.2g}",
+                    f"{at * steps**0.5:.2g}",
+                    "not located" if decay is None else f"{decay:.2g}",
+                ]
+            )
     return table
 
 
@@ -165,12 +179,16 @@ def draw(over_budgets: dict[str, Landscape], network: str, path: Path) -> None:
 
 def report(record: dict[str, Any]) -> str:
     """The Markdown of the generated part."""
+    optimizers = record["optimizers"]
+    rates = [f"{x['learning_rate']} ({name})" for name, x in optimizers.items()]
+    epochs = next(iter(optimizers.values()))["epochs"]
+    others = [str(n) for n in epochs if n != record["budget"]["epochs"]]
     parts = [
         image(record, "Test error over the decay and over the normalized decay, three budgets"),
-        f"{setup(record)}, a quarter of the epochs and four times as many, cosine annealing, decay "
-        "on kernels only, at one learning rate:\n",
+        f"{setup(record)}, then {' and '.join(others)} epochs, cosine annealing, decay on kernels "
+        f"only, at learning rates {' and '.join(rates)}:\n",
         markdown(rows(record)),
-        bullets(record["conclusion"]),
+        bullets(conclusion(record)),
     ]
     return "\n".join(parts)
 

@@ -92,7 +92,8 @@ class ShakeShake(nnx.Module):
     A 3×3 convolution to 16 channels, then three stages of ``blocks`` blocks of ``width``, twice
     and four times as many channels. In training every block draws, for each image, uniform
     coefficients in [0, 1], independent in the forward and the backward pass; evaluation takes
-    1/2. In the paper ``width`` is 64 (11.6 M parameters) and 96 (25.6 M).
+    1/2. In the paper ``width`` is 64 and 96, and it gives 11.6 M and 25.6 M parameters; these
+    layers have 11.65 M and 26.19 M.
 
     References:
       Gastaldi, Shake-Shake regularization, arXiv:1705.07485.

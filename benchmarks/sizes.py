@@ -152,6 +152,8 @@ def run_from_arguments(name: str, question: str, default: str, sizes: bool = Tru
         size = size._replace(**QUICK[size.data])
     if arguments.size != default:
         name = f"{name}_{arguments.size}"
+    if arguments.quick:
+        name = f"{name}_quick"
     arguments.out.mkdir(parents=True, exist_ok=True)
     cells = arguments.out / "cells" / name if cifar else None
     resumed = cells is not None and cells.exists()

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from readings import slope_text
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -57,7 +58,7 @@ def landscape_rows(title: str, result: dict[str, Any]) -> Rows:
                 f"{best['learning_rate']:.3g}",
                 f"{best['weight_decay']:.2g}",
                 f"{x['cells_within_10_percent']} of {cells}",
-                _interval(x["valley_slope"]),
+                slope_text(x),
             ]
         )
     return rows
@@ -70,6 +71,8 @@ def image(record: dict[str, Any], caption: str) -> str:
 def setup(record: dict[str, Any]) -> str:
     """What was trained on what, for how long, as the beginning of a sentence."""
     budget = record["budget"]
+    everything = record["data"] == "CIFAR-10" and record["train_images"] == 50_000
+    draw = "" if everything else " that each draw their own training images"
     copy = CIFAR10_COPIES.get(record["data_sha256"], "")
     data = {
         "digits": f"{record['train_images']} of scikit-learn's digits",
@@ -78,11 +81,5 @@ def setup(record: dict[str, Any]) -> str:
     }[record["data"]]
     return (
         f"{record['network']} on {data}, {budget['epochs']} epochs of batches of "
-        f"{budget['batch_size']}, {budget['seeds']} seeds that each draw their own training images"
+        f"{budget['batch_size']}, {budget['seeds']} seeds{draw}"
     )
-
-
-def _interval(slope: dict[str, Any] | None) -> str:
-    if slope is None:
-        return "not located"
-    return f"{slope['slope']:+.2f} [{slope['low']:+.1f}, {slope['high']:+.1f}]"

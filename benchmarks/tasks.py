@@ -126,7 +126,8 @@ def _chunks(data: Images) -> tuple[jax.Array, jax.Array]:
     One part on CPU, where XLA runs a convolution in a loop about ten times slower.
     """
     on_cpu = jax.default_backend() == "cpu"
-    parts = 1 if on_cpu else max(1, len(data.labels) // EVALUATED_AT_ONCE)
+    most = 1 if on_cpu else max(1, len(data.labels) // EVALUATED_AT_ONCE)
+    parts = next(n for n in range(most, 0, -1) if len(data.labels) % n == 0)
     images, labels = (jnp.asarray(x).reshape(parts, -1, *x.shape[1:]) for x in data)
     return images, labels
 

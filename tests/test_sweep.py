@@ -367,5 +367,5 @@ def test_the_main_job_runs(tmp_path):
     command = [sys.executable, str(script), "--quick", "--out", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "the paper's Figure 2 is" in done.stdout
-    assert (tmp_path / "figure2_digits.png").stat().st_size > 10_000
-    assert (tmp_path / "figure2_digits.json").exists()
+    assert (tmp_path / "figure2_digits_quick.png").stat().st_size > 10_000
+    assert (tmp_path / "figure2_digits_quick.json").exists()
