@@ -4,8 +4,7 @@ Training in bfloat16
 
 What rounding to nearest loses and stochastic rounding keeps: below 2⁻⁹ of a weight, rounding to
 nearest loses every change in bfloat16, and annealed steps and decay are that small. A small
-transformer reads scikit-learn's digits row by row. (It runs for minutes: the site shows its code
-and, under "Low precision", its result.)
+transformer reads scikit-learn's digits row by row. (The site shows the result of a run of minutes.)
 """
 
 import jax

@@ -123,5 +123,5 @@ def test_a_longer_run_begins_with_the_batches_of_a_shorter_one():
 def test_a_draw_takes_as_many_of_each_class(train_images):
     labels = np.arange(30) % 3
     assert (np.bincount(labels[data.few_shot_batches(labels, 6, 6, 1, 0)[0]]) == 2).all()
-    with pytest.raises(ValueError, match=f"train_images={train_images} must be a multiple of the 3"):
+    with pytest.raises(ValueError, match=f"={train_images} must be a multiple of the 3 classes"):
         data.few_shot_batches(labels, train_images, 2, 1, 0)

@@ -127,4 +127,5 @@ def test_the_best_decay_over_steps_is_a_valley():
             {"error": np.repeat(errors[None, :, None], SEEDS, 2)},
         )
     found = normalized_decay.valley(normalized_decay.stacked(run, row))
+    assert found is not None
     assert abs(found.slope + 0.5) < 0.1
