@@ -72,11 +72,11 @@ def cast_first_moment(tree: Any, old: Any) -> Any:
         if not is_narrow(before):
             return cast_like(x, before)
         x, wide = x.astype(jnp.float32), before.astype(jnp.float32)
-        new, was, exact = (_bits(y) for y in (_round(x, before.dtype, _to_nearest), wide, x))
+        new, was, exact = _round(x, before.dtype, _to_nearest), _bits(wide), _bits(x)
         unit = np.uint32(2 ** _missing_bits(before.dtype))
         step = jnp.where(exact > was, was + unit, was - unit)  # from or towards zero
         lost = (new == was) & (exact != was) & (wide != 0)
-        return _floats(jnp.where(lost, step, new)).astype(before.dtype)
+        return _narrow(jnp.where(lost, step, new), before.dtype)
 
     return jax.tree.map(cast, tree, old)
 
@@ -118,12 +118,9 @@ def apply_updates_with_stochastic_rounding(
     """
     _check_key(key)
     leaves, treedef = jax.tree.flatten(params)
-    updates_flat = treedef.flatten_up_to(updates)
     word = jax.random.bits(key)
-    # As constants, the numbers of the leaves would make each one's loop a program of its own.
-    numbers = jax.lax.optimization_barrier(list(np.arange(len(leaves), dtype=np.uint32)))
-    each = zip(leaves, updates_flat, numbers, strict=True)
-    new = [_add(p, u, _mix(word ^ number)) for p, u, number in each]
+    words = [_mix(word ^ np.uint32(number)) for number in range(len(leaves))]
+    new = map(_add, leaves, treedef.flatten_up_to(updates), words)
     return jax.tree.unflatten(treedef, new)
 
 
@@ -148,25 +145,37 @@ def _add(p: Any, u: Any, word: jax.Array) -> Any:
         )
     x = (widen(p) + widen(u)).astype(jnp.float32)
     dither = lambda bits, missing: _random_bits(word, bits) >> np.uint32(32 - missing)
-    return _round(x, p.dtype, dither).astype(p.dtype)
+    return _narrow(_round(x, p.dtype, dither), p.dtype)
 
 
 def _round(x: jax.Array, dtype: Any, dither: Callable[[jax.Array, int], jax.Array]) -> jax.Array:
-    """Rounds float32 to what `dtype` can represent; the result is float32 still.
+    """The bits of a float32, rounded to what `dtype` can represent.
 
     The bits of a float that `dtype` has no room for are a fraction of its last place. A
     number of as many bits is added to them, a carry rounds up, and they are cut off: exact
     for normal numbers, and in one pass, where XLA may leave out a conversion and its inverse.
     """
     missing = _missing_bits(dtype)
+    whole = np.uint32(2**32 - 2**missing)
     smallest = float(jnp.finfo(dtype).smallest_normal)
-    # Below its normal numbers, a last place stays what it is just above them.
-    has_less_range = smallest > float(jnp.finfo(jnp.float32).smallest_normal)
-    subnormal = (jnp.abs(x) < smallest) & has_less_range
-    shift = jnp.where(subnormal, jnp.copysign(jnp.float32(smallest), x), 0)
-    bits = _bits(x + shift)
-    bits = (bits + dither(bits, missing)) & np.uint32(2**32 - 2**missing)
-    return jnp.where(jnp.isfinite(x), _floats(bits) - shift, x)
+    if smallest > float(jnp.finfo(jnp.float32).smallest_normal):
+        # Below its normal numbers, a last place stays what it is just above them.
+        shift = jnp.where(jnp.abs(x) < smallest, jnp.copysign(jnp.float32(smallest), x), 0)
+        bits = _bits(x + shift)
+        bits = _bits(_floats((bits + dither(bits, missing)) & whole) - shift)
+    else:
+        bits = _bits(x)
+        bits = (bits + dither(bits, missing)) & whole
+    return jnp.where(jnp.isfinite(x), bits, _bits(x))
+
+
+def _narrow(bits: jax.Array, dtype: Any) -> jax.Array:
+    """The number that these bits of a float32 are, in a dtype that can represent it."""
+    if dtype != jnp.bfloat16:
+        return _floats(bits).astype(dtype)
+    # Its upper half. What is no number stays so if its payload is in the lower half.
+    bits = jnp.where(jnp.isnan(_floats(bits)), bits | np.uint32(1 << 22), bits)
+    return jax.lax.bitcast_convert_type((bits >> 16).astype(jnp.uint16), jnp.bfloat16)
 
 
 def _to_nearest(bits: jax.Array, missing: int) -> jax.Array:
