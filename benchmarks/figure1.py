@@ -12,7 +12,7 @@ from typing import Any
 import landscape_figure
 import optax
 from landscapes import Job, landscape_job
-from readings import HOW_TO_READ, improvement, more_separable, separability
+from readings import improvement, more_separable, separability
 from sizes import Run, run_from_arguments, task_of
 from tables import image, setup
 
@@ -60,7 +60,6 @@ def conclusion(record: dict[str, Any]) -> list[str]:
         *(separability(f"Separability {where}", row, {"AdamW": 0}) for where, row in rows.items()),
         f"The best schedule of Adam+L2 is “{best['Adam+L2']}”, that of AdamW “{best['AdamW']}”; "
         "in the paper both are best with cosine annealing.",
-        HOW_TO_READ,
     ]
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import landscape_figure
 import optax
 from landscapes import CONTESTANTS, Job, landscape_job
-from readings import HOW_TO_READ, improvement, more_separable, separability
+from readings import improvement, more_separable, separability
 from sizes import Run, run_from_arguments, task_of
 from tables import image, setup
 
@@ -43,7 +43,6 @@ def conclusion(record: dict[str, Any]) -> list[str]:
         separability("The paper's Figure 2 on CIFAR-10", row, expected),
         more_separable("on CIFAR-10", row),
         improvement("on CIFAR-10", row),
-        HOW_TO_READ,
     ]
 
 

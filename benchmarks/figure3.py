@@ -19,7 +19,7 @@ import optax
 from _harness import write_json
 from drawing import COLORS, save
 from landscapes import Job, train
-from readings import HOW_TO_READ, Comparison, improvement, paired, points, rounded, signed
+from readings import Comparison, improvement, paired, points, rounded, signed
 from sizes import Run, header, run_from_arguments, task_of
 from tables import bullets, image, markdown, setup, show
 
@@ -113,7 +113,7 @@ def conclusion(record: dict[str, Any]) -> list[str]:
     """What was and was not reproduced, from the numbers alone."""
     optimizers = record["optimizers"]
     sentences = [_at_equal_loss(half, x) for half, x in at_equal_loss(optimizers).items()]
-    return [*sentences, improvement("in long runs", optimizers), HOW_TO_READ]
+    return [*sentences, improvement("in long runs", optimizers)]
 
 
 def _at_equal_loss(half: str, x: Comparison) -> str:

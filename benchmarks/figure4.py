@@ -21,7 +21,7 @@ import optax
 from _harness import write_json
 from drawing import COLORS, save
 from landscapes import CONTESTANTS, Job, train
-from readings import HOW_TO_READ, Comparison, paired, points, rounded
+from readings import Comparison, paired, points, rounded
 from sizes import Run, Size, header, run_from_arguments, task_of
 from tables import bullets, image, markdown, setup, show
 
@@ -151,7 +151,7 @@ def conclusion(record: dict[str, Any]) -> list[str]:
     return [
         *sentences,
         "In the paper restarts reach an equally good result up to ten times as early.",
-        "Learning rate and decay are chosen by the final error that is reported. " + HOW_TO_READ,
+        "Learning rate and decay are chosen by the final error that is reported.",
     ]
 
 

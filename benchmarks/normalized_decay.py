@@ -18,7 +18,7 @@ import optax
 from _harness import write_json
 from drawing import save
 from landscapes import Landscapes, landscape_job, train
-from readings import HOW_TO_READ, interval_text, rounded, signed, slope
+from readings import interval_text, rounded, signed, slope
 from sizes import Run, header, run_from_arguments, task_of
 from tables import bullets, image, markdown, setup, show
 
@@ -118,7 +118,7 @@ def conclusion(record: dict[str, Any]) -> list[str]:
     return [
         *sentences,
         "The valley is where the ranks of the errors, smoothed over neighbouring decays, are "
-        "lowest; it does not follow a single cell. " + HOW_TO_READ,
+        "lowest; it does not follow a single cell.",
     ]
 
 

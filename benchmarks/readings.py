@@ -87,7 +87,12 @@ def compare(row: Row) -> Comparison:
 
 
 def improvement(where: str, row: Row) -> str:
-    x = compare(row)
+    x, seeds = compare(row), len(row["AdamW"]["seeds"])
+    if seeds < FEWEST_SEEDS:
+        return (
+            f"AdamW's {PAPER_IMPROVEMENT} % improvement over Adam+L2 is not reproduced {where}: "
+            f"{signed(x.improvement, 1)} %, of which {seeds} seeds cannot say whether it is chance."
+        )
     size = f"{signed(x.improvement, 1)} % ({points(x)})"
     if x.may_be_chance:
         return (
@@ -102,9 +107,9 @@ def separability(claim: str, row: Row, expected: dict[str, int]) -> str:
     """Compares slopes with the expected -1, 0 or +1."""
     found = {"reproduced": [], "not reproduced": [], "cannot be told": []}
     for name, value in expected.items():
-        found[_verdict(row[name], value)].append(f"{name} ({slope_text(row[name])}, not {value})")
-    found["reproduced"] = [text.replace(", not ", ", expected ") for text in found["reproduced"]]
-    parts = [f"{verdict} for {' and '.join(names)}" for verdict, names in found.items() if names]
+        text = f"{name} ({slope_text(row[name])}; expected {value})"
+        found[_verdict(row[name], value)].append(text)
+    parts = [f"{verdict} for {', '.join(names)}" for verdict, names in found.items() if names]
     return f"{claim}, as slopes of the best decay over the rate: {'; '.join(parts)}."
 
 
@@ -129,10 +134,8 @@ def more_separable(where: str, row: Row) -> str:
         (low, high), (low_w, high_w) = map(_sizes, intervals)
         for verdict, true in (("more", high_w < low), ("less", high < low_w)):
             if true:
-                return (
-                    f"Rate and decay are {verdict} separable with AdamW {where}: slopes {slopes}."
-                )
-    return f"Whether rate and decay are more separable with AdamW {where} cannot be told: {slopes}."
+                return f"AdamW makes rate and decay {verdict} separable {where}: slopes {slopes}."
+    return f"Whether AdamW makes rate and decay more separable {where} cannot be told: {slopes}."
 
 
 def _interval(optimizer: dict[str, Any]) -> tuple[float, float] | None:

@@ -37,6 +37,9 @@ def test_a_slope_is_reproduced_if_its_interval_says_so(optimizer, verdict):
 
 
 def test_few_seeds_have_no_interval():
+    errors = [[[7.0, 8.0], [6.0, 7.0]]]
+    row = dict.fromkeys(("Adam+L2", "AdamW"), _optimizer(seeds=2, errors=errors))
+    assert "2 seeds cannot say" in readings.improvement("here", row)
     assert readings.slope_text(_optimizer(0.12, 0.1, 0.2)) == "+0.12 [+0.10, +0.20]"
     assert readings.slope_text(_optimizer(0.12, 0.1, 0.2, seeds=2)) == "+0.12, 2 seeds"
     assert readings.slope_text(_optimizer()) == "not located"
