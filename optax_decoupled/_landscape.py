@@ -53,6 +53,7 @@ class Landscape:
 
     Examples:
       >>> import numpy as np
+      >>> from optax_decoupled.sweep import Landscape
       >>> rates, decays = 2.0 ** np.arange(-3, 3), 2.0 ** np.arange(-12, 0)
       >>> distance = np.log2(rates[:, None] * decays) + 6  # the product counts
       >>> error = 5 + distance[..., None] ** 2 + np.zeros(4)
