@@ -57,7 +57,8 @@ def adamw(
         for one shape of both use :func:`split_schedule`).
       weight_decay: :math:`λ`, the fraction of a weight removed per full step. For a value
         of :func:`optax.adamw` or PyTorch see :func:`weight_decay_from_pytorch`.
-      schedule: :math:`η_t`, the multiplier of both step and decay; None for 1.
+      schedule: :math:`η_t`, the multiplier of both step and decay, 1 for a full step and
+        no learning rate; None for 1.
       decay_schedule: the decay's own multiplier, instead of ``schedule``.
       b1: see :func:`scale_by_adam`, also for the six arguments that follow.
       b2: see ``b1``.

@@ -640,3 +640,13 @@ def test_arguments_are_checked():
         ValueError, match=r"(?s)tx.update\(grads, state, params\) fails.*functools.partial"
     ):
         od.explain_weight_decay(optax.lbfgs(), params)
+
+
+def test_a_learning_rate_that_is_passed_as_schedule_is_noted():
+    rate = optax.linear_schedule(3e-4, 3e-5, 100)
+    params = {"kernel": jnp.ones((4, 4))}
+    mistaken = od.explain_weight_decay(od.adamw(3e-4, 1e-4, schedule=rate), params)
+    assert any("split_schedule" in note for note in mistaken.notes)
+    peak, eta = od.split_schedule(rate, 3e-4)
+    meant = od.explain_weight_decay(od.adamw(peak, 1e-4, schedule=eta), params)
+    assert not any("split_schedule" in note for note in meant.notes)

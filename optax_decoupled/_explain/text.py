@@ -56,6 +56,8 @@ _LOST = (
     "and an update removes {:.2g}. Keep the parameters in a wider dtype, or apply the updates with "
     "apply_updates_with_stochastic_rounding."
 )
+# A decay that leaves half of a weight after seven million updates is seldom meant.
+_FAINT = 1e-7
 
 
 def warnings(
@@ -110,6 +112,7 @@ def notes(
       synthetic: whether the gradients are synthetic.
     """
     skipped = steps and not gave_up
+    faint = [row for row in _of_kind(rows, "decoupled") if abs(row.decay_per_step) < _FAINT]
     texts = (
         (gave_up, f"The next {steps} updates move nothing."),
         (
@@ -126,6 +129,12 @@ def notes(
             synthetic and _of_kind(rows, "coupled"),
             "Coupled fractions depend on the gradients, here synthetic ones of size 1; pass "
             "grads= to use yours.",
+        ),
+        (
+            faint,
+            f"The decay of {_listing(faint)} is below {_FAINT:.0e} per update. If it should be "
+            "more: schedule is a multiplier, 1 for a full step, and not a learning rate "
+            "(split_schedule makes it of one); early in a warmup it is small.",
         ),
     )
     return tuple(text for applies, text in texts if applies)
