@@ -366,6 +366,6 @@ def test_the_main_job_runs(tmp_path):
     script = ROOT / "benchmarks" / "figure2_digits.py"
     command = [sys.executable, str(script), "--quick", "--out", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "the paper's Figure 2 is" in done.stdout
+    assert "The paper's Figure 2 with batch norm" in done.stdout
     assert (tmp_path / "figure2_digits_quick.png").stat().st_size > 10_000
     assert (tmp_path / "figure2_digits_quick.json").exists()
