@@ -289,7 +289,7 @@ def adamwr(
     cycle's last step (:func:`warm_restart_position`).
 
     Args:
-      learning_rate: :math:`α`.
+      learning_rate: :math:`α`; an Optax schedule multiplies the rate alone, not the decay.
       normalized_weight_decay: :math:`λ_{norm}`; 0.025 to 0.05 in the paper.
       first_cycle_steps: see :func:`warm_restarts`. Static: under
         ``optax.inject_hyperparams`` name it and ``cycle_mult`` in ``static_args``.
@@ -355,7 +355,7 @@ def sgdwr(
     :func:`normalized_weight_decay_schedule`.
 
     Args:
-      learning_rate: :math:`α`.
+      learning_rate: :math:`α`; an Optax schedule multiplies the rate alone, not the decay.
       normalized_weight_decay: see :func:`adamwr`.
       first_cycle_steps: see :func:`adamwr`.
       cycle_mult: see :func:`adamwr`.

@@ -64,7 +64,8 @@ def _other_state(state: Any, expected: Any) -> str:
     return (
         "state is not what this tx has for these params: "
         f"{', '.join(differences[:3]) or 'its containers are of other types'}. "
-        "Pass tx.init(params) or a later state of the same optimizer."
+        "Pass tx.init(params) or a later state of the same optimizer; that of Flax's nnx.Optimizer "
+        "is its opt_state, for nnx.state(model, nnx.Param) as params."
     )
 
 
