@@ -650,3 +650,20 @@ def test_a_learning_rate_that_is_passed_as_schedule_is_noted():
     peak, eta = od.split_schedule(rate, 3e-4)
     meant = od.explain_weight_decay(od.adamw(peak, 1e-4, schedule=eta), params)
     assert not any("split_schedule" in note for note in meant.notes)
+
+
+def test_a_state_is_left_alone_while_updates_move_nothing():
+    def update(grads, state, params):
+        count, constant = state  # what passes through may share its memory with the argument
+        moves = jnp.where(count < 5, 0.0, 1.0)
+        updates = jax.tree.map(lambda g, p: moves * (-g - 1e-3 * p), grads, params)
+        return updates, (count + 1, constant)
+
+    tx = optax.GradientTransformation(lambda _: (jnp.int32(0), jnp.full(3, 2.0)), update)
+    params = {"kernel": jnp.ones((4, 4))}
+    state = tx.init(params)
+    report = od.explain_weight_decay(tx, params, state=state)
+    assert report.rows[0].kind == "decoupled"
+    assert report.notes[0].startswith("Measured at update 6")
+    assert state[0] == 0
+    np.testing.assert_array_equal(state[1], [2, 2, 2])

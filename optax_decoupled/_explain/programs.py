@@ -141,7 +141,7 @@ class _Graph:
             arguments = tuple(map(number, equation.invars))
             if equation.primitive.name in _CALLS:
                 outputs = self.add(equation.params[_CALLS[equation.primitive.name]], arguments)
-            elif equation.primitive.name == "cond" and not equation.effects:
+            elif equation.primitive.name == "cond" and _can_take_all_branches(equation):
                 outputs = self._select(equation, *arguments)
             else:
                 outputs = self._node(equation, arguments).outputs
@@ -176,6 +176,20 @@ class _Graph:
 @functools.lru_cache(maxsize=1024)
 def _selection(which: Any, value: Any, cases: int) -> Any:
     return jax.make_jaxpr(jax.lax.select_n)(which, *[value] * cases)
+
+
+def _can_take_all_branches(cond: Any) -> bool:
+    """Unless that would have effects, or might not end."""
+
+    def may_not_end(jaxpr: Any) -> bool:
+        equations = getattr(jaxpr, "jaxpr", jaxpr).eqns
+        return any(
+            equation.primitive.name == "while"
+            or any(map(may_not_end, core.jaxprs_in_params(equation.params)))
+            for equation in equations
+        )
+
+    return not cond.effects and not any(map(may_not_end, cond.params["branches"]))
 
 
 # Primitives that, where nothing is differentiated, only call a closed jaxpr.
