@@ -76,7 +76,7 @@ SIZES = {
         train_images=2560,
         batch_size=64,
         epochs=10,
-        seeds=2,
+        seeds=5,
         rate_stride=2,
         decay_stride=2,
     ),
