@@ -5,7 +5,6 @@ traced or device value is never inspected: that would block or break under jit.
 """
 
 import math
-import numbers
 import sys
 import warnings
 from collections.abc import Callable
@@ -24,7 +23,7 @@ PYTORCH_SCALE = 0.01
 
 def is_static(value: Any) -> bool:
     """True for numbers known before tracing: Python's and NumPy's."""
-    return isinstance(value, numbers.Number | np.generic) or (
+    return isinstance(value, int | float | complex | np.generic) or (
         isinstance(value, np.ndarray) and value.ndim == 0
     )
 

@@ -26,6 +26,7 @@ import optax
 
 from optax_decoupled import _checks, _selection
 from optax_decoupled._checks import Hyperparameter, Schedule
+from optax_decoupled._precision import widen
 
 
 class DecoupledWeightDecayState(NamedTuple):
@@ -212,7 +213,7 @@ def scale_adjusted_l2_to_grad(
     """
     _check_l2(l2)
     for path, leaf in _selection.named_leaves(scale)[0]:
-        if isinstance(leaf, np.ndarray) or _checks.is_static(leaf):
+        if np.size(leaf) and (isinstance(leaf, np.ndarray) or _checks.is_static(leaf)):
             name = f"scale at {'/'.join(path)!r}"
             way_out = "It is the inverse of the preconditioner."
             _checks.check_positive(name, np.min(leaf), way_out)
@@ -225,7 +226,8 @@ def product_schedule(*factors: Hyperparameter | Schedule | None) -> Callable[[An
     """The product of schedules and constants as a schedule; None stands for 1.
 
     A constant stays a Python number until it meets an array, which keeps its precision;
-    a constant 0 makes the product a constant 0, so that the arithmetic can be skipped.
+    arrays of fewer than 32 bits, in which the product might vanish, are widened. A constant
+    0 makes the product a constant 0, so that the arithmetic can be skipped.
     """
 
     def schedule(count: jax.Array) -> Any:
@@ -234,7 +236,7 @@ def product_schedule(*factors: Hyperparameter | Schedule | None) -> Callable[[An
         product: Any = 1.0
         for factor in factors:
             if factor is not None:
-                product = product * (factor(count) if callable(factor) else factor)
+                product = product * widen(factor(count) if callable(factor) else factor)
         return product
 
     return schedule
@@ -321,8 +323,9 @@ def _map_decaying(
             out.append(u)
             continue
         u = jnp.asarray(u)
-        dtype = jnp.promote_types(jnp.promote_types(u.dtype, jnp.result_type(p)), jnp.float32)
-        c = jnp.asarray(rate if w is True else rate * w, jnp.finfo(dtype).dtype)
+        with jax.numpy_dtype_promotion("standard"):
+            dtype = jnp.result_type(u.dtype, jnp.result_type(p), jnp.float32)
+        c = jnp.asarray(rate if w is True else widen(rate) * widen(w), jnp.finfo(dtype).dtype)
         wide = [jnp.asarray(x, dtype) for x in (u, p)]
         out.append(fn(*wide, c, *s).astype(u.dtype))
     return jax.tree.unflatten(treedef, out)

@@ -429,7 +429,8 @@ def decouple(
       >>> updates, _ = tx.update(jnp.zeros(1), tx.init(jnp.ones(1)), jnp.ones(1))
       >>> assert jnp.allclose(updates, -1e-3)
     """
-    if isinstance(inner, optax.MultiSteps):
+    method_of = getattr(getattr(inner, "update", None), "__self__", None)
+    if isinstance(method_of, optax.MultiSteps):
         raise TypeError(
             f"inner={inner!r} accumulates gradients, and decay around it would act at every "
             "accumulation. Put it outside: optax.MultiSteps(decouple(...), every_k_schedule)."

@@ -75,10 +75,17 @@ def cast_first_moment(tree: Any, old: Any) -> Any:
         new, was, exact = _round(x, before.dtype, _to_nearest), _bits(wide), _bits(x)
         unit = np.uint32(2 ** _missing_bits(before.dtype))
         step = jnp.where(exact > was, was + unit, was - unit)  # from or towards zero
+        if _has_own_subnormals(before.dtype):
+            info = jnp.finfo(before.dtype)
+            even = _bits(wide + jnp.sign(x - wide) * float(info.smallest_subnormal))
+            step = jnp.where(jnp.abs(wide) <= float(info.smallest_normal), even, step)
         lost = (new == was) & (exact != was) & (wide != 0)
-        return _narrow(jnp.where(lost, step, new), before.dtype)
+        return _as_cast(x, _narrow(jnp.where(lost, step, new), before.dtype))
 
-    return jax.tree.map(cast, tree, old)
+    def keep_missing(x: Any, before: Any) -> Any:
+        return before if x is None else cast(x, before)  # Optax lets a gradient be None
+
+    return jax.tree.map(keep_missing, tree, old, is_leaf=lambda x: x is None)
 
 
 def apply_updates_with_stochastic_rounding(
@@ -145,7 +152,19 @@ def _add(p: Any, u: Any, word: jax.Array) -> Any:
         )
     x = (widen(p) + widen(u)).astype(jnp.float32)
     dither = lambda bits, missing: _random_bits(word, bits) >> np.uint32(32 - missing)
-    return _narrow(_round(x, p.dtype, dither), p.dtype)
+    return _as_cast(x, _narrow(_round(x, p.dtype, dither), p.dtype))
+
+
+@jax.custom_jvp
+def _as_cast(x: jax.Array, rounded: jax.Array) -> jax.Array:
+    """`rounded`, with the derivative of a cast of x: operations on bits have none."""
+    del x
+    return rounded
+
+
+@_as_cast.defjvp
+def _as_cast_jvp(primals: tuple[Any, Any], tangents: tuple[Any, Any]) -> tuple[Any, Any]:
+    return primals[1], tangents[0].astype(primals[1].dtype)
 
 
 def _round(x: jax.Array, dtype: Any, dither: Callable[[jax.Array, int], jax.Array]) -> jax.Array:
@@ -157,9 +176,9 @@ def _round(x: jax.Array, dtype: Any, dither: Callable[[jax.Array, int], jax.Arra
     """
     missing = _missing_bits(dtype)
     whole = np.uint32(2**32 - 2**missing)
-    smallest = float(jnp.finfo(dtype).smallest_normal)
-    if smallest > float(jnp.finfo(jnp.float32).smallest_normal):
+    if _has_own_subnormals(dtype):
         # Below its normal numbers, a last place stays what it is just above them.
+        smallest = float(jnp.finfo(dtype).smallest_normal)
         shift = jnp.where(jnp.abs(x) < smallest, jnp.copysign(jnp.float32(smallest), x), 0)
         bits = _bits(x + shift)
         bits = _bits(_floats((bits + dither(bits, missing)) & whole) - shift)
@@ -182,6 +201,11 @@ def _to_nearest(bits: jax.Array, missing: int) -> jax.Array:
     """Half a unit in the last place, less the least bit where ties go down to even."""
     last = (bits >> np.uint32(missing)) & np.uint32(1)
     return last + np.uint32(2 ** (missing - 1) - 1)
+
+
+def _has_own_subnormals(dtype: Any) -> bool:
+    """Whether its subnormal numbers are normal ones in float32; not so for bfloat16."""
+    return float(jnp.finfo(dtype).smallest_normal) > float(jnp.finfo(jnp.float32).smallest_normal)
 
 
 def _missing_bits(dtype: Any) -> int:

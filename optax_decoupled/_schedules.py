@@ -61,7 +61,8 @@ def warm_restarts(
         # int32 / int32 is float32 even under x64, hence the casts to the default float.
         angle = 0.5 * jnp.pi * within.astype(float) / length.astype(float)
         # cos² of half the angle: the same function, accurate where it is near zero.
-        return floor + (1 - floor) * jnp.square(jnp.cos(angle))
+        wave = jnp.square(jnp.cos(angle))
+        return wave + floor * (1 - wave)  # exactly 1 at a restart, whatever the floor
 
     return schedule
 
@@ -147,7 +148,7 @@ def normalized_weight_decay(
         _checks.check_positive(name, value, "It measures the training budget.")
         for name, value in sizes.items()
     )
-    return scale * (b / (B * T)) ** 0.5
+    return scale * (b / B / T) ** 0.5  # B·T may overflow an int32
 
 
 def normalized_weight_decay_schedule(

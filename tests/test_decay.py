@@ -200,6 +200,32 @@ def test_decay_of_narrow_parameters_is_computed_in_float32():
     np.testing.assert_allclose(updates, -1e-3 * params.astype(jnp.float32), rtol=1e-6)
 
 
+TENTH = jnp.float16(0.1)
+NARROW_FACTORS = {
+    "multiplier": lambda: od.add_decoupled_weight_decay(1e-6, mask={"w": TENTH}),
+    "schedule": lambda: od.add_decoupled_weight_decay(1e-6, lambda _: TENTH),
+    "both": lambda: od.add_decoupled_weight_decay(TENTH, jnp.float16(1e-6)),
+    "L2": lambda: od.l2_to_grad(jnp.float16(1e-6), mask={"w": TENTH}),
+}
+
+
+@pytest.mark.parametrize("name", NARROW_FACTORS)
+def test_narrow_factors_are_multiplied_in_float32(name):
+    """In float16 the product would be 19 % off."""
+    tx, params = NARROW_FACTORS[name](), {"w": jnp.ones(2)}
+    updates, _ = tx.update({"w": jnp.zeros(2)}, tx.init(params), params)
+    small = 1e-6 if name in ("multiplier", "schedule") else float(jnp.float16(1e-6))
+    np.testing.assert_allclose(jnp.abs(updates["w"]), small * float(TENTH), rtol=1e-6)
+
+
+def test_strict_dtype_promotion():
+    params = {"w": jnp.ones(2, jnp.bfloat16)}
+    tx = od.sgdw(0.1, 1e-3)
+    with jax.numpy_dtype_promotion("strict"):
+        updates, _ = tx.update(params, tx.init(params), params)
+    np.testing.assert_allclose(np.float32(updates["w"]), -0.101, rtol=4e-3)
+
+
 def test_the_applied_decay_is_float64_under_x64():
     with jax.enable_x64(True):
         tx = od.add_decoupled_weight_decay(1e-3 / 3)
@@ -268,6 +294,17 @@ def test_missing_updates_stay_missing():
     updates, _ = tx.update({"a": None, "b": jnp.zeros(2)}, tx.init(params), params)
     assert updates["a"] is None
     np.testing.assert_allclose(updates["b"], -1e-3)
+
+
+def test_momentum_of_missing_gradients_stays():
+    """Where Optax drops the buffer, and with it the structure of the state."""
+    params = {"a": jnp.ones(2), "b": jnp.ones(2)}
+    tx = od.sgdw(0.1, 0.0)
+    _, state = tx.update(params, tx.init(params), params)
+    _, after = tx.update({"a": None, "b": jnp.ones(2)}, state, params)
+    chex.assert_trees_all_equal_structs(after, state)
+    np.testing.assert_allclose(after[1].trace["a"], 0.1)
+    np.testing.assert_allclose(after[1].trace["b"], 0.19)
 
 
 def test_the_states_tree_is_the_same_when_hyperparameters_are_injected():

@@ -1,6 +1,7 @@
 """Bad input: every message names the argument, its value, the rule and the way out."""
 
 import re
+from decimal import Decimal
 
 import jax.numpy as jnp
 import numpy as np
@@ -141,6 +142,16 @@ REFUSED = {
         lambda: od.decouple(optax.MultiSteps(optax.sgd(0.1), 4), 1e-3),
         TypeError,
         ["inner=", "accumulat", "optax.MultiSteps(decouple("],
+    ),
+    "accumulation inside, as a transformation": (
+        lambda: od.decouple(optax.MultiSteps(optax.sgd(0.1), 4).gradient_transformation(), 1e-3),
+        TypeError,
+        ["inner=", "accumulat", "optax.MultiSteps(decouple("],
+    ),
+    "a number that is no array's": (
+        lambda: od.adamw(Decimal("0.1"), 1e-3),  # pyright: ignore[reportArgumentType]
+        TypeError,
+        ["learning_rate=Decimal('0.1')", "a Decimal", ">= 0"],
     ),
     "a schedule of vectors": (
         lambda: _update(od.adamw(0.1, 1e-3, decay_schedule=lambda _: jnp.ones(3))),

@@ -89,8 +89,12 @@ def test_momentum_of_bfloat16_gradients_follows_that_of_float32():
     np.testing.assert_allclose(np.float32(update), expected_update, rtol=0.02)
 
 
-def test_a_narrow_first_moment_comes_to_rest_within_one_unit_in_the_last_place():
-    targets = jnp.geomspace(1e-3, 1.0, 50, dtype=jnp.bfloat16)
+@pytest.mark.parametrize(
+    ("dtype", "least"), [(jnp.bfloat16, 1e-3), (jnp.float16, 1e-3), (jnp.float16, 1e-7)]
+)
+def test_a_narrow_first_moment_comes_to_rest_within_one_unit_in_the_last_place(dtype, least):
+    """Also below float16's normal numbers, 6e-5."""
+    targets = jnp.geomspace(least, 1e3 * least, 50, dtype=dtype)
     tx = od.scale_by_adam()
 
     def step(state, _):
@@ -99,6 +103,40 @@ def test_a_narrow_first_moment_comes_to_rest_within_one_unit_in_the_last_place()
     start = tx.init(targets)._replace(mu=2 * targets)
     mu = jax.jit(lambda s: jax.lax.scan(step, s, length=500)[0].mu)(start)
     np.testing.assert_array_equal(mu, targets)
+
+
+@pytest.mark.parametrize("dtype", NARROW)
+def test_a_narrow_first_moment_is_gone_some_time_after_the_gradients(dtype):
+    """One that stays while the second moment goes makes steps of any size."""
+    tx = od.scale_by_adam()
+
+    def step(state, g):
+        return tx.update(g, state, g)[1], None
+
+    grads = jnp.concatenate([jnp.full(100, 1e-3, dtype), jnp.zeros(5000, dtype)])[:, None]
+    state = jax.jit(lambda s: jax.lax.scan(step, s, grads)[0])(tx.init(grads[0]))
+    assert float(state.nu[0]) > 0.0
+    np.testing.assert_array_equal(state.mu, 0.0)
+
+
+@pytest.mark.parametrize("dtype", NARROW)
+def test_derivatives_through_a_step_are_those_of_float32(dtype):
+    """Rounding on bits has the derivative of a cast."""
+
+    def final(rate, dtype):
+        params = jnp.linspace(0.5, 1.5, 4).astype(dtype)
+        tx = od.sgdw(rate, 1e-3)
+        state = tx.init(params)
+        for step in range(5):
+            updates, state = tx.update(params * params, state, params)
+            key = jax.random.key(step)
+            params = od.apply_updates_with_stochastic_rounding(params, updates, key)
+        return params.astype(jnp.float32).sum()
+
+    expected = jax.grad(final)(0.05, jnp.float32)
+    assert abs(float(expected)) > 10
+    np.testing.assert_allclose(jax.grad(final)(0.05, dtype), expected, rtol=0.02)
+    np.testing.assert_allclose(jax.jacfwd(final)(0.05, dtype), expected, rtol=0.02)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])

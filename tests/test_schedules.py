@@ -95,6 +95,16 @@ def test_every_restart_is_exactly_one(first, mult, eta_min, cycle):
     assert float(od.warm_restarts(first, mult, eta_min=eta_min)(start)) == 1.0
 
 
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_a_narrow_floor_leaves_the_restart_at_one(dtype):
+    floor = dtype(1e-3)
+    eta = od.warm_restarts(10, eta_min=floor)(jnp.arange(11))
+    assert eta.dtype == jnp.float32
+    assert eta[0] == eta[10] == 1.0
+    expected = od.warm_restarts(10, eta_min=float(floor))(jnp.arange(11))
+    np.testing.assert_allclose(eta, expected, rtol=1e-6)
+
+
 @pytest.mark.parametrize("factory", [od.adamwr, od.sgdwr])
 def test_resuming_at_any_step_needs_only_the_state(factory):
     """The same steps, whether the optimizer object is kept or built again at each."""
@@ -124,6 +134,12 @@ def test_normalized_weight_decay_of_arrays_and_tracers():
         lambda norm: od.normalized_weight_decay(norm, batch_size=1, dataset_size=4, epochs=4)
     )
     np.testing.assert_allclose(jax.vmap(f)(jnp.array([1.0, 2.0])), [0.25, 0.5])
+    per_epochs = lambda epochs: od.normalized_weight_decay(
+        1.0, batch_size=1024, dataset_size=1_281_167, epochs=epochs
+    )
+    epochs = jnp.array([90, 1800])  # 1800 times 1,281,167 is no int32
+    expected = (1024 / (1_281_167 * np.array([90.0, 1800.0]))) ** 0.5
+    np.testing.assert_allclose(jax.vmap(per_epochs)(epochs), expected, rtol=1e-6)
 
 
 def test_split_schedule_gives_back_the_rate():
