@@ -3,14 +3,17 @@
 from typing import Any
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import optax
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
 from optax_decoupled import _checks, _selection
 
-# Fields of Optax states that count steps. All of a state's counters agree.
+# Fields of Optax states that count steps. All of a state's counters agree,
 _COUNTERS = frozenset({"count", "gradient_step"})
+# but for those of states that start theirs anew: they are carried like moments.
+_RECOUNTING = frozenset({"ReduceLROnPlateauState", "ApplyEvery"})
 # Fields that belong to an optimizer rather than to a run: the target's own are kept.
 _OWN = frozenset({"decay_rate", "hyperparams", "hyperparams_states"})
 # Fields of optax.MultiSteps that mean nothing between two of its steps.
@@ -18,6 +21,7 @@ _ACCUMULATION = frozenset({"mini_step", "acc_grads", "skip_state"})
 # Fields that hold the state of an inner transform.
 _CONTAINERS = frozenset({"inner_state", "inner_states", "inner_opt_state"})
 
+_Keys = tuple[Any, ...]
 _Field = tuple[str, _selection.Path]
 
 
@@ -30,7 +34,8 @@ def opt_state_shardings(tx: optax.GradientTransformation, params: Any) -> Any:
         init = jax.jit(tx.init, out_shardings=opt_state_shardings(tx, params))
 
     Args:
-      tx: any Optax transformation whose ``init`` can be traced.
+      tx: an Optax transformation whose ``init`` can be traced (not :func:`optax.lbfgs`,
+        whose line search :func:`optax.tree.map_params` cannot follow).
       params: the parameters, or :class:`jax.ShapeDtypeStruct` for them, each with a
         ``sharding``.
 
@@ -115,19 +120,25 @@ def migrate_opt_state(
         *_momentum_problems(opt_state, target),
         *_problems(old, new),
     ]
-    counts = {int(leaf) for field, leaf in old.items() if _is_counter(field)}
-    if count is None and len(counts) > 1:
-        problems.append(f"its counters disagree, {sorted(counts)}: pass count")
-    if count is None and not counts and _depends_on_count(tx, target, params):
-        problems.append("it does not count steps, and the updates of tx depend on them: pass count")
+    if count is None:
+        counters = [_number(leaf) for field, leaf in old.items() if _is_counter(field)]
+        counts = {n for n in counters if n is not None}
+        if None in counters:
+            problems.append("its counters are traced, or arrays of several: pass count")
+        elif len(counts) > 1:
+            problems.append(f"its counters disagree, {sorted(counts)}: pass count")
+        elif not counts and _depends_on_count(tx, target, params):
+            problems.append(
+                "it does not count steps, and the updates of tx depend on them: pass count"
+            )
+        count = max(counts, default=0)
     if problems:
         more = f"; and {len(problems) - 8} more" if len(problems) > 8 else ""
         raise ValueError(
             f"opt_state cannot be migrated: {'; '.join(problems[:8])}{more}. To start the new "
             "optimizer afresh instead, use tx.init(params)."
         )
-    steps = count if count is not None else max(counts, default=0)
-    return _filled(target, old, steps)
+    return _filled(target, old, count)
 
 
 def _replicated(params: Any) -> Sharding:
@@ -159,11 +170,8 @@ def _fields(state: Any) -> dict[_Field, Any]:
     moment has the same name in a chain, injected or under MultiSteps. Counters and what is
     not carried keep their whole path: there may be many.
     """
-    flat, _ = jax.tree_util.tree_flatten_with_path(state)
-    names = _selection.unboxed([keys for keys, _ in flat])
     fields: dict[_Field, Any] = {}
-    for (keys, leaf), path in zip(flat, names, strict=True):
-        field = _field(keys, path)
+    for _, field, leaf in _leaves(state):
         if field in fields:
             raise ValueError(
                 f"opt_state is ambiguous: it holds {_text(field)} more than once. Migrate its "
@@ -173,8 +181,28 @@ def _fields(state: Any) -> dict[_Field, Any]:
     return fields
 
 
-def _field(keys: tuple[Any, ...], path: _selection.Path) -> _Field:
+def _leaves(state: Any) -> list[tuple[_Keys, _Field, Any]]:
+    """The leaves of a state in order, each with its keys and its field."""
+    flat, _ = jax.tree_util.tree_flatten_with_path(state)
+    paths = _selection.unboxed([keys for keys, _ in flat])
+    recounting = _keys_of(state, _RECOUNTING)
+    return [
+        (keys, _field(keys, path, recounting), leaf)
+        for (keys, leaf), path in zip(flat, paths, strict=True)
+    ]
+
+
+def _keys_of(state: Any, types: frozenset[str]) -> dict[_Keys, str]:
+    """Where in a state the nodes of these types are, and which they are."""
+    is_named = lambda node: type(node).__name__ in types
+    flat, _ = jax.tree_util.tree_flatten_with_path(state, is_leaf=is_named)
+    return {keys: type(node).__name__ for keys, node in flat if is_named(node)}
+
+
+def _field(keys: _Keys, path: _selection.Path, recounting: dict[_Keys, str]) -> _Field:
     for i, key in enumerate(keys):
+        if keys[:i] in recounting:
+            return recounting[keys[:i]], path[i:]
         if isinstance(key, jax.tree_util.GetAttrKey) and key.name not in _CONTAINERS:
             repeated = key.name in _COUNTERS | _OWN
             return path[i], path if repeated else path[i + 1 :]
@@ -193,7 +221,7 @@ def _is_carried(field: _Field) -> bool:
 
 def _problems(old: dict[_Field, Any], new: dict[_Field, Any]) -> list[str]:
     """What stands in the way of a migration, one phrase each."""
-    between_steps = int(old.get(("mini_step", ()), 0)) == 0
+    between_steps = _number(old.get(("mini_step", ()), 0)) == 0
     spare = _ACCUMULATION if between_steps else frozenset()
     missing = [
         f"it lacks {_text(field)}"
@@ -212,9 +240,21 @@ def _problems(old: dict[_Field, Any], new: dict[_Field, Any]) -> list[str]:
 def _mismatch(field: _Field, old: Any, new: Any) -> list[str]:
     if jnp.shape(old) != jnp.shape(new):
         return [f"{_text(field)} has shape {jnp.shape(old)}, not {jnp.shape(new)}"]
-    if jnp.promote_types(old.dtype, new.dtype) != new.dtype:
+    if not _holds(new.dtype, old.dtype):
         return [f"{_text(field)} would lose precision from {old.dtype} to {new.dtype}"]
     return []
+
+
+def _holds(new: Any, old: Any) -> bool:
+    """Whether one dtype can represent all that another can. Random keys are of their own."""
+    if any(jnp.issubdtype(dtype, jax.dtypes.extended) for dtype in (new, old)):
+        return new == old
+    return jnp.promote_types(old, new) == new
+
+
+def _number(x: Any) -> int | None:
+    """The value of a scalar; None if it is not known, or there are several."""
+    return None if isinstance(x, jax.core.Tracer) or jnp.shape(x) != () else int(x)
 
 
 def _kind_problems(old: Any, new: Any) -> list[str]:
@@ -237,23 +277,34 @@ def _text(field: _Field) -> str:
 
 def _momentum_problems(old: Any, new: Any) -> list[str]:
     """Momentum of scaled gradients is no momentum of gradients."""
-    before = [_scales_before_momentum(state) for state in (old, new)]
-    if None in before or before[0] == before[1]:
+    before, after = _scaled_momenta(old), _scaled_momenta(new)
+    different = sorted(f for f in before.keys() & after.keys() if before[f] != after[f])
+    if not different:
         return []
+    scaled = before[different[0]]
     return [
         "its momentum buffer holds "
-        + ("scaled gradients, the new one plain" if before[0] else "gradients, the new one scaled")
-        + " ones: choose scale_before_momentum of sgdw accordingly (optax.sgd's is False)"
+        + ("scaled gradients, the new one plain" if scaled else "gradients, the new one scaled")
+        + f" ones ({_text(different[0])}): choose scale_before_momentum of sgdw accordingly "
+        "(optax.sgd's is False)"
     ]
 
 
-def _scales_before_momentum(state: Any) -> bool | None:
-    """Whether the learning rate comes before the momentum; None without momentum."""
-    named = ("ScaleByScheduleState", "TraceState")
-    is_named = lambda node: type(node).__name__ in named
-    nodes = [type(node).__name__ for node in jax.tree.leaves(state, is_leaf=is_named)]
-    order = [name for name in nodes if name in named]
-    return None if "TraceState" not in order else order[0] == "ScaleByScheduleState"
+def _scaled_momenta(state: Any) -> dict[_Field, bool]:
+    """For each momentum buffer, whether gradients are scaled by a schedule before they enter."""
+    schedules = _keys_of(state, frozenset({"ScaleByScheduleState"}))
+    return {
+        field: any(_precedes(schedule, keys) for schedule in schedules)
+        for keys, field, _ in _leaves(state)
+        if field[0] == "trace"
+    }
+
+
+def _precedes(first: _Keys, second: _Keys) -> bool:
+    """Whether one node of a state stands before another in a chain."""
+    a, b = next((a, b) for a, b in zip(first, second, strict=False) if a != b)
+    in_chain = isinstance(a, jax.tree_util.SequenceKey)  # not in groups of a partition
+    return in_chain and a.idx < b.idx
 
 
 def _depends_on_count(tx: optax.GradientTransformation, state: Any, params: Any) -> bool:
@@ -272,14 +323,12 @@ def _depends_on_count(tx: optax.GradientTransformation, state: Any, params: Any)
 
 def _filled(target: Any, old: dict[_Field, Any], steps: Any) -> Any:
     """The target's structure with the old leaves, and `steps` in every counter."""
-    flat, treedef = jax.tree_util.tree_flatten_with_path(target)
-    names = _selection.unboxed([keys for keys, _ in flat])
     leaves = []
-    for (keys, leaf), path in zip(flat, names, strict=True):
-        field = _field(keys, path)
+    for _, field, leaf in _leaves(target):
         if _is_counter(field):
             leaf = jnp.asarray(steps, leaf.dtype)
         elif field in old and _is_carried(field):
-            leaf = jnp.asarray(old[field], leaf.dtype)
+            given = old[field]
+            leaf = given if given.dtype == leaf.dtype else jnp.asarray(given, leaf.dtype)
         leaves.append(leaf)
-    return jax.tree.unflatten(treedef, leaves)
+    return jax.tree.unflatten(jax.tree.structure(target), leaves)

@@ -172,7 +172,74 @@ def test_a_partition_of_two_optimizers():
     chex.assert_trees_all_equal(new, old)
 
 
+def _partition(adam, sgd):
+    return optax.partition({"x": adam, "y": sgd}, {"kernel": "x", "bias": "y"})
+
+
+def test_units_of_momentum_are_those_of_its_own_chain():
+    """A schedule in another group of a partition scales no momentum."""
+    old = _partition(ADAMW(), optax.sgd(RATE, momentum=0.9))
+    new = _partition(OURS(), od.sgdw(RATE, 0.0, scale_before_momentum=False))
+    middle, state = _run(old, _params(), old.init(_params()), 7)
+    migrated = od.migrate_opt_state(state, new, middle)
+    expected, _ = _run(old, middle, state, 3)
+    actual, _ = _run(new, middle, migrated, 3)
+    chex.assert_trees_all_close(actual, expected, rtol=2e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda tx: optax.chain(tx, optax.contrib.reduce_on_plateau(factor=0.5, patience=2)),
+        lambda tx: optax.chain(tx, optax.apply_every(4)),
+        lambda tx: optax.chain(optax.add_noise(0.1, 0.5, key=jax.random.key(1)), tx),
+    ],
+    ids=["reduce_on_plateau", "apply_every", "add_noise"],
+)
+def test_states_beside_the_moments_go_on(wrap):
+    """Counters that start anew are none of steps; random keys have no precision."""
+    old, new = wrap(ADAMW()), wrap(OURS())
+
+    def run(tx, params, state, steps):
+        update = jax.jit(lambda *args: tx.update(*args, value=1.0))
+        for t in range(steps):
+            updates, state = update(_grads(params, t), state, params)
+            params = optax.apply_updates(params, updates)
+        return params, state
+
+    old, new = map(optax.with_extra_args_support, (old, new))
+    middle, state = run(old, _params(), old.init(_params()), 7)
+    migrated = od.migrate_opt_state(state, new, middle)
+    expected, last = run(old, middle, state, 6)
+    actual, ours = run(new, middle, migrated, 6)
+    chex.assert_trees_all_close(actual, expected, rtol=2e-6, atol=1e-6)
+    others = [optax.tree.get(s, "scale", default=None) for s in (last, ours)]
+    assert others[0] == others[1]
+
+
+def test_in_a_compiled_function_the_count_must_be_given():
+    state = _state(ADAMW())
+    migrate = lambda s, count: od.migrate_opt_state(s, OURS(), _params(), count=count)
+    migrated = jax.jit(lambda s: migrate(s, 2))(state)
+    chex.assert_trees_all_equal(migrated, migrate(state, None))
+    with pytest.raises(ValueError, match=r"counters are traced.*pass count"):
+        jax.jit(lambda s: migrate(s, None))(state)
+
+
 REFUSED = {
+    "momentum of another unit in a group": (
+        lambda: od.migrate_opt_state(
+            _state(
+                _partition(
+                    optax.adamw(lambda t: RATE * ETA(t)),
+                    optax.sgd(optax.constant_schedule(RATE), momentum=0.9),
+                )
+            ),
+            _partition(od.adamw(RATE, DECAY, schedule=ETA), od.sgdw(RATE, DECAY)),
+            _params(),
+        ),
+        ["buffer holds gradients, the new one scaled ones (trace/bias)"],
+    ),
     "moments of another kind": (
         lambda: od.migrate_opt_state(_state(optax.adabelief(RATE)), OURS(), _params()),
         ["ScaleByBeliefState", "not", "ScaleByAdamState"],
