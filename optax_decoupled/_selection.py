@@ -82,7 +82,7 @@ def decay_rules(*rules: tuple[str, float], default: float | None = None) -> Mask
                 missed.append(path)
             chosen.append(compiled[rule][1] if rule is not None else float(default or 0.0))
         if leaves:
-            _refuse_unused(compiled, used, paths)
+            _refuse_unused(compiled, used, paths, ["/".join(path) for path in empty])
         if missed:
             raise ValueError(
                 f"No decay rule matches {_listing(missed)}. Every parameter must match a "
@@ -136,6 +136,7 @@ def is_bias_or_norm(path: Path) -> bool:
     """Whether a path names a bias, a scale or a parameter of a norm layer."""
     if not path:
         return False
+    path = tuple(name for key in path for name in key.split("/"))  # Haiku joins them in one key
     words = re.split(r"[^a-zA-Z]+", path[-1].lower())
     module = next((name for name in path[-2::-1] if not name.isdigit()), "")
     return any(map(_NORM.search, (path[-1], module))) or not _UNDECAYED.isdisjoint(words)
@@ -269,21 +270,37 @@ def _all_matches(rules: _Rules, path: str) -> set[int]:
     return {i for i, (pattern, _) in enumerate(rules) if pattern.fullmatch(path)}
 
 
-def _refuse_unused(rules: _Rules, used: set[int], paths: Sequence[str]) -> None:
-    unused = set(range(len(rules))) - used
+def _refuse_unused(
+    rules: _Rules, used: set[int], paths: Sequence[str], empty: Sequence[str]
+) -> None:
+    unused = [i for i in range(len(rules)) if i not in used]
+    unused = [i for i in unused if not _may_match_below(rules[i][0], empty, paths)]
     if not unused:
         return
-    pattern = rules[min(unused)][0].pattern
+    pattern = rules[unused[0]][0].pattern
     close = difflib.get_close_matches(pattern, paths, n=3, cutoff=0.0)
     if list(paths) == [""]:
         raise ValueError(
             f"decay_rules got a single array for the whole parameter tree, so {pattern!r} matches "
             f"nothing. {_INJECT_HINT}"
         )
+    hidden = f" What lies below {_listing(empty)} cannot be seen here." if empty else ""
     raise ValueError(
         f"decay rule pattern {pattern!r} matches no parameter. It must match a whole path; the "
-        f"closest of {len(paths)} are {_listing(close)}. Mend or drop the rule."
+        f"closest of {len(paths)} are {_listing(close)}.{hidden} Mend or drop the rule."
     )
+
+
+def _may_match_below(pattern: re.Pattern[str], empty: Sequence[str], paths: Sequence[str]) -> bool:
+    """Whether a rule is about what an empty node hides: a subtree masked as a whole.
+
+    It begins with the node's path, or matches a parameter there that is called like one here.
+    """
+    if any(pattern.pattern.startswith(f"{node}/") for node in empty):
+        return True
+    keys = [path.split("/") for path in paths] if empty else []
+    tails = {"/".join(path[n:]) for path in keys for n in range(len(path))}
+    return any(pattern.fullmatch(f"{node}/{tail}") for node in empty for tail in tails)
 
 
 def _listing(paths: Sequence[str], limit: int = 5) -> str:
@@ -293,7 +310,8 @@ def _listing(paths: Sequence[str], limit: int = 5) -> str:
 
 def _is_function(mask: Any) -> bool:
     """A function of the parameters, and no module of bools that happens to be callable."""
-    return callable(mask) and jax.tree_util.treedef_is_leaf(jax.tree.structure(mask))
+    is_leaf = jax.tree_util.treedef_is_leaf(jax.tree.structure(mask))
+    return callable(mask) and (is_leaf or isinstance(mask, jax.tree_util.Partial))
 
 
 def _is_array(node: Any) -> bool:

@@ -326,6 +326,23 @@ def test_rules_within_masked_and_partition_know_of_the_parameters_elsewhere():
     }
 
 
+def test_rules_reach_below_what_is_masked_as_a_whole():
+    params = {name: {"kernel": jnp.ones(2)} for name in ("encoder", "decoder", "embed")}
+    params["embed"] = {"table": jnp.ones(2)}
+    rules = od.decay_rules(("encoder/.*", 0.5), ("(decoder|head)/.*", 1.0), ("embed/table", 0.0))
+    groups = {name: od.adamw(0.1, DECAY, mask=rules) for name in "ab"}
+    tx = optax.partition(groups, {"encoder": "a", "decoder": "b", "embed": "b"})
+    assert decayed_paths(tx, params) == {
+        "encoder/kernel": pytest.approx(DECAY / 2),
+        "decoder/kernel": pytest.approx(DECAY),
+        "embed/table": 0.0,
+    }
+    wrong = od.decay_rules((".*/kernal", 1.0), default=0.0)
+    tx = optax.masked(od.adamw(0.1, DECAY, mask=wrong), {**params, "encoder": False})
+    with pytest.raises(ValueError, match=r"kernal' matches no .*below 'encoder' cannot be seen"):
+        tx.init(params)
+
+
 def test_map_params_works_with_every_kind_of_mask():
     params = {"kernel": jnp.ones(2), "bias": jnp.ones(2)}
     for mask in (
@@ -370,6 +387,7 @@ def test_undecayed_names(name):
     for key in reversed(name.split("/")):
         params = {key: params}
     assert selected(od.decay_mask, params) == set()
+    assert selected(od.decay_mask, {name: jnp.ones((2, 2))}) == set()
 
 
 @pytest.mark.parametrize("name", DECAYED.split())
@@ -378,6 +396,7 @@ def test_decayed_names(name):
     for key in reversed(name.split("/")):
         params = {key: params}
     assert selected(od.decay_mask, params) == {name}
+    assert selected(od.decay_mask, {name: jnp.ones(2)}) == {name}
 
 
 PARAMS = {
