@@ -196,7 +196,8 @@ class Landscape:
         _label_axis(ax.xaxis, self.weight_decays, 7)
         _label_axis(ax.yaxis, self.learning_rates, 9)
         ax.set(xlabel="weight decay", ylabel="learning rate")
-        ax.set_title(title or f"best {metric} {best.mean:.3g} ± {best.spread:.2g}")
+        spread = f" ± {best.spread:.2g}" if np.isfinite(best.spread) else ""
+        ax.set_title(title or f"best {metric} {best.mean:.3g}{spread}")
         if colorbar:
             extend = "max" if np.nanmax(mean) > vmax else "neither"
             ax.figure.colorbar(image, ax=ax, label=metric, extend=extend)

@@ -11,7 +11,7 @@ import hashlib
 import itertools
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.extend import core
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 # so many steps, of batches that take up to so many bytes.
 _STEPS_PER_CALL = 50
 _BYTES_PER_CALL = 64 * 2**20
+# Of the batches of a seed, so many tell one sweep from another.
+_BYTES_OF_FINGERPRINT = 4 * 2**20
 
 MakeOptimizer = Callable[[Any, Any], optax.GradientTransformation]
 Results = tuple[dict[str, np.ndarray], np.ndarray]
@@ -60,20 +63,27 @@ class Cell:
       start: (params, model state, learning rate, weight decay) -> carry.
       step: (carry, batch, t, key data, learning rate, weight decay) -> carry.
       batch: the first batch.
-      convolves: whether there is a convolution in it.
-      fingerprint: of the computation, the arrays it holds and the first batches; the same
-        in every process.
+      traced: a whole cell of one step, a closed jaxpr.
     """
 
     task: "Task"
     start: Callable[..., Carry]
     step: Callable[..., Carry]
     batch: Any
-    convolves: bool
-    fingerprint: str
+    traced: Any
+
+    @property
+    def convolves(self) -> bool:
+        return "conv_general_dilated" in str(self.traced)
+
+    def fingerprint(self, seeds: Sequence[int]) -> str:
+        """Of the computation, the arrays it holds and the batches; the same in every process."""
+        text = re.sub(r"0x[0-9a-f]+", "", str(self.traced))  # without addresses of functions
+        streams = [_first_batches(self.task, seed) for seed in seeds]
+        return _digest(text, itertools.chain(_constants(self.traced), *streams))
 
 
-def trace_cell(task: "Task", make_optimizer: MakeOptimizer, seeds: Sequence[int]) -> Cell:
+def trace_cell(task: "Task", make_optimizer: MakeOptimizer, seed: int) -> Cell:
     """Traces a whole cell without compiling, which refuses tasks that do not fit together."""
 
     def start(params: Any, model_state: Any, learning_rate: Any, weight_decay: Any) -> Carry:
@@ -93,17 +103,15 @@ def trace_cell(task: "Task", make_optimizer: MakeOptimizer, seeds: Sequence[int]
         diverged = jnp.where((diverged < 0) & ~jnp.isfinite(loss), t, diverged)
         return _strongly_typed(Carry(params, model_state, opt_state, diverged))
 
-    def cell(key_data: Any, batch: Any, scalar: Any) -> Any:
+    def cell(key_data: Any, batch: Any, learning_rate: Any, weight_decay: Any) -> Any:
         params, model_state = _init(task, key_data)
-        carry = start(params, model_state, scalar, scalar)
-        carry = step(carry, batch, 0, key_data, scalar, scalar)
+        carry = start(params, model_state, learning_rate, weight_decay)
+        carry = step(carry, batch, 0, key_data, learning_rate, weight_decay)
         return _checked(task.evaluate(carry.params, carry.model_state))
 
-    firsts = [_first_batch(task, seed) for seed in seeds]
-    traced = jax.make_jaxpr(cell)(_keys(seeds[0])[0], firsts[0], np.float32(1))
-    text = re.sub(r"0x[0-9a-f]+", "", str(traced))  # without addresses of functions
-    convolves = "conv_general_dilated" in text
-    return Cell(task, start, step, firsts[0], convolves, _digest(text, (traced.consts, firsts)))
+    batch = _first_batch(task, seed)
+    traced = jax.make_jaxpr(cell)(_keys(seed)[0], batch, np.float32(1), np.float32(1))
+    return Cell(task, start, step, batch, traced)
 
 
 @dataclass(frozen=True)
@@ -323,12 +331,46 @@ def _cores() -> int:
 
 
 def _first_batch(task: "Task", seed: int) -> Any:
-    for batch in task.batches(seed):
-        return batch
-    raise ValueError(
-        f"task.batches({seed}) is empty; it must yield one batch for each of the "
-        f"steps={task.steps}. If it is a generator that was used up, return a new one at each call."
-    )
+    """A seed's first batch, of host arrays and the same at every call."""
+    missing = object()
+    batch, again = (next(iter(task.batches(seed)), missing) for _ in range(2))
+    if batch is missing:
+        raise ValueError(
+            f"task.batches({seed}) is empty; it must yield one batch for each of the "
+            f"steps={task.steps}."
+        )
+    if any(jnp.issubdtype(jnp.result_type(x), jax.dtypes.extended) for x in jax.tree.leaves(batch)):
+        raise ValueError(
+            f"A batch of task.batches({seed}) holds random keys; it must hold arrays of numbers. "
+            "loss gets a new key at every step."
+        )
+    if again is missing or _digest("", [batch]) != _digest("", [again]):
+        raise ValueError(
+            f"task.batches({seed}) gave another first batch when it was called again; every cell "
+            "of a seed must see the same batches. Return a new iterable at each call, and make "
+            "its random generator from the seed."
+        )
+    return batch
+
+
+def _first_batches(task: "Task", seed: int) -> Iterator[Any]:
+    """A seed's batches, at least one and no more than some bytes of them."""
+    left = _BYTES_OF_FINGERPRINT
+    for batch in itertools.islice(task.batches(seed), task.steps):
+        yield batch
+        left -= sum(np.asarray(x).nbytes for x in jax.tree.leaves(batch))
+        if left <= 0:
+            return
+
+
+def _constants(jaxpr: Any) -> Iterator[Any]:
+    """The arrays that a jaxpr and those within it hold."""
+    yield from getattr(jaxpr, "consts", ())
+    for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns:
+        yield from (x.val for x in equation.invars if isinstance(x, core.Literal))
+        for x in jax.tree.leaves(list(equation.params.values())):
+            if hasattr(x, "eqns"):
+                yield from _constants(x)
 
 
 def _signature(batch: Any) -> Any:
@@ -351,10 +393,10 @@ def _checked(metrics: Any) -> dict[str, Any]:
     return metrics
 
 
-def _digest(text: str, arrays: Any) -> str:
-    """SHA-256 of a text and of the values in a tree of arrays."""
+def _digest(text: str, trees: Iterable[Any]) -> str:
+    """SHA-256 of a text and of the values in trees of arrays."""
     digest = hashlib.sha256(text.encode())
-    for leaf in jax.tree.leaves(arrays):
+    for leaf in itertools.chain.from_iterable(map(jax.tree.leaves, trees)):
         if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             leaf = jax.random.key_data(leaf)
         array = np.asarray(leaf)

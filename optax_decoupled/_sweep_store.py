@@ -7,6 +7,7 @@ files only. One process writes to a directory at a time.
 import errno
 import json
 import math
+import operator
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -57,21 +58,21 @@ def from_first_process(compute: Callable[[], Any]) -> Any:
 class CellStore:
     """Finished cells on disk, by their index in [L, W, S]."""
 
-    def __init__(self, directory: str | os.PathLike[str], manifest: dict[str, Any], cells: int):
+    def __init__(self, directory: str | os.PathLike[str], manifest: dict[str, Any], shape: Index):
         """Opens a new or an earlier directory of the same sweep, and checks that it can be used.
 
         Args:
           directory: created if it does not exist.
           manifest: what the sweep is; JSON.
-          cells: how many files there may be in the end.
+          shape: of the grid [L, W, S].
 
         Raises:
           ValueError: if the directory holds another sweep, or something else.
           OSError: if it cannot be written, or the disk is too full.
         """
-        self.directory = Path(directory)
+        self.directory, self.shape = Path(directory), shape
         try:
-            self._open(manifest, cells)
+            self._open(manifest)
         except OSError as error:
             raise type(error)(
                 error.errno,
@@ -79,18 +80,19 @@ class CellStore:
                 "was trained. Choose a writable directory with free space",
             ) from error
 
-    def _open(self, manifest: dict[str, Any], cells: int) -> None:
+    def _open(self, manifest: dict[str, Any]) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
         path = self.directory / "manifest.json"
         names = [x.name for x in self.directory.iterdir() if not x.name.endswith(_PARTIAL)]
         if path.exists():
-            _check_same(self.directory, json.loads(path.read_text()), manifest)
+            found = _read(path, "Delete the directory, and the sweep will begin anew.")
+            _check_same(self.directory, found, manifest)
         elif names:
             raise ValueError(
                 f"directory={str(self.directory)!r} is not empty and holds no sweep (it has no "
                 "manifest.json). Choose an empty or a new directory."
             )
-        missing = cells - sum(name.startswith("cell-") for name in names)
+        missing = math.prod(self.shape) - sum(name.startswith("cell-") for name in names)
         if shutil.disk_usage(self.directory).free < (missing + 1) * _BYTES_PER_CELL:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         _write(path, manifest)  # even if it is there: this shows that we may write
@@ -98,15 +100,17 @@ class CellStore:
     def kept(self) -> Iterator[tuple[Index, dict[str, float], int]]:
         """The finished cells: index, metrics (NaN if diverged), step of divergence or -1."""
         for path in sorted(self.directory.glob("cell-*.json")):
-            try:
-                record = json.loads(path.read_text())
-                metrics = {k: math.nan if v is None else v for k, v in record["metrics"].items()}
-                _, i, j, s = path.stem.split("-")
-                yield (int(i), int(j), int(s)), metrics, record["diverged"]
-            except (ValueError, KeyError, AttributeError) as error:
-                raise ValueError(
-                    f"{path} is damaged: {error}. Delete it, and its cell will be trained again."
-                ) from error
+            yield _read(path, "Delete it, and its cell will be trained again.", self._parse)
+
+    def _parse(self, path: Path, record: Any) -> tuple[Index, dict[str, float], int]:
+        _, i, j, s = map(int, path.stem.replace("cell", "0").split("-"))
+        if not all(0 <= n < size for n, size in zip((i, j, s), self.shape, strict=True)):
+            raise ValueError(f"there is no such cell in a grid of {self.shape}")
+        metrics = record["metrics"].items()
+        if not metrics:
+            raise ValueError("it has no metrics")
+        values = {name: math.nan if x is None else 1.0 * x for name, x in metrics}
+        return (i, j, s), values, operator.index(record["diverged"])
 
     def keep(
         self, index: Index, hyperparameters: dict[str, Any], metrics: Any, diverged: int
@@ -116,6 +120,14 @@ class CellStore:
         record = {**hyperparameters, "diverged": int(diverged), "metrics": values}
         i, j, s = index
         _write(self.directory / f"cell-{i:04d}-{j:04d}-{s:04d}.json", record)
+
+
+def _read(path: Path, way_out: str, parse: Callable[[Path, Any], Any] | None = None) -> Any:
+    try:
+        record = json.loads(path.read_text())
+        return parse(path, record) if parse else record
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"{path} is damaged: {error}. {way_out}") from error
 
 
 def _write(path: Path, record: dict[str, Any]) -> None:

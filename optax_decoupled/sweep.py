@@ -92,10 +92,11 @@ def run(
         its arguments are float32 tracers.
       learning_rates: positive, increasing.
       weight_decays: positive, increasing. L2 coefficients, if ``make_optimizer`` takes those.
-      seeds: distinct integers.
+      seeds: distinct integers, also modulo 2**32.
       directory: where finished cells are kept as they finish. A sweep that was killed goes
-        on from there when it is run again, and ends with the same numbers. Under
-        ``jax.distributed`` only process 0 uses it.
+        on from there when it is run again, and ends with the same numbers. Another sweep is
+        told by its grid, versions, compiled program, the arrays that this holds, and the
+        first 4 MiB of each seed's batches. Under ``jax.distributed`` only process 0 uses it.
       vectorize: cells that are trained at a time, on all devices together, in one vmapped
         step. None: one for each device on CPU, where more gain little (about 10 % for a
         small MLP) and a cell is the program that a hand-written loop runs; elsewhere as many
@@ -145,10 +146,10 @@ def run(
         )
     if vectorize is not None:
         _checks.check_whole("vectorize", vectorize, "It is a number of cells; None chooses one.")
-    cell = trace_cell(task, make_optimizer, seeds)
+    cell = trace_cell(task, make_optimizer, seeds[0])
     results = _Results(rates, decays, seeds)
     if directory is not None:
-        results.resume(directory, {"task": cell.fingerprint, "steps": task.steps})
+        results.resume(directory, {"task": cell.fingerprint(seeds), "steps": task.steps})
     trained = contextlib.closing(_train(cell, results, vectorize, mesh))
     with _reporter(progress, results) as report, trained as finished:
         for group, (metrics, diverged) in finished:
@@ -182,7 +183,7 @@ class _Results:
         }
 
         def kept() -> list[Any]:
-            self.store = CellStore(directory, manifest, self.finished.size)
+            self.store = CellStore(directory, manifest, self.finished.shape)
             return list(self.store.kept())
 
         for index, metrics, diverged in from_first_process(kept):
@@ -277,6 +278,12 @@ def _grid(name: str, values: Sequence[float]) -> np.ndarray:
 def _distinct(seeds: Sequence[int]) -> list[int]:
     values = list(np.ravel(np.asarray(seeds)))
     whole = all(isinstance(seed, np.integer) for seed in values)
-    if np.ndim(seeds) != 1 or not values or not whole or len(set(values)) < len(values):
+    if np.ndim(seeds) != 1 or not values or not whole:
         raise ValueError(f"seeds={seeds!r} must be distinct integers, e.g. range(5).")
-    return [int(seed) for seed in values]
+    integers = [int(seed) for seed in values]
+    if len({seed % 2**32 for seed in integers}) < len(integers):
+        raise ValueError(
+            f"seeds={seeds!r} must be distinct integers, modulo 2**32 as in JAX's keys, e.g. "
+            "range(5)."
+        )
+    return integers

@@ -1,6 +1,7 @@
 """Landscapes: the numbers of a hand-written loop, one compilation, and statistics that hold."""
 
 import dataclasses
+import itertools
 import subprocess
 import sys
 from pathlib import Path
@@ -175,7 +176,7 @@ def test_convolutions_run_outside_of_loops():
             12,
         )
 
-    cell = _sweep_engine.trace_cell(task(loss), od.adamw, [0])
+    cell = _sweep_engine.trace_cell(task(loss), od.adamw, 0)
     assert _sweep_engine.make_trainer(cell, 1, None).steps_per_call == 1
     a, b = (_run(task(f), od.adamw).metrics["error"] for f in (loss, without))
     np.testing.assert_allclose(a, b, rtol=1e-5)
@@ -242,6 +243,7 @@ def test_the_package_does_not_import_the_sweep():
         ({"weight_decays": [0.0, 0.1]}, "instead of 0 take a value too small to matter"),
         ({"weight_decays": ["a"]}, "non-empty sequence of numbers"),
         ({"seeds": [1, 1]}, r"seeds=\[1, 1\] must be distinct integers"),
+        ({"seeds": [1, 2**32 + 1]}, r"seeds=.* must be distinct integers, modulo 2\*\*32"),
         ({"seeds": [0.5]}, "distinct integers"),
         ({"seeds": 3}, "distinct integers"),
         ({"vectorize": 0}, "vectorize=0"),
@@ -252,10 +254,17 @@ def test_bad_arguments_are_refused(changes, message):
         _run(**changes)
 
 
+_COUNTER = itertools.count()
+_USED = iter(_batches(0))
+
+
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
         ("batches", lambda seed: [], "is empty"),
+        ("batches", lambda seed: _batches(next(_COUNTER)), "another first batch"),
+        ("batches", lambda seed: _USED, "another first batch"),
+        ("batches", lambda seed: [jax.random.key(seed)] * STEPS, "holds random keys"),
         ("batches", lambda seed: _batches(seed, STEPS - 1), "ended after 69 batches"),
         ("batches", lambda seed: [*_batches(seed, 20), 1.0, *_batches(seed)], "differs from"),
         ("evaluate", lambda params, state: {"error": params["out"]["kernel"]}, "must be a scalar"),

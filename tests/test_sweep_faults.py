@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import os
 import random
+import re
 import shutil
 import signal
 import socket
@@ -81,7 +82,7 @@ def test_an_interrupted_sweep_goes_on_and_ends_with_the_same_numbers(tmp_path, v
     assert len(kept) >= 4
     trained.clear()
     result = _run(task, directory=tmp_path, vectorize=vectorize)
-    probes = len(GRID["seeds"])  # the first batch of each seed is part of the fingerprint
+    probes = 2 + len(GRID["seeds"])  # for the first batch, twice, and for the fingerprint
     assert len(trained) - probes <= 12 - len(kept)
     assert kept.items() <= _files(tmp_path).items()
     _assert_same(result, _run(vectorize=vectorize))
@@ -111,6 +112,9 @@ OTHER_TARGET = dataclasses.replace(
     loss=lambda params, state, batch, key: (jnp.sum(batch * (params - 2 * TARGET) ** 2), state),
 )
 OTHER_DATA = dataclasses.replace(TASK, batches=lambda seed: np.ones((10, 4), np.float32))
+OTHER_LAST_BATCH = dataclasses.replace(
+    TASK, batches=lambda seed: [*list(TASK.batches(seed))[:9], np.ones(4, np.float32)]
+)
 
 
 @pytest.mark.parametrize(
@@ -118,11 +122,13 @@ OTHER_DATA = dataclasses.replace(TASK, batches=lambda seed: np.ones((10, 4), np.
     [
         ({"learning_rates": [0.01, 0.1]}, "learning_rates"),
         ({"weight_decays": [1e-3, 2e-2]}, "weight_decays"),
-        ({"seeds": [0, 2]}, "seeds, task"),  # other seeds have other first batches
-        ({"task": dataclasses.replace(TASK, steps=9)}, "steps"),
+        ({"seeds": [0, 2]}, "seeds, task"),  # other seeds have other batches
+        ({"task": dataclasses.replace(TASK, steps=9)}, "steps, task"),
         ({"task": OTHER_TARGET}, "task"),
         ({"task": OTHER_DATA}, "task"),
+        ({"task": OTHER_LAST_BATCH}, "task"),
         ({"make_optimizer": lambda a, b: od.sgdw(a, b, momentum=0.5)}, "task"),
+        ({"make_optimizer": lambda a, b: od.sgdw(b, a)}, "task"),
     ],
 )
 def test_a_directory_of_another_sweep_is_refused_and_untouched(tmp_path, changes, difference):
@@ -134,12 +140,11 @@ def test_a_directory_of_another_sweep_is_refused_and_untouched(tmp_path, changes
     _run(directory=tmp_path)  # and still usable
 
 
-def test_data_that_the_task_holds_are_part_of_its_fingerprint(tmp_path):
+@pytest.mark.parametrize("wrap", [lambda f: f, jax.jit, jax.checkpoint])
+def test_data_that_the_task_holds_are_part_of_its_fingerprint(tmp_path, wrap):
     def make(target):
-        return dataclasses.replace(
-            TASK,
-            loss=lambda params, state, batch, key: (jnp.sum(batch * (params - target) ** 2), state),
-        )
+        loss = lambda params, state, batch, key: (jnp.sum(batch * (params - target) ** 2), state)
+        return dataclasses.replace(TASK, loss=wrap(loss))
 
     _run(make(jnp.arange(4.0)), directory=tmp_path)
     _run(make(jnp.arange(4.0)), directory=tmp_path)
@@ -215,13 +220,26 @@ def test_a_disk_that_fills_up_loses_no_kept_cell(tmp_path, monkeypatch):
     assert kept.items() <= _files(tmp_path).items()
 
 
-def test_a_damaged_cell_is_named(tmp_path):
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("cell-0001-0001-0001.json", "{"),
+        ("cell-0001-0001-0001.json", "[]"),
+        ("cell-0001-0001-0001.json", '{"metrics": {"error": "x"}, "diverged": -1}'),
+        ("cell-0001-0001-0001.json", '{"metrics": {}, "diverged": -1}'),
+        ("cell-0009-0001-0001.json", '{"metrics": {"error": 1.0}, "diverged": -1}'),
+        ("manifest.json", "{"),
+    ],
+)
+def test_a_damaged_file_is_named(tmp_path, name, content):
     _run(directory=tmp_path)
-    damaged = tmp_path / "cell-0001-0001-0001.json"
-    damaged.write_text("{")
-    with pytest.raises(ValueError, match=r"cell-0001-0001-0001\.json is damaged"):
+    damaged = tmp_path / name
+    damaged.write_text(content)
+    with pytest.raises(ValueError, match=f"{re.escape(name)} is damaged: .*Delete"):
         _run(directory=tmp_path)
     damaged.unlink()
+    for path in list(tmp_path.iterdir()) if name == "manifest.json" else ():
+        path.unlink()
     _assert_same(_run(directory=tmp_path), _run())
 
 
