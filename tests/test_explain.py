@@ -181,9 +181,121 @@ COUPLED = {
 def test_coupled_decay_is_named(make):
     report = od.explain_weight_decay(make(), _params())
     assert _kinds(report) == {"coupled"}
-    assert all(0.0 < row.decay_per_step < 0.01 for row in report.rows)
+    # A sign-based step hides L2 where the gradient is larger than it.
+    assert all(0.0 <= row.decay_per_step < 0.01 for row in report.rows)
+    assert report.rows[1].decay_per_step > 0.0
     assert "is coupled" in report.warnings[0]
     assert not any("at once" in warning for warning in report.warnings)
+
+
+def _l2(tx, l2=5e-4):
+    return optax.chain(optax.add_decayed_weights(l2), tx)
+
+
+def _with_master_copy(tx):
+    """The optimizer on float32 copies of the parameters, which its state keeps."""
+    widen = lambda tree: jax.tree.map(lambda x: x.astype(jnp.float32), tree)
+
+    def init(params):
+        return widen(params), tx.init(widen(params))
+
+    def update(grads, state, params):
+        master, state = state
+        updates, state = tx.update(widen(grads), state, master)
+        master = optax.apply_updates(master, updates)
+        return jax.tree.map(lambda m, p: m.astype(p.dtype) - p, master, params), (master, state)
+
+    return optax.GradientTransformation(init, update)
+
+
+def _steps_to_halve(tx, params):
+    """Real updates with zero gradients until the largest weight is half of what it was."""
+    start, zeros = jnp.max(jnp.abs(params["w"])), jax.tree.map(jnp.zeros_like, params)
+
+    def step(carry):
+        params, state, count = carry
+        updates, state = tx.update(zeros, state, params)
+        return optax.apply_updates(params, updates), state, count + 1
+
+    halved = lambda carry: jnp.max(jnp.abs(carry[0]["w"])) > start / 2
+    run = jax.jit(lambda carry: jax.lax.while_loop(halved, step, carry))
+    return int(run((params, tx.init(params), 0))[2])
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: _l2(optax.sgd(0.1, momentum=0.9)),
+        lambda: _l2(optax.sgd(0.1, momentum=0.9, nesterov=True)),
+        lambda: od.sgd_l2(0.1, 5e-4, scale_before_momentum=False),
+        lambda: _l2(optax.chain(optax.ema(0.9), optax.scale(-1.0)), 1e-3),
+        lambda: _with_master_copy(_l2(optax.sgd(0.1, momentum=0.9))),
+        lambda: _with_master_copy(od.sgdw(0.1, 1e-3)),
+    ],
+    ids=["momentum", "nesterov", "sgd_l2", "ema", "master copy", "decoupled, master copy"],
+)
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_half_lives_are_those_of_real_steps(make, dtype):
+    """Momentum 0.9 repeats a decay until it is ten times as much."""
+    params = {"w": jnp.ones((8, 16), dtype)}
+    tx = make()
+    (row,) = od.explain_weight_decay(tx, params).rows
+    assert row.half_life == pytest.approx(693 if row.decay_per_step > 5e-4 else 1386, rel=0.02)
+    copied = isinstance(tx.init(params)[0], dict)
+    assert row.lost_to_rounding == (dtype == jnp.bfloat16 and not copied)
+    if not row.lost_to_rounding:
+        assert _steps_to_halve(tx, params) == pytest.approx(row.half_life, rel=0.02)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("steps", [0, 5])
+def test_decay_before_adam_is_found_behind_a_master_copy(dtype, steps):
+    tx = _with_master_copy(_l2(optax.adam(LR), 1e-2))
+    params = jax.tree.map(lambda p: p.astype(dtype), _params())
+    params, state = _trained(tx, params, steps)
+    report = od.explain_weight_decay(tx, params, state=state)
+    assert _kinds(report) == {"coupled"}
+    assert "is coupled" in report.warnings[0]
+    assert all(math.isnan(row.half_life) and not row.lost_to_rounding for row in report.rows)
+    assert "varies" in str(report)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: _l2(optax.lamb(LR), 1e-4),
+        lambda: _l2(optax.adafactor(LR), 1e-4),
+        lambda: optax.contrib.schedule_free(_l2(optax.adam(LR, b1=0.0), 1e-4), LR),
+        lambda: _l2(optax.sgd(0.1, momentum=0.9, accumulator_dtype=jnp.float16)),
+    ],
+    ids=["lamb", "adafactor", "schedule-free", "float16 momentum"],
+)
+def test_l2_alone_is_not_called_double(make):
+    """Where steps grow with the parameters, copies round, or an accumulator overflows."""
+    params = {"dense": {"kernel": 0.05 * jax.random.normal(jax.random.key(0), (64, 64))}}
+    report = od.explain_weight_decay(make(), params)
+    assert _kinds(report) == {"coupled"}
+    assert not any("at once" in warning for warning in report.warnings)
+
+
+def test_what_cannot_be_measured_is_not_called_no_decay():
+    report = od.explain_weight_decay(optax.MultiSteps(optax.adamw(LR), 128), _params())
+    assert "none of the next 100 updates moves anything" in report.warnings[0]
+    assert not any("Nothing decays" in warning for warning in report.warnings)
+
+
+def test_shapes_will_do():
+    params = {**_params(), "step": jnp.arange(3)}
+    tx = od.adamw(LR, 1e-4, mask=od.decay_mask)
+    report = od.explain_weight_decay(tx, jax.eval_shape(lambda: params))
+    assert report.rows == od.explain_weight_decay(tx, params).rows
+
+
+def test_an_argument_with_a_name_like_mask_is_none():
+    make = lambda rate, mask_probability: optax.adamw(rate, weight_decay=0.1 * mask_probability)
+    tx = optax.inject_hyperparams(make)(LR, mask_probability=0.5)
+    report = od.explain_weight_decay(tx, _params())
+    assert not any("mask function" in warning for warning in report.warnings)
 
 
 @pytest.mark.parametrize(
@@ -636,6 +748,11 @@ def test_arguments_are_checked():
         od.explain_weight_decay(tx, params, state=optax.adam(LR).init(params))
     with pytest.raises(ValueError, match="grads has the structure"):
         od.explain_weight_decay(tx, params, grads={"dense": 1.0})
+    other = {"dense": {"kernel": jnp.ones((3, 3)), "bias": jnp.zeros(16)}}
+    with pytest.raises(ValueError, match=r"grads at 'dense/kernel' has shape \(3, 3\)"):
+        od.explain_weight_decay(tx, params, grads=other)
+    with pytest.raises(ValueError, match=r"state at '0/mu/dense/kernel' has shape \(3, 3\)"):
+        od.explain_weight_decay(tx, params, state=tx.init(other))
     with pytest.raises(
         ValueError, match=r"(?s)tx.update\(grads, state, params\) fails.*functools.partial"
     ):

@@ -107,7 +107,7 @@ def odd_sums(plus: jax.Array, minus: jax.Array, v: jax.Array) -> jax.Array:
 @jax.jit
 def difference_sums(x: jax.Array, y: jax.Array) -> jax.Array:
     """⟨x − y, x − y⟩ and ⟨x, x⟩."""
-    x, y = _apart(x, y)
+    x, y = widen(_apart(x, y))
     return jnp.stack(_sums(_square(x - y), _square(x)))
 
 
@@ -116,6 +116,13 @@ def projection_sums(u1: jax.Array, u2: jax.Array, v: jax.Array) -> jax.Array:
     """⟨u₁, v⟩, ⟨u₂, v⟩, ⟨u₂, u₂⟩ and ⟨v, v⟩."""
     u1, u2 = _apart(u1, u2)
     return jnp.stack(_sums(_product(u1, v), _product(u2, v), _square(u2), _square(v)))
+
+
+@jax.jit
+def projections(v: jax.Array, *updates: jax.Array) -> jax.Array:
+    """⟨v, v⟩, and ⟨u, v⟩ of each update."""
+    updates = _apart(*updates)
+    return jnp.stack(_sums(_square(v), *(_product(u, v) for u in updates)))
 
 
 def _apart(*arrays: jax.Array) -> tuple[jax.Array, ...]:

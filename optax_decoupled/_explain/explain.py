@@ -24,7 +24,7 @@ import optax
 
 from optax_decoupled import _selection
 from optax_decoupled._explain import report, text
-from optax_decoupled._explain.memory import MEMORABLE, Memory, measure_memory
+from optax_decoupled._explain.memory import MEMORABLE, Memory, measure_memory, steady_fraction
 from optax_decoupled._explain.probe import MAX_STEPS, Data, Probe, Response
 from optax_decoupled._explain.report import DecayReport, DecayRow
 from optax_decoupled._explain.setup import make_probe
@@ -62,7 +62,8 @@ def explain_weight_decay(
       tx: the optimizer; its ``update`` is called as ``tx.update(grads, state, params)``,
         under ``jit``.
       params: the parameter tree, leaves of any shape and dtype. Their values only set the
-        amplitude of a second measurement. Flax NNX states and their variables are fine.
+        amplitude of a second measurement; shapes (:class:`jax.ShapeDtypeStruct`) will do.
+        Flax NNX states and their variables are fine.
       state: the optimizer's state for ``params``, so that schedules are those of its
         step; also ``nnx.Optimizer.opt_state``. None: the initial one.
       grads: gradients like ``params``, on which coupled fractions depend. None: synthetic
@@ -96,8 +97,11 @@ def explain_weight_decay(
     probe, data, may_remember = make_probe(tx, params, state, grads)
     probe, data, steps, at_large = _until_moving(probe, data)
     found = _measure(probe, data, at_large, may_remember)
-    measured = zip(named, found.kind.tolist(), found.fraction.tolist(), strict=True)
-    rows = [report.make_row(*name_leaf, kind, c) for name_leaf, kind, c in measured]
+    columns = (x.tolist() for x in (found.kind, found.fraction, found.steady))
+    rows = [
+        report.make_row(*leaf, *measured, exact=exact)
+        for leaf, exact, *measured in zip(named, probe.kept_exactly, *columns, strict=True)
+    ]
 
     def chosen(mask: np.ndarray) -> list[DecayRow]:
         return [row for row, take in zip(rows, mask, strict=True) if take]
@@ -108,13 +112,13 @@ def explain_weight_decay(
             rows,
             broken=chosen(~found.finite),
             double=chosen(found.double),
+            gave_up=steps == MAX_STEPS,
             state=probe.state_def.unflatten(probe.state_dtypes),
         ),
         notes=text.notes(
             rows,
             still=chosen(~found.moves),
             steps=steps,
-            gave_up=steps == MAX_STEPS,
             has_copies=any(probe.copies),
             synthetic=grads is None,
         ),
@@ -127,6 +131,7 @@ class _Found(NamedTuple):
     Attributes:
       kind: a `report.Kind`.
       fraction: the fraction removed by an update.
+      steady: that removed by each of many; NaN where it depends on their gradients.
       double: whether L2 and decoupled decay act at once.
       moves: whether the update is not zero.
       finite: whether the update is finite.
@@ -134,6 +139,7 @@ class _Found(NamedTuple):
 
     kind: np.ndarray
     fraction: np.ndarray
+    steady: np.ndarray
     double: np.ndarray
     moves: np.ndarray
     finite: np.ndarray
@@ -171,10 +177,10 @@ def _measure(probe: Probe, data: Data, at_large: Response, may_remember: bool) -
     odd = _is_odd(probe, at_large)
     straight = at_large.residual < _TOLERANCE + at_large.noise / (at_large.odd + 1e-300)
     same = abs(c - c_natural) < _TOLERANCE * abs(c) + noise
-    memory = Memory(*np.zeros((5, len(c))))
+    memory = Memory(*np.zeros((6, len(c))))
     suspicious = np.any(odd & ~(straight & same))
     if may_remember and (suspicious or probe.changes_state(data, MEMORABLE)):
-        memory = measure_memory(probe, data, _large(probe), c)
+        memory = measure_memory(probe, data, _large(probe), at_large)
     remembered = memory.remembered > 0
     nothing, coupled = ~(odd | remembered), remembered | ~straight | ~same
     sign = np.sign(np.where(odd, c, memory.leak))
@@ -187,9 +193,17 @@ def _measure(probe: Probe, data: Data, at_large: Response, may_remember: bool) -
         (second > 0, sign * second),
     ]
     kinds = [(nothing, "none"), (sign < 0, "growing"), (coupled, "coupled")]
+    # What is left is a step of fixed size, in which these gradients hide L2.
+    hidden = np.where(sign < 0, c, 0.0)
+    fraction = np.select(*map(list, zip(*fractions, strict=True)), default=hidden)
+    steady = np.where(remembered, np.nan, fraction)
+    linear = remembered & straight & same & (abs(memory.immediate - c) < _TOLERANCE * abs(c))
+    if linear.any():
+        steady = np.where(linear, steady_fraction(probe, data), steady)
     return _Found(
         kind=np.select(*map(list, zip(*kinds, strict=True)), default="decoupled"),
-        fraction=np.select(*map(list, zip(*fractions, strict=True)), default=c),
+        fraction=fraction,
+        steady=steady,
         double=memory.decoupled > 0,
         moves=(at_large.update != 0) | (_sizes(probe) == 0),
         finite=np.isfinite(at_large.update),

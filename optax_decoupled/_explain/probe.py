@@ -76,6 +76,7 @@ class Probe:
       state_def: the state's tree.
       state_dtypes: those of its leaves for parameters of at least float32.
       copies: for each of its leaves, whether it is a copy of a parameter.
+      kept_exactly: for each parameter, whether one of those has more digits.
       skip: updates to take before the measured one.
     """
 
@@ -87,6 +88,7 @@ class Probe:
     state_def: Any
     state_dtypes: list[Any]
     copies: list[bool]
+    kept_exactly: list[bool]
     skip: int = 0
 
     @property
@@ -140,6 +142,14 @@ class Probe:
             vv = vv + 1e-300
             results.append(np.array([uv1 / vv, uv2 / vv, np.sqrt(uu2 / vv)]))
         return results
+
+    def held(self, data: Data, amplitudes: np.ndarray) -> np.ndarray:
+        """The fractions removed by three updates in a row while the parameters are held."""
+        plus, minus = (
+            arrays.to_numpy(self._held_sums(data, arrays.scalars(sign * amplitudes)))
+            for sign in (1, -1)
+        )
+        return (minus[1:] - plus[1:]) / (2 * plus[0] * self.per_leaf(amplitudes) + 1e-300)
 
     def advance(self, data: Data, donate: bool) -> Data:
         """Takes an update; `donate` lets it overwrite the state that it starts from."""
@@ -204,6 +214,21 @@ class Probe:
             arrays.projection_sums(u1, u2, v) if arrays.is_update(u1) else np.zeros(4, np.float32)
             for u1, u2, v in both
         ]
+
+    @functools.cached_property
+    def _held_sums(self) -> Any:
+        def sums(data: Data, amplitudes: list[Any]) -> Any:
+            params, grads = self._params(data, amplitudes), self._grads(data, 1.0)
+            state, updates = self._start(data, params), []
+            for _ in range(3):
+                update, state = self._update(grads, self._with_copies(state, params), params)
+                updates.append(self.treedef.flatten_up_to(update))
+            return [
+                arrays.projections(v, *u) if arrays.is_update(u[0]) else np.zeros(4, np.float32)
+                for v, *u in zip(self._units(data), *updates, strict=True)
+            ]
+
+        return programs.PerParameter(sums)
 
     @functools.cached_property
     def _advance(self) -> Any:

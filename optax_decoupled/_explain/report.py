@@ -33,9 +33,12 @@ class DecayRow:
         (dimensionless): 0.0 for ``"none"``, negative for ``"growing"``, the mean over
         elements for ``"coupled"`` and for cautious decay.
       half_life: updates until decay alone has halved the parameter,
-        :math:`\ln 2 / -\ln(1 - c)`; infinite where nothing is removed.
+        :math:`\ln 2 / -\ln(1 - c)`; infinite where nothing is removed. Where momentum
+        repeats a decay, :math:`c` is what each of many updates removes; NaN if that
+        depends on their gradients, as with Adam's moments.
       lost_to_rounding: whether decay alone changes nothing, because :math:`(1 - c) θ`
-        rounds back to :math:`θ` in the parameter's dtype.
+        rounds back to :math:`θ` in the parameter's dtype; not if the optimizer's state
+        keeps the parameter in a wider one.
     """
 
     path: str
@@ -83,11 +86,13 @@ class DecayReport:
         return "\n".join([title, *wrapped, "", *_table(self.rows)])
 
 
-def make_row(path: str, leaf: Any, kind: Any, decay: float) -> DecayRow:
+def make_row(
+    path: str, leaf: Any, kind: Any, decay: float, steady: float, *, exact: bool
+) -> DecayRow:
+    """A row from what one update removes and what each of many does (NaN if that varies)."""
     dtype = jnp.result_type(leaf)
-    return DecayRow(
-        path, jnp.shape(leaf), dtype, kind, decay, _half_life(decay), _lost(decay, dtype)
-    )
+    lost = not exact and _lost(steady, dtype)
+    return DecayRow(path, jnp.shape(leaf), dtype, kind, decay, half_life(steady), lost)
 
 
 def smallest_change(dtype: Any) -> float:
@@ -103,7 +108,9 @@ def _lost(decay: float, dtype: Any) -> bool:
     return decay != 0.0 and abs(decay) < smallest_change(dtype)
 
 
-def _half_life(decay: float) -> float:
+def half_life(decay: float) -> float:
+    if math.isnan(decay):
+        return math.nan
     if decay <= 0.0:
         return math.inf
     return math.log(2) / -math.log1p(-decay) if decay < 1.0 else 0.0
@@ -161,6 +168,8 @@ def _span(digits: Sequence[str]) -> str:
 
 
 def _steps(half_life: float) -> str:
+    if math.isnan(half_life):
+        return "varies"
     if math.isinf(half_life):
         return "never"
     return f"{half_life:,.0f}" if half_life < 1e7 else f"{half_life:.1e}"

@@ -30,22 +30,36 @@ def make_probe(
     state_def, state_like = jax.tree.structure(init.out_info), jax.tree.leaves(wide_init.out_info)
     if state is not None and jax.tree.structure(state) != state_def:
         raise ValueError(_other_state(state, init.out_info))
+    _check_shapes("state", state, init.out_info)
+    _check_shapes("grads", grads, params)
     places, place_of = arrays.placements(leaves)
     dtypes = [x.dtype for x in shapes]
     kinds, kind_of = arrays.distinct(
         list(zip(place_of, dtypes, _natural_amplitudes(leaves), strict=True))
     )
     state_dtypes = [x.dtype for x in state_like]
-    nothing = [False] * len(state_dtypes)
-    probe = Probe(tx, treedef, shapes, kinds, kind_of, state_def, state_dtypes, nothing)
+    none_of = lambda items: [False] * len(items)
+    probe = Probe(
+        tx,
+        treedef,
+        shapes,
+        kinds,
+        kind_of,
+        state_def,
+        state_dtypes,
+        copies=none_of(state_dtypes),
+        kept_exactly=none_of(leaves),
+    )
     data = Data(
         arrays.make_patterns(places),
-        [None if is_decayable(x) else x for x in leaves],
+        [None if is_decayable(x) else _concrete(x) for x in leaves],
         state,
         *_gradients(grads, treedef),
     )
     if any(programs.depends_on_inputs(init.jaxpr, [True] * len(leaves))):
-        probe = dataclasses.replace(probe, copies=_find_copies(probe, data))
+        copies = _find_copies(probe, data)
+        kept_exactly = _find_exact(shapes, jax.tree.leaves(init.out_info), copies)
+        probe = dataclasses.replace(probe, copies=copies, kept_exactly=kept_exactly)
     return probe, data, _may_remember(probe, treedef.unflatten(wide), wide_init.out_info)
 
 
@@ -55,6 +69,18 @@ def _trace_init(tx: optax.GradientTransformation, params: Any) -> Any:
     except Exception as error:
         hint = "" if "static_args" in str(error) else f" {_INJECT_HINT}"
         raise ValueError(f"tx.init fails on these params: {error}{hint}") from error
+
+
+def _check_shapes(name: str, tree: Any, expected: Any) -> None:
+    """Where both have a leaf, it must have the same shape."""
+    wanted = dict(named_leaves(expected)[0])
+    for path, leaf in named_leaves(tree)[0]:
+        shape = jnp.shape(wanted.get(path, leaf))
+        if jnp.shape(leaf) != shape:
+            raise ValueError(
+                f"{name} at {'/'.join(path)!r} has shape {jnp.shape(leaf)}; for these params it "
+                f"must be {shape}. Pass what belongs to the same parameters, or None."
+            )
 
 
 def _other_state(state: Any, expected: Any) -> str:
@@ -79,15 +105,21 @@ def _may_remember(probe: Probe, params: Any, state: Any) -> bool:
             "optax.GradientTransformation(tx.init, functools.partial(tx.update, value=...))."
         ) from error
     n, m = len(probe.leaves), len(probe.state_dtypes)
-    reached = programs.depends_on_inputs(update.jaxpr, [False] * (n + m) + [True] * n)
+    reached = programs.depends_on_inputs(update.jaxpr, [False] * n + probe.copies + [True] * n)
     return any(reached[len(reached) - m :])
 
 
 def _natural_amplitudes(leaves: Sequence[Any]) -> list[float]:
     """For each leaf a power of two near its size over 1.5, which is that of a pattern."""
-    sizes = arrays.root_mean_squares(leaves) / 1.5
+    known = [0.0 if isinstance(x, jax.ShapeDtypeStruct) else x for x in leaves]
+    sizes = arrays.root_mean_squares(known) / 1.5
     sizes[~((sizes > 0) & np.isfinite(sizes))] = 2.0**-4
     return [float(x) for x in 2.0 ** np.clip(np.round(np.log2(sizes)), -14, 10)]
+
+
+def _concrete(leaf: Any) -> Any:
+    is_shape = isinstance(leaf, jax.ShapeDtypeStruct)
+    return jnp.zeros(leaf.shape, leaf.dtype) if is_shape else leaf
 
 
 def _gradients(grads: Any, treedef: Any) -> tuple[list[Any], list[Any]]:
@@ -106,6 +138,16 @@ def _gradients(grads: Any, treedef: Any) -> tuple[list[Any], list[Any]]:
     sizes = arrays.root_mean_squares([0 if g is None else g for g in leaves])
     sizes[sizes == 0] = sizes.max(initial=0) or 1.0
     return leaves, list(arrays.scalars(sizes))
+
+
+def _find_exact(params: Sequence[Any], state: Sequence[Any], copies: Sequence[bool]) -> list[bool]:
+    """For each parameter, whether the state has a copy of its shape with more digits."""
+
+    def digits(x: Any) -> float:
+        return -float(jnp.finfo(x.dtype).eps) if is_decayable(x) else 0.0
+
+    copied = [x for x, is_copy in zip(state, copies, strict=True) if is_copy]
+    return [any(x.shape == p.shape and digits(x) > digits(p) for x in copied) for p in params]
 
 
 def _find_copies(probe: Probe, data: Data) -> list[bool]:

@@ -1,5 +1,6 @@
 """The sentences of a `DecayReport`: what is wrong with a decay, and the way out."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -7,7 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from optax_decoupled._decay import DecoupledWeightDecayState
-from optax_decoupled._explain.report import DecayRow, smallest_change
+from optax_decoupled._explain.probe import MAX_STEPS
+from optax_decoupled._explain.report import DecayRow, half_life, smallest_change
 from optax_decoupled._selection import is_bias_or_norm
 
 _MASK_CALLED = (
@@ -18,6 +20,10 @@ _MASK_CALLED = (
 _NOTHING = (
     "Nothing decays: the optimizer has no weight decay, its coefficient is 0 at this update, or "
     "its mask selects no parameter. Check weight_decay and mask, or pass the state of a later step."
+)
+_UNMEASURED = (
+    "The decay could not be measured: none of the next {} updates moves anything. Pass the state "
+    "of a step whose update does."
 )
 _GROWING = (
     "The weights of {} grow: the decay has the wrong sign. optax.add_decayed_weights belongs "
@@ -56,6 +62,8 @@ _LOST = (
     "and an update removes {:.2g}. Keep the parameters in a wider dtype, or apply the updates with "
     "apply_updates_with_stochastic_rounding."
 )
+# Arguments that are masks: mask, weight_decay_mask, but not mask_probability.
+_MASK_NAME = re.compile(r"(^|_)mask$")
 # A decay that leaves half of a weight after seven million updates is seldom meant.
 _FAINT = 1e-7
 
@@ -65,6 +73,7 @@ def warnings(
     *,
     broken: Sequence[DecayRow],
     double: Sequence[DecayRow],
+    gave_up: bool,
     state: Any,
 ) -> tuple[str, ...]:
     """One text for each thing that is wrong.
@@ -73,6 +82,7 @@ def warnings(
       rows: all parameters.
       broken: those whose update is not finite.
       double: those with L2 and decoupled decay.
+      gave_up: whether no update that moves anything was found.
       state: the optimizer state, or its shapes; only its structure is looked at.
     """
     coupled = [row for row in _of_kind(rows, "coupled") if row not in double]
@@ -86,7 +96,7 @@ def warnings(
     )
     texts = [_MASK_CALLED] if _mask_was_called(state) else []
     if not broken and all(row.kind == "none" for row in rows):
-        texts.append(_NOTHING)
+        texts.append(_UNMEASURED.format(MAX_STEPS) if gave_up else _NOTHING)
     texts += [text.format(_listing(chosen)) for text, chosen in named if chosen]
     lost = [row for row in rows if row.lost_to_rounding]
     return (*texts, _lost_warning(lost)) if lost else tuple(texts)
@@ -97,7 +107,6 @@ def notes(
     still: Sequence[DecayRow],
     steps: int,
     *,
-    gave_up: bool,
     has_copies: bool,
     synthetic: bool,
 ) -> tuple[str, ...]:
@@ -107,16 +116,13 @@ def notes(
       rows: all parameters.
       still: those that the update does not move.
       steps: updates that were skipped because they move nothing.
-      gave_up: whether no update that moves anything was found.
       has_copies: whether the state keeps copies of the parameters.
       synthetic: whether the gradients are synthetic.
     """
-    skipped = steps and not gave_up
     faint = [row for row in _of_kind(rows, "decoupled") if abs(row.decay_per_step) < _FAINT]
     texts = (
-        (gave_up, f"The next {steps} updates move nothing."),
         (
-            skipped,
+            0 < steps < MAX_STEPS,
             f"Measured at update {steps + 1} from this state: before it nothing moves (a warmup "
             "from 0, or gradient accumulation).",
         ),
@@ -129,6 +135,11 @@ def notes(
             synthetic and _of_kind(rows, "coupled"),
             "Coupled fractions depend on the gradients, here synthetic ones of size 1; pass "
             "grads= to use yours.",
+        ),
+        (
+            any(row.kind == "coupled" and row.half_life != _alone(row) for row in rows),
+            "Momentum and moments repeat a coupled decay in later updates. Fractions are those of "
+            "one update alone; half-lives count the later ones, or vary with their gradients.",
         ),
         (
             faint,
@@ -149,6 +160,10 @@ def _of_kind(rows: Sequence[DecayRow], kind: str) -> list[DecayRow]:
     return [row for row in rows if row.kind == kind]
 
 
+def _alone(row: DecayRow) -> float:
+    return half_life(row.decay_per_step)
+
+
 def _is_bias_or_norm(row: DecayRow) -> bool:
     return is_bias_or_norm(tuple(row.path.split("/")))
 
@@ -167,7 +182,7 @@ def _mask_was_called(state: Any) -> bool:
 
     injected = filter(is_injected, jax.tree.leaves(state, is_leaf=is_injected))
     return any(
-        "mask" in name and jax.tree_util.treedef_is_leaf(jax.tree.structure(value))
+        _MASK_NAME.search(name) and jax.tree_util.treedef_is_leaf(jax.tree.structure(value))
         for node in injected
         for name, value in node.hyperparams.items()
     )
