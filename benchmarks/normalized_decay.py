@@ -173,7 +173,7 @@ def draw(over_budgets: dict[str, Landscape], network: str, path: Path) -> None:
         pair[0].set(xscale="log", xlabel="λ", ylabel="test error (%)", ylim=limits, title=name)
         pair[1].set(xscale="log", xlabel="λ_norm = λ·√steps", title=name)
         pair[0].legend()
-    figure.suptitle(f"{network}; dotted: the best decay of each budget")
+    figure.suptitle(f"{network}; dotted: the valley of each budget")
     save(figure, path)
 
 

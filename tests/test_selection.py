@@ -338,7 +338,9 @@ def test_rules_reach_below_what_is_masked_as_a_whole():
         "embed/table": 0.0,
     }
     wrong = od.decay_rules((".*/kernal", 1.0), default=0.0)
-    tx = optax.masked(od.adamw(0.1, DECAY, mask=wrong), {**params, "encoder": False})
+    tx = optax.masked(
+        od.adamw(0.1, DECAY, mask=wrong), {"encoder": False, "decoder": True, "embed": True}
+    )
     with pytest.raises(ValueError, match=r"kernal' matches no .*below 'encoder' cannot be seen"):
         tx.init(params)
 

@@ -22,8 +22,8 @@ _NOTHING = (
     "its mask selects no parameter. Check weight_decay and mask, or pass the state of a later step."
 )
 _UNMEASURED = (
-    "The decay could not be measured: none of the next {} updates moves anything. Pass the state "
-    "of a step whose update does."
+    "Nothing decays within {} updates, none of which moves anything. If later ones do, pass the "
+    "state of such a step."
 )
 _GROWING = (
     "The weights of {} grow: the decay has the wrong sign. optax.add_decayed_weights belongs "
