@@ -13,7 +13,7 @@ from typing import Any
 import landscape_figure
 import optax
 from landscapes import CONTESTANTS, Job, landscape_job
-from readings import improvement, more_separable, separability
+from readings import improvement, more_separable, no_gain_from_l2, separability
 from sizes import Run, run_from_arguments, task_of
 from tables import image, setup
 
@@ -39,10 +39,12 @@ def conclusion(record: dict[str, Any]) -> list[str]:
     expected = {"SGD+L2": -1, "SGDW": 0, "AdamW": 0}
     ((_, result),) = record["networks"].items()
     row = result["optimizers"]
+    where = f"on {record['data']}"
     return [
-        separability("The paper's Figure 2 on CIFAR-10", row, expected),
-        more_separable("on CIFAR-10", row),
-        improvement("on CIFAR-10", row),
+        separability(f"The paper's Figure 2 {where}", row, expected),
+        more_separable(where, row),
+        improvement(where, row),
+        no_gain_from_l2(where, row),
     ]
 
 

@@ -13,7 +13,13 @@ from typing import Any
 import landscape_figure
 import optax
 from landscapes import CONTESTANTS, Job, landscape_job
-from readings import HOW_TO_READ, improvement, more_separable, separability
+from readings import (
+    HOW_TO_READ,
+    improvement,
+    more_separable,
+    no_gain_from_l2,
+    separability,
+)
 from sizes import MLP_NAME, Run, mlp, run_from_arguments, task_of
 from tables import image
 
@@ -51,6 +57,7 @@ def conclusion(record: dict[str, Any]) -> list[str]:
         more_separable("with batch norm", normalized),
         improvement("with batch norm", normalized),
         improvement("without normalization", plain),
+        no_gain_from_l2("with batch norm", normalized),
         HOW_TO_READ,
     ]
 

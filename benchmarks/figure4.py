@@ -127,16 +127,18 @@ def anytime(run: Run, ends: list[int]) -> dict[str, Any]:
 
 
 def _common_best(plain: Landscape, restarted: Landscape) -> tuple[int, int]:
-    """The cell of the lowest mean error of both."""
-    mean = np.where(np.isnan(both := plain.mean() + restarted.mean()), np.inf, both)
-    i, j = np.unravel_index(np.argmin(mean), mean.shape)
-    return int(i), int(j)
+    """The cell of the lowest mean error of both, among those where no seed diverged."""
+    errors = np.concatenate([x.metrics["error"] for x in (plain, restarted)], axis=-1)
+    both = Landscape(
+        plain.learning_rates, plain.weight_decays, np.arange(errors.shape[-1]), {"error": errors}
+    )
+    return both.ranked()[0]
 
 
 def conclusion(record: dict[str, Any]) -> list[str]:
     """What was and was not reproduced, from the numbers alone."""
     ends = record["cycle_ends"]
-    errors = {name: np.array(x["error_percent"]) for name, x in record["optimizers"].items()}
+    errors = {name: _errors(x) for name, x in record["optimizers"].items()}
     sentences = []
     for name, variant in RESTARTED.items():
         found = [paired(*both) for both in zip(errors[name], errors[variant], strict=True)]
@@ -170,17 +172,22 @@ def rows(record: dict[str, Any]) -> list[list[str]]:
     ends = [f"after {end} epochs, %" for end in record["cycle_ends"]]
     table = [["optimizer", "rate", "λ_norm", *ends]]
     for name, x in record["optimizers"].items():
-        errors = [f"{np.mean(row):.2f} ± {np.std(row, ddof=1):.2f}" for row in x["error_percent"]]
+        errors = [f"{row.mean():.2f} ± {row.std(ddof=1):.2f}" for row in _errors(x)]
         chosen = [f"{x[key]:.3g}" for key in ("learning_rate", "normalized_weight_decay")]
         table.append([name, *chosen, *errors])
     return table
+
+
+def _errors(optimizer: dict[str, Any]) -> np.ndarray:
+    """[ends, seeds], NaN where a seed diverged."""
+    return np.array(optimizer["error_percent"], float)
 
 
 def draw(record: dict[str, Any], path: Path) -> None:
     ends = record["cycle_ends"]
     figure, ax = plt.subplots(figsize=(7, 5), layout="constrained")
     for i, (name, x) in enumerate(record["optimizers"].items()):
-        values = np.array(x["error_percent"])
+        values = _errors(x)
         places = np.array(ends) * 1.02 ** (i - 1.5)  # side by side
         style = "o-" if name.endswith("R") else "s--"
         spread = values.std(1, ddof=1)

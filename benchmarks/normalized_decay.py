@@ -32,7 +32,7 @@ SEEDS = 2  # times the usual number
 
 def main() -> None:
     run = run_from_arguments("normalized_decay", QUESTION, default="digits")
-    run = run._replace(size=run.size._replace(seeds=SEEDS * run.size.seeds))
+    run = run.with_seeds(SEEDS)
     start = time.perf_counter()
     over_budgets = {name: stacked(run, row) for name, row in landscapes(run).items()}
     record = header(QUESTION, run, time.perf_counter() - start) | {

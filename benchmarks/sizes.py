@@ -100,7 +100,7 @@ QUICK = {  # to see that it works
     "CIFAR-10": dict(
         train_images=20,
         batch_size=10,
-        epochs=1,
+        epochs=4,
         seeds=2,
         rate_stride=4,
         decay_stride=6,
@@ -128,6 +128,9 @@ class Run(NamedTuple):
     cifar: Cifar10 | None
     cells: Path | None
     resumed: bool
+
+    def with_seeds(self, times: int) -> "Run":
+        return self._replace(size=self.size._replace(seeds=times * self.size.seeds))
 
 
 def run_from_arguments(name: str, question: str, default: str, sizes: bool = True) -> Run:

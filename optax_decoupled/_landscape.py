@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 _RESAMPLES = 1000
+# Relative; a mean of float32 metrics is exact to about a tenth of it.
+_ROUNDING = 1e-6
 
 
 class Best(NamedTuple):
@@ -106,7 +108,7 @@ class Landscape:
     def ranked(self, metric: str = "error") -> list[tuple[int, int]]:
         """Indices of the cells where no seed diverged, the lowest mean first."""
         values = self._values(metric)
-        mean = np.where(np.isfinite(values).all(-1), self.mean(metric), np.inf)
+        mean = _tied(np.where(np.isfinite(values).all(-1), self.mean(metric), np.inf))
         order = np.argsort(mean, axis=None, kind="stable")[: np.isfinite(mean).sum()]
         if not order.size:
             raise ValueError(
@@ -252,7 +254,7 @@ def _valley(mean: np.ndarray, log_decays: np.ndarray) -> tuple[np.ndarray, np.nd
     metric's scale nor cliffs nor diverged cells pull on the minimum. They are smoothed by
     (1, 2, 1)/4 against the noise, and a parabola interpolates between the cells.
     """
-    mean = np.where(np.isnan(mean), np.inf, mean)
+    mean = _tied(np.where(np.isnan(mean), np.inf, mean))
     smooth = _smoothed(np.minimum(_ranks(mean), mean.shape[1] / 2))
     lowest = np.argmin(smooth, axis=1)
     both = np.stack([lowest, np.argmin(mean, axis=1)])
@@ -264,6 +266,15 @@ def _valley(mean: np.ndarray, log_decays: np.ndarray) -> tuple[np.ndarray, np.nd
     curvature = left - 2 * middle + right
     offset = (left - right) / np.where(curvature > 0, 2 * curvature, np.inf)
     return rows, np.interp(at + offset, np.arange(len(log_decays)), log_decays)
+
+
+def _tied(values: np.ndarray) -> np.ndarray:
+    """With values that differ by float32's rounding alone made equal, as equal counts are."""
+    ordered = np.sort(values, axis=None)
+    with np.errstate(invalid="ignore"):  # inf - inf
+        new = np.append(True, np.diff(ordered) > _ROUNDING * abs(ordered[:-1]))
+    first = np.maximum.accumulate(np.where(new, np.arange(len(ordered)), 0))
+    return ordered[first][np.searchsorted(ordered, values)]
 
 
 def _ranks(rows: np.ndarray) -> np.ndarray:

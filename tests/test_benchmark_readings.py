@@ -39,7 +39,7 @@ def test_a_slope_is_reproduced_if_its_interval_says_so(optimizer, verdict):
 def test_few_seeds_have_no_interval():
     errors = [[[7.0, 8.0], [6.0, 7.0]]]
     row = dict.fromkeys(("Adam+L2", "AdamW"), _optimizer(seeds=2, errors=errors))
-    assert "2 seeds cannot say" in readings.improvement("here", row)
+    assert "too few seeds to tell" in readings.improvement("here", row)
     assert readings.slope_text(_optimizer(0.12, 0.1, 0.2)) == "+0.12 [+0.10, +0.20]"
     assert readings.slope_text(_optimizer(0.12, 0.1, 0.2, seeds=2)) == "+0.12, 2 seeds"
     assert readings.slope_text(_optimizer()) == "not located"
@@ -67,12 +67,36 @@ def test_differences_have_the_interval_of_students_t():
     assert not readings.paired(first + 10, second).may_be_chance
 
 
-def test_a_seeds_cell_is_chosen_by_the_other_seeds():
-    # Each cell is perfect for one seed and bad for the others: choosing by itself finds 0.
-    errors = [(10 - 10 * np.eye(3)).tolist()]
-    assert readings.chosen_by_others(_optimizer(errors=errors)).tolist() == [10, 10, 10]
-    clear = [[[1.0, 2.0, 3.0], [4.0, None, 6.0]], [[7.0, 8.0, 9.0], [5.0, 5.0, 5.0]]]
-    assert readings.chosen_by_others(_optimizer(errors=clear)).tolist() == [1, 2, 3]
+def test_half_of_the_seeds_choose_and_the_other_half_compare():
+    clear = [[[1.0, 2.0, 3.0, 4.0], [0.0, 0.0, 0.0, None]], [[7.0, 8.0, 0.0, 0.0], [9.0] * 4]]
+    assert readings.chosen_by_half(_optimizer(errors=clear)).tolist() == [3, 4]
+    tied = [[[1.0, 2.0, 3.0, 4.0], [2.0, 1.0 + 1e-9, 5.0, 6.0]]]
+    assert readings.chosen_by_half(_optimizer(errors=tied)).tolist() == [4, 5]
+    assert np.isnan(readings.chosen_by_half(_optimizer(errors=[[[None, 1.0]]]))).all()
+
+
+def test_two_equal_optimizers_differ_in_one_of_twenty_landscapes():
+    """What chooses the best cell must not make the interval of the comparison too short."""
+    rng = np.random.default_rng(0)
+
+    def error():
+        return _optimizer(errors=rng.normal(7, 1, (4, 5, 10)).tolist())
+
+    found = [readings.difference(error(), error()) for _ in range(1000)]
+    told = sum("chance" not in text for text in found)
+    assert 30 < told < 70
+
+
+def test_the_improvement_is_that_of_the_lowest_errors():
+    row = {
+        "Adam+L2": _optimizer(errors=[[[10.0, 10.0, 11.0, 9.0], [20.0] * 4]]),
+        "AdamW": _optimizer(errors=[[[8.0, 8.0, 9.0, 7.0], [0.0, 0.0, 0.0, None]]]),
+    }
+    text = readings.improvement("here", row)
+    assert "+20.0 %, in the paper 15 %" in text
+    assert text.endswith("+2.00 [+2.00, +2.00] points.")
+    least = {"Adam+L2": _optimizer(errors=[[[9.0] * 4, [8.0, 8.0, 7.0, 7.0]]])}
+    assert "best here: +2.00 [+2.00, +2.00] points;" in readings.no_gain_from_l2("here", least)
 
 
 def test_steps_drop_after_30_60_and_80_percent():
@@ -106,12 +130,13 @@ def test_errors_are_compared_at_equal_loss():
 
 def test_the_common_cell_is_best_for_both_together():
     def landscape(errors):
-        errors = np.array(errors, float)[..., None]
+        errors = np.array(errors, float)
         return Landscape(
-            np.array([1.0, 2.0]), np.array([1.0, 2.0]), np.arange(1), {"error": errors}
+            np.array([1.0, 2.0]), np.array([1.0, 2.0]), np.arange(2), {"error": errors}
         )
 
-    plain, restarted = landscape([[1, 5], [3, 4]]), landscape([[9, 5], [3, 4]])
+    plain = landscape([[[1, 1], [0, np.nan]], [[3, 3], [4, 4]]])
+    restarted = landscape([[[9, 9], [0, 0]], [[3, 3], [4, 4]]])
     assert figure4._common_best(plain, restarted) == (1, 0)
 
 

@@ -351,6 +351,18 @@ def test_valley_slope_survives_cliffs_diverged_cells_and_rates_that_do_not_train
     assert set(slope.learning_rates) <= set(x.learning_rates[1:-1])
 
 
+def test_equal_counts_tie_in_float32_too():
+    """Means of counts that are equal differ by rounding, once they are float32 shares."""
+    counts = np.round(3 * _synthetic(-1.0, noise=0.3).metrics["error"])
+    assert len(np.unique(counts.sum(-1))) < counts.shape[0] * counts.shape[1] / 2
+    make = lambda error: sweep.Landscape(
+        2.0 ** np.arange(-3, 4), 2.0 ** np.arange(-14, 0.0), np.arange(5), {"error": error}
+    )
+    exact, rounded = make(counts), make((counts / 1647 * 100).astype(np.float32))
+    assert exact.ranked() == rounded.ranked()
+    assert exact.valley_slope() == rounded.valley_slope()
+
+
 def test_valley_slope_of_one_seed_has_an_empty_interval():
     found = _synthetic(-1.0, seeds=1).valley_slope()
     assert found.low == found.slope == found.high
