@@ -62,9 +62,9 @@ def conclusion(record: dict[str, Any]) -> list[str]:
 def _beside_cosine(schedules: dict[str, Any], name: str) -> str:
     found = {label: result["optimizers"][name] for label, result in schedules.items()}
     cosine = found.pop("cosine")
-    others = [f"{difference(x, cosine)} with schedule “{label}”" for label, x in found.items()]
+    others = [f"with schedule “{label}” {difference(x, cosine)}" for label, x in found.items()]
     return (
-        f"{name}'s error minus that with cosine annealing: {', '.join(others)}; in the paper "
+        f"{name}'s error minus that with cosine annealing: {'; '.join(others)}; in the paper "
         "cosine annealing is best."
     )
 

@@ -324,7 +324,7 @@ def _map_decaying(
             continue
         u = jnp.asarray(u)
         with jax.numpy_dtype_promotion("standard"):
-            dtype = jnp.result_type(u.dtype, jnp.result_type(p), jnp.float32)
+            dtype = jnp.result_type(*(jnp.result_type(widen(x)) for x in (u, p)), jnp.float32)
         c = jnp.asarray(rate if w is True else widen(rate) * widen(w), jnp.finfo(dtype).dtype)
         wide = [jnp.asarray(x, dtype) for x in (u, p)]
         out.append(fn(*wide, c, *s).astype(u.dtype))

@@ -28,7 +28,8 @@ class ValleySlope(NamedTuple):
     Attributes:
       slope: 0 where rate and decay can be tuned one after the other; -1 where their
         product is what counts.
-      low: lower end of the 95 % seed bootstrap interval.
+      low: lower end of the 95 % seed bootstrap interval. It is too short for fewer than
+        three seeds, and empty for one.
       high: its upper end.
       learning_rates: the rates that counted.
       weight_decays: the best decay at each of them, interpolated.

@@ -79,6 +79,7 @@ def cast_first_moment(tree: Any, old: Any) -> Any:
             info = jnp.finfo(before.dtype)
             even = _bits(wide + jnp.sign(x - wide) * float(info.smallest_subnormal))
             step = jnp.where(jnp.abs(wide) <= float(info.smallest_normal), even, step)
+            step = jnp.where(jnp.abs(_floats(step)) <= float(info.max), step, was)
         lost = (new == was) & (exact != was) & (wide != 0)
         return _as_cast(x, _narrow(jnp.where(lost, step, new), before.dtype))
 

@@ -27,6 +27,8 @@ _INJECT_HINT = (
 )
 _NORM = re.compile(r"norm(?!al(?!iz))|(^|_)(bn|ln|gn|rms)\d*($|_)", re.IGNORECASE)
 _UNDECAYED = {"bias", "scale"}
+# Of optax.contrib.split_real_and_imaginary.
+_COMPLEX_PARTS = {"real", "imaginary"}
 
 
 class MaskFunction(Protocol):
@@ -137,6 +139,8 @@ def is_bias_or_norm(path: Path) -> bool:
     if not path:
         return False
     path = tuple(name for key in path for name in key.split("/"))  # Haiku joins them in one key
+    if path[-1] in _COMPLEX_PARTS:
+        path = path[:-1]
     words = re.split(r"[^a-zA-Z]+", path[-1].lower())
     module = next((name for name in path[-2::-1] if not name.isdigit()), "")
     return any(map(_NORM.search, (path[-1], module))) or not _UNDECAYED.isdisjoint(words)

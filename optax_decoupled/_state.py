@@ -249,7 +249,11 @@ def _holds(new: Any, old: Any) -> bool:
     """Whether one dtype can represent all that another can. Random keys are of their own."""
     if any(jnp.issubdtype(dtype, jax.dtypes.extended) for dtype in (new, old)):
         return new == old
-    return jnp.promote_types(old, new) == new
+    if all(jnp.issubdtype(dtype, jnp.floating) for dtype in (new, old)):
+        info, other = jnp.finfo(new), jnp.finfo(old)
+        return info.nmant >= other.nmant and float(info.max) >= float(other.max)
+    with jax.numpy_dtype_promotion("standard"):
+        return jnp.promote_types(old, new) == new
 
 
 def _number(x: Any) -> int | None:
@@ -293,18 +297,19 @@ def _momentum_problems(old: Any, new: Any) -> list[str]:
 def _scaled_momenta(state: Any) -> dict[_Field, bool]:
     """For each momentum buffer, whether gradients are scaled by a schedule before they enter."""
     schedules = _keys_of(state, frozenset({"ScaleByScheduleState"}))
-    return {
-        field: any(_precedes(schedule, keys) for schedule in schedules)
-        for keys, field, _ in _leaves(state)
-        if field[0] == "trace"
-    }
+    found: dict[_Field, bool] = {}
+    before: list[_Keys] = []
+    for keys, field, _ in _leaves(state):
+        before += [schedule for schedule in schedules if keys[: len(schedule)] == schedule]
+        if field[0] == "trace":
+            found[field] = any(_in_one_chain(schedule, keys) for schedule in before)
+    return found
 
 
-def _precedes(first: _Keys, second: _Keys) -> bool:
-    """Whether one node of a state stands before another in a chain."""
-    a, b = next((a, b) for a, b in zip(first, second, strict=False) if a != b)
-    in_chain = isinstance(a, jax.tree_util.SequenceKey)  # not in groups of a partition
-    return in_chain and a.idx < b.idx
+def _in_one_chain(first: _Keys, second: _Keys) -> bool:
+    """Whether two nodes of a state are not in different groups of a partition."""
+    n = next(i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b)
+    return not n or getattr(first[n - 1], "name", None) != "inner_states"
 
 
 def _depends_on_count(tx: optax.GradientTransformation, state: Any, params: Any) -> bool:
@@ -328,7 +333,7 @@ def _filled(target: Any, old: dict[_Field, Any], steps: Any) -> Any:
         if _is_counter(field):
             leaf = jnp.asarray(steps, leaf.dtype)
         elif field in old and _is_carried(field):
-            given = old[field]
-            leaf = given if given.dtype == leaf.dtype else jnp.asarray(given, leaf.dtype)
+            given = jnp.asarray(old[field])
+            leaf = given if given.dtype == leaf.dtype else given.astype(leaf.dtype)
         leaves.append(leaf)
     return jax.tree.unflatten(jax.tree.structure(target), leaves)

@@ -6,6 +6,7 @@ under `vmap`, and a mesh splits the axis over its devices under `shard_map`.
 """
 
 import concurrent.futures
+import dataclasses
 import functools
 import hashlib
 import itertools
@@ -149,6 +150,10 @@ class Trainer:
             yield from ((group, self.train(group)) for group in groups)
             return
         pool = concurrent.futures.ThreadPoolExecutor(self.workers)
+        if pool.submit(_settings).result() != _settings():  # `with jax.enable_x64(True)`, say
+            pool.shutdown()
+            yield from dataclasses.replace(self, workers=1).train_all(groups)
+            return
         try:
             pending = {pool.submit(self.train, group): group for group in groups}
             for future in concurrent.futures.as_completed(pending):
@@ -326,12 +331,18 @@ def _strongly_typed(tree: Any) -> Any:
     return jax.tree.map(strong, tree)
 
 
+def _settings() -> tuple[Any, ...]:
+    """What JAX does in this thread: contexts do not reach other threads."""
+    values = tuple(getattr(jax.config, name, None) for name in jax.config.values)
+    return (*values, jax.sharding.get_abstract_mesh())
+
+
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _first_batch(task: "Task", seed: int) -> Any:
-    """A seed's first batch, of host arrays and the same at every call."""
+    """A seed's first batch, of numbers and the same at every call."""
     missing = object()
     batch, again = (next(iter(task.batches(seed)), missing) for _ in range(2))
     if batch is missing:

@@ -92,7 +92,7 @@ def run(
         its arguments are float32 tracers.
       learning_rates: positive, increasing.
       weight_decays: positive, increasing. L2 coefficients, if ``make_optimizer`` takes those.
-      seeds: distinct integers, also modulo 2**32.
+      seeds: distinct integers; without x64 also modulo 2³².
       directory: where finished cells are kept as they finish. A sweep that was killed goes
         on from there when it is run again, and ends with the same numbers. Another sweep is
         told by its grid, versions, compiled program, the arrays that this holds, and the
@@ -281,9 +281,10 @@ def _distinct(seeds: Sequence[int]) -> list[int]:
     if np.ndim(seeds) != 1 or not values or not whole:
         raise ValueError(f"seeds={seeds!r} must be distinct integers, e.g. range(5).")
     integers = [int(seed) for seed in values]
-    if len({seed % 2**32 for seed in integers}) < len(integers):
+    keys = {np.asarray(jax.random.key_data(jax.random.key(x))).tobytes() for x in integers}
+    if len(keys) < len(integers):
         raise ValueError(
-            f"seeds={seeds!r} must be distinct integers, modulo 2**32 as in JAX's keys, e.g. "
-            "range(5)."
+            f"seeds={seeds!r} must be distinct integers, also as JAX's keys, which without x64 "
+            "see 32 bits, e.g. range(5)."
         )
     return integers

@@ -278,6 +278,46 @@ def test_l2_alone_is_not_called_double(make):
     assert not any("at once" in warning for warning in report.warnings)
 
 
+def test_a_copy_counts_only_where_updates_are_made_of_it():
+    """Not an average of the weights, nor the master copy of another parameter."""
+    widen = lambda tree: jax.tree.map(lambda x: x.astype(jnp.float32), tree)
+    mean = lambda old, new: jax.tree.map(lambda m, p: 0.99 * m + 0.01 * p, old, widen(new))
+    average = optax.GradientTransformation(widen, lambda u, s, p: (u, mean(s, p)))
+    params = {"a": jnp.ones((8, 8), jnp.bfloat16), "b": jnp.ones((8, 8), jnp.bfloat16)}
+    lost = lambda tx: [r.lost_to_rounding for r in od.explain_weight_decay(tx, params).rows]
+    plain = od.adamw(LR, 1e-5)
+    assert lost(optax.chain(plain, average)) == [True, True]
+    groups = {"m": _with_master_copy(plain), "p": plain}
+    assert lost(optax.partition(groups, {"a": "m", "b": "p"})) == [False, True]
+
+
+def test_rows_of_other_half_lives_have_lines_of_their_own():
+    make = lambda momentum: _l2(optax.sgd(1e-2, momentum), 1e-2)
+    tx = optax.partition({"a": make(0.5), "b": make(0.9)}, {"layer_0": "a", "layer_1": "b"})
+    text = str(od.explain_weight_decay(tx, {"layer_0": jnp.ones(4), "layer_1": jnp.ones(4)}))
+    assert [line.split()[-1] for line in text.splitlines()[-2:]] == ["3,465", "693"]
+
+
+def test_momentum_that_outlasts_the_decay_has_no_half_life():
+    params = {"w": jnp.ones((8, 8))}
+    for momentum, known in [(0.9, True), (0.99, False), (0.999, False)]:
+        tx = od.sgd_l2(1e-2, 1e-2, momentum=momentum)
+        (row,) = od.explain_weight_decay(tx, params).rows
+        assert math.isnan(row.half_life) != known
+        if known:
+            assert _steps_to_halve(tx, params) == pytest.approx(row.half_life, rel=0.02)
+
+
+@pytest.mark.parametrize("steps", [100, 101, 102])
+def test_the_last_update_that_is_looked_at(steps):
+    report = od.explain_weight_decay(optax.MultiSteps(od.adamw(LR, 1e-5), steps), _params())
+    if steps <= 101:
+        assert _kinds(report) == {"decoupled"}
+        assert report.notes[0].startswith(f"Measured at update {steps}")
+    else:
+        assert "Nothing decays within 100 updates" in report.warnings[0]
+
+
 def test_what_cannot_be_measured_is_not_called_no_decay():
     report = od.explain_weight_decay(optax.MultiSteps(optax.adamw(LR), 128), _params())
     assert "If later ones do, pass the state of such a step." in report.warnings[0]

@@ -119,6 +119,25 @@ def test_a_narrow_first_moment_is_gone_some_time_after_the_gradients(dtype):
     np.testing.assert_array_equal(state.mu, 0.0)
 
 
+def test_the_largest_float16_moment_does_not_overflow():
+    tx = od.sgdw(0.1, 0.0, scale_before_momentum=False)
+    largest = jnp.full(2, 65504.0, jnp.float16)
+    state = tx.init(largest)
+    state = (state[0]._replace(trace=largest), *state[1:])
+    grads = jnp.array([6560.0, -6560.0], jnp.float16)  # 0.9 · 65504 + 6560 is 65513.6
+    _, after = tx.update(grads, state, largest)
+    assert np.isfinite(np.float32(after[0].trace)).all()
+    assert after[0].trace[0] == 65504
+
+
+@pytest.mark.parametrize("dtype", [jnp.float8_e4m3fn, jnp.float8_e5m2])
+def test_decay_of_eight_bit_parameters(dtype):
+    params = jnp.ones(3, dtype)
+    tx = od.sgdw(0.1, 2.0**-8)
+    updates, _ = tx.update(jnp.zeros(3), tx.init(params), params)
+    np.testing.assert_array_equal(updates, -(2.0**-8))
+
+
 @pytest.mark.parametrize("dtype", NARROW)
 def test_derivatives_through_a_step_are_those_of_float32(dtype):
     """Rounding on bits has the derivative of a cast."""

@@ -345,6 +345,18 @@ def test_rules_reach_below_what_is_masked_as_a_whole():
         tx.init(params)
 
 
+def test_names_of_split_complex_parameters():
+    params = {
+        "dense": {"kernel": jnp.ones(2, jnp.complex64), "bias": jnp.ones(2, jnp.complex64)},
+        "norm": {"weight": jnp.ones(2, jnp.complex64)},
+    }
+    tx = optax.contrib.split_real_and_imaginary(od.adamw(0.1, DECAY, mask=od.decay_mask))
+    updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
+    assert float(jnp.real(updates["dense"]["kernel"][0])) == pytest.approx(-DECAY)
+    assert not jnp.any(updates["dense"]["bias"])
+    assert not jnp.any(updates["norm"]["weight"])
+
+
 def test_map_params_works_with_every_kind_of_mask():
     params = {"kernel": jnp.ones(2), "bias": jnp.ones(2)}
     for mask in (

@@ -187,6 +187,39 @@ def test_units_of_momentum_are_those_of_its_own_chain():
     chex.assert_trees_all_close(actual, expected, rtol=2e-6, atol=1e-7)
 
 
+def test_units_of_momentum_in_a_named_chain():
+    schedule = optax.constant_schedule(RATE)
+    old = optax.sgd(schedule, momentum=0.9)
+    scale, trace = ("b", optax.scale_by_schedule(schedule)), ("a", optax.trace(0.9))
+    middle, state = _run(old, _params(), old.init(_params()), 3)
+    plain, scaled = (
+        optax.named_chain(*order, ("c", optax.scale(-1.0)))
+        for order in ((trace, scale), (scale, trace))
+    )
+    migrated = od.migrate_opt_state(state, plain, middle)
+    expected, actual = _run(old, middle, state, 2)[0], _run(plain, middle, migrated, 2)[0]
+    chex.assert_trees_all_close(actual, expected, rtol=2e-6)
+    with pytest.raises(ValueError, match="buffer holds gradients, the new one scaled"):
+        od.migrate_opt_state(state, scaled, middle)
+
+
+def test_states_of_numpy_arrays_become_those_of_jax():
+    state = jax.tree.map(np.asarray, _state(ADAMW()))
+    migrated = od.migrate_opt_state(state, OURS(), _params())
+    assert all(isinstance(x, jax.Array) for x in jax.tree.leaves(migrated))
+
+
+def test_dtypes_that_jax_does_not_promote():
+    params = {"w": jnp.ones(3)}
+    narrow = od.adamw(RATE, DECAY, mu_dtype=jnp.float8_e4m3fn)
+    migrated = od.migrate_opt_state(narrow.init(params), OURS(), params)
+    assert migrated[0].mu["w"].dtype == jnp.float32
+    with pytest.raises(ValueError, match="mu/w would lose precision from float32 to float8"):
+        od.migrate_opt_state(migrated, narrow, params)
+    with jax.numpy_dtype_promotion("strict"):
+        od.migrate_opt_state(narrow.init(params), OURS(), params)
+
+
 @pytest.mark.parametrize(
     "wrap",
     [

@@ -182,6 +182,22 @@ def test_convolutions_run_outside_of_loops():
     np.testing.assert_allclose(a, b, rtol=1e-5)
 
 
+def test_seeds_of_64_bits():
+    task = dataclasses.replace(QUADRATIC, init=lambda key: (jax.random.normal(key, (3,)), ()))
+    with jax.enable_x64(True):
+        error = _run(task, _sgdw, seeds=[0, 2**32]).metrics["error"]
+    assert (error[..., 0] != error[..., 1]).all()
+
+
+def test_cells_obey_the_settings_of_the_calling_thread():
+    task = dataclasses.replace(
+        QUADRATIC, evaluate=lambda params, state: {"error": jnp.finfo(params.dtype).bits * 1.0}
+    )
+    with jax.enable_x64(True):
+        assert (_run(task, _sgdw).metrics["error"] == 64).all()
+    assert (_run(task, _sgdw).metrics["error"] == 32).all()
+
+
 def test_diverged_cells_are_recorded_and_break_no_statistic():
     result = _run(QUADRATIC, _sgdw, learning_rates=[0.01, 0.1, 1e30])
     assert np.isnan(result.metrics["error"][2]).all()
@@ -243,7 +259,7 @@ def test_the_package_does_not_import_the_sweep():
         ({"weight_decays": [0.0, 0.1]}, "instead of 0 take a value too small to matter"),
         ({"weight_decays": ["a"]}, "non-empty sequence of numbers"),
         ({"seeds": [1, 1]}, r"seeds=\[1, 1\] must be distinct integers"),
-        ({"seeds": [1, 2**32 + 1]}, r"seeds=.* must be distinct integers, modulo 2\*\*32"),
+        ({"seeds": [1, 2**32 + 1]}, r"seeds=.* must be distinct integers, also as JAX's keys"),
         ({"seeds": [0.5]}, "distinct integers"),
         ({"seeds": 3}, "distinct integers"),
         ({"vectorize": 0}, "vectorize=0"),

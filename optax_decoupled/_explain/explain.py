@@ -99,9 +99,10 @@ def explain_weight_decay(
     found = _measure(probe, data, at_large, may_remember)
     columns = (x.tolist() for x in (found.kind, found.fraction, found.steady))
     rows = [
-        report.make_row(*leaf, *measured, exact=exact)
-        for leaf, exact, *measured in zip(named, probe.kept_exactly, *columns, strict=True)
+        report.make_row(*leaf, *measured)
+        for leaf, *measured in zip(named, probe.kept_as, *columns, strict=True)
     ]
+    gave_up = steps == MAX_STEPS and not at_large.update.any()
 
     def chosen(mask: np.ndarray) -> list[DecayRow]:
         return [row for row, take in zip(rows, mask, strict=True) if take]
@@ -112,13 +113,13 @@ def explain_weight_decay(
             rows,
             broken=chosen(~found.finite),
             double=chosen(found.double),
-            gave_up=steps == MAX_STEPS,
+            gave_up=gave_up,
             state=probe.state_def.unflatten(probe.state_dtypes),
         ),
         notes=text.notes(
             rows,
             still=chosen(~found.moves),
-            steps=steps,
+            steps=0 if gave_up else steps,
             has_copies=any(probe.copies),
             synthetic=grads is None,
         ),

@@ -98,7 +98,8 @@ def steady_fraction(probe: Probe, data: Data) -> np.ndarray:
     """What momentum adds up to: the fraction that each of many updates removes, for each leaf.
 
     While the parameters are held, the fraction grows towards it by a geometric series, of
-    which three terms tell the limit. NaN if they are not of one.
+    which three terms tell the limit. NaN if they are not of one, or of one so slow that the
+    parameters would not stay as they are.
     """
     first, second, third = probe.held(data, probe.natural)
     steps = np.array([second - first, third - second])
@@ -106,5 +107,6 @@ def steady_fraction(probe: Probe, data: Data) -> np.ndarray:
     with np.errstate(all="ignore"):
         ratio = steps[1] / steps[0]
         limit = third + steps[1] * ratio / (1 - ratio)
-    geometric = (ratio >= 0) & (ratio < 1) & (abs(steps[0]) < 1.01 * abs(first))
+    slow = abs(limit) > 0.05 * (1 - ratio)
+    geometric = (ratio >= 0) & (ratio < 1) & ~slow & (abs(steps[0]) < 1.01 * abs(first))
     return np.where(constant, third, np.where(geometric, limit, np.nan))

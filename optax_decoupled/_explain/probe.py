@@ -76,7 +76,8 @@ class Probe:
       state_def: the state's tree.
       state_dtypes: those of its leaves for parameters of at least float32.
       copies: for each of its leaves, whether it is a copy of a parameter.
-      kept_exactly: for each parameter, whether one of those has more digits.
+      kept_as: for each parameter the dtype in which it is kept: its own, or that of a
+        copy of which its update is made.
       skip: updates to take before the measured one.
     """
 
@@ -88,7 +89,7 @@ class Probe:
     state_def: Any
     state_dtypes: list[Any]
     copies: list[bool]
-    kept_exactly: list[bool]
+    kept_as: list[Any]
     skip: int = 0
 
     @property

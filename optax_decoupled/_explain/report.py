@@ -35,10 +35,11 @@ class DecayRow:
       half_life: updates until decay alone has halved the parameter,
         :math:`\ln 2 / -\ln(1 - c)`; infinite where nothing is removed. Where momentum
         repeats a decay, :math:`c` is what each of many updates removes; NaN if that
-        depends on their gradients, as with Adam's moments.
+        depends on their gradients, as with Adam's moments, or on the step, or if the
+        momentum outlasts the decay.
       lost_to_rounding: whether decay alone changes nothing, because :math:`(1 - c) θ`
-        rounds back to :math:`θ` in the parameter's dtype; not if the optimizer's state
-        keeps the parameter in a wider one.
+        rounds back to :math:`θ` in the parameter's dtype, or in a wider one if the update
+        is made of a copy that the optimizer's state keeps.
     """
 
     path: str
@@ -87,11 +88,13 @@ class DecayReport:
 
 
 def make_row(
-    path: str, leaf: Any, kind: Any, decay: float, steady: float, *, exact: bool
+    path: str, leaf: Any, kept_as: Any, kind: Any, decay: float, steady: float
 ) -> DecayRow:
-    """A row from what one update removes and what each of many does (NaN if that varies)."""
-    dtype = jnp.result_type(leaf)
-    lost = not exact and _lost(steady, dtype)
+    """A row from what one update removes and what each of many does (NaN if that varies).
+
+    `kept_as` is the dtype in which the optimizer keeps the parameter.
+    """
+    dtype, lost = jnp.result_type(leaf), _lost(steady, kept_as)
     return DecayRow(path, jnp.shape(leaf), dtype, kind, decay, half_life(steady), lost)
 
 
@@ -125,7 +128,8 @@ def _table(rows: Sequence[DecayRow]) -> list[str]:
     for row in rows:
         template = _INTEGER.sub("#", row.path)
         rate = f"{row.decay_per_step:.2e}"
-        key = (template, row.shape, row.dtype, row.kind, rate, row.lost_to_rounding)
+        life = _steps(row.half_life)
+        key = (template, row.shape, row.dtype, row.kind, rate, life, row.lost_to_rounding)
         groups.setdefault(key, []).append(row)
     header = ("parameter", "count", "shape", "dtype", "kind", "per update", "half-life", "")
     cells = [_cells(group) for group in groups.values()]

@@ -38,18 +38,8 @@ def make_probe(
         list(zip(place_of, dtypes, _natural_amplitudes(leaves), strict=True))
     )
     state_dtypes = [x.dtype for x in state_like]
-    none_of = lambda items: [False] * len(items)
-    probe = Probe(
-        tx,
-        treedef,
-        shapes,
-        kinds,
-        kind_of,
-        state_def,
-        state_dtypes,
-        copies=none_of(state_dtypes),
-        kept_exactly=none_of(leaves),
-    )
+    no_copies = [False] * len(state_dtypes)
+    probe = Probe(tx, treedef, shapes, kinds, kind_of, state_def, state_dtypes, no_copies, dtypes)
     data = Data(
         arrays.make_patterns(places),
         [None if is_decayable(x) else _concrete(x) for x in leaves],
@@ -57,10 +47,10 @@ def make_probe(
         *_gradients(grads, treedef),
     )
     if any(programs.depends_on_inputs(init.jaxpr, [True] * len(leaves))):
-        copies = _find_copies(probe, data)
-        kept_exactly = _find_exact(shapes, jax.tree.leaves(init.out_info), copies)
-        probe = dataclasses.replace(probe, copies=copies, kept_exactly=kept_exactly)
-    return probe, data, _may_remember(probe, treedef.unflatten(wide), wide_init.out_info)
+        probe = dataclasses.replace(probe, copies=_find_copies(probe, data))
+    update = _trace_update(probe, treedef.unflatten(wide), wide_init.out_info)
+    kept_as = _kept_as(probe, update, [x.dtype for x in jax.tree.leaves(init.out_info)])
+    return dataclasses.replace(probe, kept_as=kept_as), data, _may_remember(probe, update)
 
 
 def _trace_init(tx: optax.GradientTransformation, params: Any) -> Any:
@@ -95,18 +85,42 @@ def _other_state(state: Any, expected: Any) -> str:
     )
 
 
-def _may_remember(probe: Probe, params: Any, state: Any) -> bool:
+def _trace_update(probe: Probe, params: Any, state: Any) -> Any:
     try:
-        update = probe._update.trace(params, state, params)
+        return probe._update.trace(params, state, params).jaxpr
     except Exception as error:
         raise ValueError(
             f"tx.update(grads, state, params) fails: {error}\n"
             "If it needs more arguments, bind them: "
             "optax.GradientTransformation(tx.init, functools.partial(tx.update, value=...))."
         ) from error
+
+
+def _may_remember(probe: Probe, update: Any) -> bool:
     n, m = len(probe.leaves), len(probe.state_dtypes)
-    reached = programs.depends_on_inputs(update.jaxpr, [False] * n + probe.copies + [True] * n)
+    reached = programs.depends_on_inputs(update, [False] * n + probe.copies + [True] * n)
     return any(reached[len(reached) - m :])
+
+
+def _kept_as(probe: Probe, update: Any, state_dtypes: Sequence[Any]) -> list[Any]:
+    """For each parameter its dtype, or that of wider copies of which its update is made."""
+    n, kept_as = len(probe.leaves), [x.dtype for x in probe.leaves]
+    copied = [d if copy else None for d, copy in zip(state_dtypes, probe.copies, strict=True)]
+    for wide in {*copied} - {None}:
+        copies = [dtype == wide for dtype in copied]
+        reached = programs.depends_on_inputs(update, [False] * n + copies + [False] * n)
+        updates = reached[: len(reached) - len(copied)]
+        if len(updates) != n:  # some are None
+            break
+        kept_as = [
+            wide if made_of_it and _digits(wide) > _digits(dtype) else dtype
+            for made_of_it, dtype in zip(updates, kept_as, strict=True)
+        ]
+    return kept_as
+
+
+def _digits(dtype: Any) -> int:
+    return int(jnp.finfo(dtype).nmant) if jnp.issubdtype(dtype, jnp.inexact) else 0
 
 
 def _natural_amplitudes(leaves: Sequence[Any]) -> list[float]:
@@ -138,16 +152,6 @@ def _gradients(grads: Any, treedef: Any) -> tuple[list[Any], list[Any]]:
     sizes = arrays.root_mean_squares([0 if g is None else g for g in leaves])
     sizes[sizes == 0] = sizes.max(initial=0) or 1.0
     return leaves, list(arrays.scalars(sizes))
-
-
-def _find_exact(params: Sequence[Any], state: Sequence[Any], copies: Sequence[bool]) -> list[bool]:
-    """For each parameter, whether the state has a copy of its shape with more digits."""
-
-    def digits(x: Any) -> float:
-        return -float(jnp.finfo(x.dtype).eps) if is_decayable(x) else 0.0
-
-    copied = [x for x, is_copy in zip(state, copies, strict=True) if is_copy]
-    return [any(x.shape == p.shape and digits(x) > digits(p) for x in copied) for p in params]
 
 
 def _find_copies(probe: Probe, data: Data) -> list[bool]:

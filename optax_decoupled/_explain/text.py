@@ -122,7 +122,7 @@ def notes(
     faint = [row for row in _of_kind(rows, "decoupled") if abs(row.decay_per_step) < _FAINT]
     texts = (
         (
-            0 < steps < MAX_STEPS,
+            steps > 0,
             f"Measured at update {steps + 1} from this state: before it nothing moves (a warmup "
             "from 0, or gradient accumulation).",
         ),
@@ -139,7 +139,7 @@ def notes(
         (
             any(row.kind == "coupled" and row.half_life != _alone(row) for row in rows),
             "Momentum and moments repeat a coupled decay in later updates. Fractions are those of "
-            "one update alone; half-lives count the later ones, or vary with their gradients.",
+            "one update alone; half-lives count the later ones, unless those vary.",
         ),
         (
             faint,
