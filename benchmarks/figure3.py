@@ -156,15 +156,15 @@ def draw(row: dict[str, Landscape], network: str, path: Path) -> None:
         ax.plot(loss, error, "o-", color=COLORS[name], label=name)
         for place in (0, -1):
             text = f"{DECAY_NAMES[name]} = {x.weight_decays[place]:.2g}"
-            below = name == "Adam+L2" and place == 0  # clear of the other curve
-            offset = (0, -16) if below else (0, 10)
+            beside = name == "Adam+L2" and place == 0  # clear of the other curve
+            offset = (6, -18) if beside else (0, 10)
             ax.annotate(
                 text,
                 (loss[place], error[place]),
                 offset,
                 textcoords="offset points",
                 color=COLORS[name],
-                ha="center",
+                ha="right" if beside else "center",
                 fontsize="small",
             )
     best = min(x.best().mean for x in row.values())

@@ -114,7 +114,7 @@ def no_gain_from_l2(where: str, row: Row) -> str:
     with_l2 = row["Adam+L2"]
     without = {"error_percent": [errors[:1] for errors in with_l2["error_percent"]]}
     return (
-        f"Adam's error with the least λ′ minus that with the best {where}: "
+        f"Adam+L2's error {where} with the least λ′ minus that with the best: "
         f"{difference(without, with_l2)}; in the paper Adam gains nothing from L2."
     )
 

@@ -96,7 +96,7 @@ def test_the_improvement_is_that_of_the_lowest_errors():
     assert "+20.0 %, in the paper 15 %" in text
     assert text.endswith("+2.00 [+2.00, +2.00] points.")
     least = {"Adam+L2": _optimizer(errors=[[[9.0] * 4, [8.0, 8.0, 7.0, 7.0]]])}
-    assert "best here: +2.00 [+2.00, +2.00] points;" in readings.no_gain_from_l2("here", least)
+    assert "best: +2.00 [+2.00, +2.00] points;" in readings.no_gain_from_l2("here", least)
 
 
 def test_steps_drop_after_30_60_and_80_percent():
