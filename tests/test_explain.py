@@ -161,7 +161,7 @@ COUPLED = {
     ),
     "decay before Adam": lambda: optax.chain(optax.add_decayed_weights(1e-4), optax.adam(LR)),
     "decay before lion": lambda: optax.chain(
-        optax.add_decayed_weights(1e-4), optax.lion(LR, weight_decay=0.0)
+        optax.add_decayed_weights(1e-2), optax.lion(LR, weight_decay=0.0)
     ),
     "decay before RMSProp": lambda: optax.chain(optax.add_decayed_weights(1e-4), optax.rmsprop(LR)),
     "decay before Adagrad": lambda: optax.chain(optax.add_decayed_weights(1e-4), optax.adagrad(LR)),
