@@ -6,14 +6,13 @@ under `vmap`, and a mesh splits the axis over its devices under `shard_map`.
 """
 
 import concurrent.futures
-import dataclasses
 import functools
 import hashlib
 import itertools
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -152,7 +151,7 @@ class Trainer:
         pool = concurrent.futures.ThreadPoolExecutor(self.workers)
         if pool.submit(_settings).result() != _settings():  # `with jax.enable_x64(True)`, say
             pool.shutdown()
-            yield from dataclasses.replace(self, workers=1).train_all(groups)
+            yield from replace(self, workers=1).train_all(groups)
             return
         try:
             pending = {pool.submit(self.train, group): group for group in groups}

@@ -43,7 +43,7 @@ def measure_memory(probe: Probe, data: Data, large: np.ndarray, at_large: Respon
     Args:
       probe: the optimizer.
       data: its arrays.
-      large: the amplitudes of `fraction`, where L2 has saturated.
+      large: the amplitudes of `at_large`, where L2 has saturated.
       at_large: what the optimizer does there.
     """
     fraction, natural, zero = at_large.fraction, probe.natural, np.zeros(len(probe.kinds))

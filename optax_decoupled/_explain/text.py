@@ -21,7 +21,7 @@ _NOTHING = (
     "Nothing decays: the optimizer has no weight decay, its coefficient is 0 at this update, or "
     "its mask selects no parameter. Check weight_decay and mask, or pass the state of a later step."
 )
-_UNMEASURED = (
+_STILL = (
     "Nothing decays within {} updates, none of which moves anything. If later ones do, pass the "
     "state of such a step."
 )
@@ -96,7 +96,7 @@ def warnings(
     )
     texts = [_MASK_CALLED] if _mask_was_called(state) else []
     if not broken and all(row.kind == "none" for row in rows):
-        texts.append(_UNMEASURED.format(MAX_STEPS) if gave_up else _NOTHING)
+        texts.append(_STILL.format(MAX_STEPS) if gave_up else _NOTHING)
     texts += [text.format(_listing(chosen)) for text, chosen in named if chosen]
     lost = [row for row in rows if row.lost_to_rounding]
     return (*texts, _lost_warning(lost)) if lost else tuple(texts)
@@ -137,7 +137,7 @@ def notes(
             "grads= to use yours.",
         ),
         (
-            any(row.kind == "coupled" and row.half_life != _alone(row) for row in rows),
+            any(x.half_life != half_life(x.decay_per_step) for x in _of_kind(rows, "coupled")),
             "Momentum and moments repeat a coupled decay in later updates. Fractions are those of "
             "one update alone; half-lives count the later ones, unless those vary.",
         ),
@@ -158,10 +158,6 @@ def _listing(rows: Sequence[DecayRow], limit: int = 3) -> str:
 
 def _of_kind(rows: Sequence[DecayRow], kind: str) -> list[DecayRow]:
     return [row for row in rows if row.kind == kind]
-
-
-def _alone(row: DecayRow) -> float:
-    return half_life(row.decay_per_step)
 
 
 def _is_bias_or_norm(row: DecayRow) -> bool:
