@@ -18,7 +18,6 @@ from tables import image, setup
 
 QUESTION = (__doc__ or "").partition("\n")[0]
 NAMES = ("Adam+L2", "AdamW")
-SEEDS = 2  # times the usual number: one half chooses cells, the other compares them
 
 
 def schedules(steps: int) -> dict[str, optax.Schedule]:
@@ -32,7 +31,7 @@ def schedules(steps: int) -> dict[str, optax.Schedule]:
 
 
 def main() -> None:
-    run = run_from_arguments("figure1", QUESTION, default="digits").with_seeds(SEEDS)
+    run = run_from_arguments("figure1", QUESTION, default="digits")
     landscape_figure.make(run, QUESTION, "schedules", jobs(run), conclusion)
 
 

@@ -28,7 +28,6 @@ from optax_decoupled.sweep import Landscape
 
 QUESTION = (__doc__ or "").partition("\n")[0]
 LENGTH = 18  # times the usual number of epochs
-SEEDS = 2  # times the usual number: one half chooses settings, the other compares them
 LEARNING_RATE = 0.001
 L2_EXPONENTS = range(-11, 1)
 NORMS = [0.025 * 3.0 ** (k / 2) for k in range(13)]
@@ -37,7 +36,7 @@ DECAY_NAMES = {"Adam+L2": "λ′", "AdamW": "λ_norm"}
 
 
 def main() -> None:
-    run = run_from_arguments("figure3", QUESTION, default="digits").with_seeds(SEEDS)
+    run = run_from_arguments("figure3", QUESTION, default="digits")
     run = run._replace(size=run.size._replace(epochs=LENGTH * run.size.epochs))
     start = time.perf_counter()
     row = train(jobs(run), run.cells)["long"]

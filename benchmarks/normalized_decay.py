@@ -27,12 +27,10 @@ from optax_decoupled.sweep import Landscape, ValleySlope
 QUESTION = (__doc__ or "").partition("\n")[0]
 BUDGETS = (0.25, 1.0, 4.0)  # times the usual number of epochs
 RATES = {"SGDW": 0.05, "AdamW": 0.002}
-SEEDS = 2  # times the usual number
 
 
 def main() -> None:
     run = run_from_arguments("normalized_decay", QUESTION, default="digits")
-    run = run.with_seeds(SEEDS)
     start = time.perf_counter()
     over_budgets = {name: stacked(run, row) for name, row in landscapes(run).items()}
     record = header(QUESTION, run, time.perf_counter() - start) | {

@@ -28,7 +28,7 @@ class Size(NamedTuple):
       train_images: drawn by each seed.
       batch_size: images per batch.
       epochs: of the main budget.
-      seeds: how many.
+      seeds: how many; one half chooses cells, the other compares them.
       rate_stride: the grid takes every so many powers of two of the learning rate.
       decay_stride: and of the decay.
       decay_shift: moves the grid of decays by so many powers of two: its best decays fall
@@ -64,11 +64,11 @@ def mlp(batch_norm: bool) -> Callable[[nnx.Rngs], nnx.Module]:
 def shake_shake(width: int) -> Size:
     make = lambda rngs: ShakeShake(width, rngs=rngs)
     name = f"Shake-Shake 26 2×{width}d"
-    return Size(name, make, "CIFAR-10", 50_000, 128, 100, 2, 2, 2, decay_shift=-3)
+    return Size(name, make, "CIFAR-10", 50_000, 128, 100, 4, 2, 2, decay_shift=-3)
 
 
 SIZES = {
-    "digits": Size(f"{MLP_NAME} with batch norm", mlp(True), "digits", 150, 50, 100, 5),
+    "digits": Size(f"{MLP_NAME} with batch norm", mlp(True), "digits", 150, 50, 100, 48),
     "subset": Size(
         "ResNet-8 of width 8 on small maps",
         lambda rngs: ResNet(1, 8, small_maps=True, rngs=rngs),
@@ -76,7 +76,7 @@ SIZES = {
         train_images=2560,
         batch_size=64,
         epochs=10,
-        seeds=5,
+        seeds=10,
         rate_stride=2,
         decay_stride=2,
     ),
@@ -87,7 +87,7 @@ SIZES = {
         train_images=50_000,
         batch_size=128,
         epochs=15,
-        seeds=2,
+        seeds=4,
         rate_stride=2,
         decay_stride=2,
         decay_shift=-2,
@@ -129,15 +129,15 @@ class Run(NamedTuple):
     cells: Path | None
     resumed: bool
 
-    def with_seeds(self, times: int) -> "Run":
-        return self._replace(size=self.size._replace(seeds=times * self.size.seeds))
-
 
 def run_from_arguments(name: str, question: str, default: str, sizes: bool = True) -> Run:
-    """Parses ``--out``, ``--quick`` and, unless there is one size, ``--size`` and ``--data``."""
+    """Parses ``--out``, ``--seeds``, ``--quick`` and, unless there is one size, ``--size`` and
+    ``--data``.
+    """
     parser = argparse.ArgumentParser(description=question)
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
     parser.add_argument("--quick", action="store_true", help="a tiny grid, to see that it works")
+    parser.add_argument("--seeds", type=int, help="instead of the size's own number")
     parser.set_defaults(size=default, data=None)
     if sizes:
         parser.add_argument("--size", choices=SIZES, help=f"default: {default}")
@@ -153,6 +153,8 @@ def run_from_arguments(name: str, question: str, default: str, sizes: bool = Tru
         cifar = cifar10(arguments.data)
     if arguments.quick:
         size = size._replace(**QUICK[size.data])
+    if arguments.seeds is not None:
+        size = size._replace(seeds=arguments.seeds)
     if arguments.size != default:
         name = f"{name}_{arguments.size}"
     if arguments.quick:
