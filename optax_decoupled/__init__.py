@@ -3,6 +3,7 @@
 from optax_decoupled._adam import scale_by_adam
 from optax_decoupled._convert import (
     l2_from_weight_decay,
+    normalized_weight_decay,
     weight_decay_from_half_life,
     weight_decay_from_pytorch,
     weight_decay_from_timescale,
@@ -15,6 +16,8 @@ from optax_decoupled._decay import (
     scale_adjusted_l2_to_grad,
 )
 from optax_decoupled._explain import DecayReport, DecayRow, explain_weight_decay
+from optax_decoupled._masks import decay_mask, decay_rules
+from optax_decoupled._migrate import migrate_opt_state
 from optax_decoupled._optimizers import (
     adam_l2,
     adamw,
@@ -24,16 +27,14 @@ from optax_decoupled._optimizers import (
     sgdw,
     sgdwr,
 )
-from optax_decoupled._precision import apply_updates_with_stochastic_rounding
+from optax_decoupled._rounding import apply_updates_with_stochastic_rounding
 from optax_decoupled._schedules import (
-    normalized_weight_decay,
     normalized_weight_decay_schedule,
     split_schedule,
     warm_restart_position,
     warm_restarts,
 )
-from optax_decoupled._selection import decay_mask, decay_rules
-from optax_decoupled._state import migrate_opt_state, opt_state_shardings
+from optax_decoupled._shardings import opt_state_shardings
 from optax_decoupled._version import __version__
 
 __all__ = [

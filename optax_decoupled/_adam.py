@@ -9,15 +9,16 @@ import jax.numpy as jnp
 import optax
 
 from optax_decoupled import _checks
-from optax_decoupled._checks import Hyperparameter
-from optax_decoupled._precision import cast_first_moment, cast_like, in_float32, is_narrow
+from optax_decoupled._dtypes import cast_like, in_float32, is_narrow
+from optax_decoupled._rounding import cast_first_moment
+from optax_decoupled._types import Scalar
 
 
 def scale_by_adam(
-    b1: Hyperparameter = 0.9,
-    b2: Hyperparameter = 0.999,
-    eps: Hyperparameter = 1e-8,
-    eps_root: Hyperparameter = 0.0,
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.999,
+    eps: Scalar = 1e-8,
+    eps_root: Scalar = 0.0,
     mu_dtype: jax.typing.DTypeLike | None = None,
     nu_dtype: jax.typing.DTypeLike | None = None,
     *,

@@ -10,11 +10,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import numpy as np
-
-Hyperparameter = jax.typing.ArrayLike
-Schedule = Callable[[jax.Array], jax.typing.ArrayLike]
 
 # From here on a static decay looks like PyTorch's: its default is 0.01, while the
 # paper's best values for a whole training run lie between 1e-5 and 1e-3.
@@ -26,6 +22,10 @@ def is_static(value: Any) -> bool:
     return isinstance(value, int | float | complex | np.generic) or (
         isinstance(value, np.ndarray) and value.ndim == 0
     )
+
+
+def is_static_zero(value: Any) -> bool:
+    return is_static(value) and bool(value == 0)
 
 
 def check_number(

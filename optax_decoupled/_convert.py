@@ -8,10 +8,10 @@ from typing import Any
 import jax.numpy as jnp
 
 from optax_decoupled import _checks
-from optax_decoupled._checks import Hyperparameter
+from optax_decoupled._types import Scalar
 
 
-def weight_decay_from_pytorch(weight_decay: Hyperparameter, learning_rate: Hyperparameter) -> Any:
+def weight_decay_from_pytorch(weight_decay: Scalar, learning_rate: Scalar) -> Any:
     r"""The paper's decay for a value of PyTorch, Optax or Keras: :math:`λ = λ_{PT} α`.
 
     Those libraries multiply their ``weight_decay`` by the learning rate; this package
@@ -36,7 +36,7 @@ def weight_decay_from_pytorch(weight_decay: Hyperparameter, learning_rate: Hyper
     return decay * rate
 
 
-def weight_decay_to_pytorch(weight_decay: Hyperparameter, learning_rate: Hyperparameter) -> Any:
+def weight_decay_to_pytorch(weight_decay: Scalar, learning_rate: Scalar) -> Any:
     r"""The value for PyTorch, Optax or Keras of the paper's decay: :math:`λ_{PT} = λ / α`.
 
     Args:
@@ -58,7 +58,7 @@ def weight_decay_to_pytorch(weight_decay: Hyperparameter, learning_rate: Hyperpa
     return decay / rate
 
 
-def l2_from_weight_decay(weight_decay: Hyperparameter, learning_rate: Hyperparameter) -> Any:
+def l2_from_weight_decay(weight_decay: Scalar, learning_rate: Scalar) -> Any:
     r"""The L2 coefficient with which plain SGD takes the same steps: :math:`λ' = λ / α`.
 
     Proposition 1 of the paper. It holds for SGD without momentum at the constant rate
@@ -85,7 +85,49 @@ def l2_from_weight_decay(weight_decay: Hyperparameter, learning_rate: Hyperparam
     return decay / rate
 
 
-def weight_decay_from_half_life(steps: Hyperparameter) -> Any:
+def normalized_weight_decay(
+    norm: Scalar,
+    *,
+    batch_size: Scalar,
+    dataset_size: Scalar,
+    epochs: Scalar,
+) -> Any:
+    r"""The decay for a training budget, :math:`λ = λ_{norm} \sqrt{b / (B T)}`.
+
+    The paper found that the best :math:`λ_{norm}` moves less with the budget than the
+    best :math:`λ`: 0.025 to 0.05 on CIFAR-10 and ImageNet32x32.
+
+    Args:
+      norm: :math:`λ_{norm} \ge 0`, dimensionless.
+      batch_size: :math:`b`, examples in a batch.
+      dataset_size: :math:`B`, training examples.
+      epochs: :math:`T`, passes over the data; of the current cycle under restarts.
+
+    Returns:
+      :math:`λ`, the fraction of a weight removed per full step: a Python float for
+      static arguments.
+
+    Raises:
+      TypeError, ValueError: for a negative ``norm`` or a size that is not positive.
+
+    Examples:
+      >>> import optax_decoupled as od
+      >>> decay = od.normalized_weight_decay(0.05, batch_size=128, dataset_size=50_000, epochs=100)
+      >>> assert round(decay, 6) == 2.53e-4
+
+    References:
+      Loshchilov & Hutter, arXiv:1711.05101, appendix B.1.
+    """
+    scale = check_norm(norm)
+    sizes = {"batch_size": batch_size, "dataset_size": dataset_size, "epochs": epochs}
+    b, B, T = (
+        _checks.check_positive(name, value, "It measures the training budget.")
+        for name, value in sizes.items()
+    )
+    return scale * (b / B / T) ** 0.5  # B·T may overflow an int32
+
+
+def weight_decay_from_half_life(steps: Scalar) -> Any:
     r"""The decay that halves an undriven weight in so many steps: :math:`1 - 2^{-1/n}`.
 
     Args:
@@ -108,7 +150,7 @@ def weight_decay_from_half_life(steps: Hyperparameter) -> Any:
     return -jnp.expm1(-math.log(2.0) / n)
 
 
-def weight_decay_from_timescale(steps: Hyperparameter) -> Any:
+def weight_decay_from_timescale(steps: Scalar) -> Any:
     r"""The decay that makes the weights an average over :math:`τ` steps: :math:`λ = 1/τ`.
 
     With decoupled decay the weights are an exponential moving average of the scaled
@@ -139,6 +181,10 @@ def weight_decay_from_timescale(steps: Hyperparameter) -> Any:
         "It is a timescale in optimizer steps.",
     )
     return 1.0 / tau
+
+
+def check_norm(norm: Any) -> Any:
+    return _checks.check_nonnegative("norm", norm, "The paper's best are 0.025 to 0.05.")
 
 
 def _checked(weight_decay: Any, learning_rate: Any) -> tuple[Any, Any]:

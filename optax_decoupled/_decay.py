@@ -24,9 +24,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from optax_decoupled import _checks, _selection
-from optax_decoupled._checks import Hyperparameter, Schedule
-from optax_decoupled._precision import widen
+from optax_decoupled import _checks
+from optax_decoupled._dtypes import widen
+from optax_decoupled._masks import foreign_entries, leaf_multipliers
+from optax_decoupled._paths import named_leaves
+from optax_decoupled._schedules import product_schedule
+from optax_decoupled._types import Mask, Scalar, ScalarOrSchedule
 
 
 class DecoupledWeightDecayState(NamedTuple):
@@ -43,10 +46,10 @@ class DecoupledWeightDecayState(NamedTuple):
 
 
 def add_decoupled_weight_decay(
-    weight_decay: Hyperparameter | Schedule,
-    schedule: Hyperparameter | Schedule | None = None,
+    weight_decay: ScalarOrSchedule,
+    schedule: ScalarOrSchedule | None = None,
     *,
-    mask: _selection.Mask = None,
+    mask: Mask = None,
     cautious: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Adds decoupled weight decay, :math:`-c_t · w ⊙ θ_t`, to finished updates.
@@ -105,9 +108,9 @@ def add_decoupled_weight_decay(
 
 
 def unchecked_decay(
-    weight_decay: Hyperparameter | Schedule,
-    schedule: Hyperparameter | Schedule | None,
-    mask: _selection.Mask,
+    weight_decay: ScalarOrSchedule,
+    schedule: ScalarOrSchedule | None,
+    mask: Mask,
     cautious: bool,
 ) -> optax.GradientTransformationExtraArgs:
     """`add_decoupled_weight_decay` for callers that have checked the decay themselves."""
@@ -115,7 +118,7 @@ def unchecked_decay(
     _checks.check_flag("cautious", cautious)
 
     def init_fn(params: Any) -> DecoupledWeightDecayState:
-        _selection.leaf_multipliers(mask, params)  # a mask that does not fit fails here
+        leaf_multipliers(mask, params)  # a mask that does not fit fails here
         return DecoupledWeightDecayState(jnp.zeros([], jnp.int32), jnp.zeros([], jnp.float32))
 
     def update_fn(updates: Any, state: Any, params: Any = None, **_: Any):
@@ -140,9 +143,7 @@ def unchecked_decay(
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-def l2_to_grad(
-    l2: Hyperparameter, *, mask: _selection.Mask = None
-) -> optax.GradientTransformationExtraArgs:
+def l2_to_grad(l2: Scalar, *, mask: Mask = None) -> optax.GradientTransformationExtraArgs:
     r"""Adds the gradient of an L2 penalty, :math:`g + λ' w ⊙ θ`: the *coupled* form.
 
     The gradient of :math:`f(θ) + \tfrac{λ'}{2} \sum w ⊙ θ^2`. It stands **first** in a
@@ -176,7 +177,7 @@ def l2_to_grad(
 
 
 def scale_adjusted_l2_to_grad(
-    l2: Hyperparameter, scale: Any, *, mask: _selection.Mask = None
+    l2: Scalar, scale: Any, *, mask: Mask = None
 ) -> optax.GradientTransformationExtraArgs:
     r"""Adds the gradient of the scale-adjusted L2 penalty, :math:`g + λ' s ⊙ w ⊙ θ`.
 
@@ -212,7 +213,7 @@ def scale_adjusted_l2_to_grad(
       Loshchilov & Hutter, arXiv:1711.05101, Proposition 3 and appendix A.
     """
     _check_l2(l2)
-    for path, leaf in _selection.named_leaves(scale)[0]:
+    for path, leaf in named_leaves(scale)[0]:
         if np.size(leaf) and (isinstance(leaf, np.ndarray) or _checks.is_static(leaf)):
             name = f"scale at {'/'.join(path)!r}"
             way_out = "It is the inverse of the preconditioner."
@@ -222,39 +223,15 @@ def scale_adjusted_l2_to_grad(
     )
 
 
-def product_schedule(*factors: Hyperparameter | Schedule | None) -> Callable[[Any], Any]:
-    """The product of schedules and constants as a schedule; None stands for 1.
-
-    A constant stays a Python number until it meets an array, which keeps its precision;
-    arrays of fewer than 32 bits, in which the product might vanish, are widened. A constant
-    0 makes the product a constant 0, so that the arithmetic can be skipped.
-    """
-
-    def schedule(count: jax.Array) -> Any:
-        if any(map(_is_static_zero, factors)):
-            return 0.0
-        product: Any = 1.0
-        for factor in factors:
-            if factor is not None:
-                product = product * widen(factor(count) if callable(factor) else factor)
-        return product
-
-    return schedule
-
-
-def _is_static_zero(value: Any) -> bool:
-    return _checks.is_static(value) and bool(value == 0)
-
-
-def _check_l2(l2: Hyperparameter) -> None:
+def _check_l2(l2: Scalar) -> None:
     _checks.check_nonnegative("l2", l2, "It is the L2 coefficient λ', e.g. 1e-4.")
 
 
 def _stateless_l2(
-    l2: Hyperparameter, mask: _selection.Mask, scales: Callable[[Any], Any], name: str
+    l2: Scalar, mask: Mask, scales: Callable[[Any], Any], name: str
 ) -> optax.GradientTransformationExtraArgs:
     def init_fn(params: Any) -> optax.EmptyState:
-        _selection.leaf_multipliers(mask, params)
+        leaf_multipliers(mask, params)
         scales(params)
         return optax.EmptyState()
 
@@ -270,12 +247,12 @@ def _stateless_l2(
 
 def _scale_leaves(scale: Any, params: Any) -> list[Any]:
     """The entry of `scale` for each leaf of params, by path, checked to broadcast to it."""
-    leaves, empty = _selection.named_leaves(params)
+    leaves, empty = named_leaves(params)
     if not leaves:
         return []
-    entries = dict(_selection.named_leaves(scale)[0])
+    entries = dict(named_leaves(scale)[0])
     missing = [path for path, _ in leaves if path not in entries]
-    foreign = _selection.foreign_entries(entries, {path for path, _ in leaves}, empty)
+    foreign = foreign_entries(entries, {path for path, _ in leaves}, empty)
     if missing or foreign:
         raise ValueError(
             "scale does not have the structure of the parameters: it lacks "
@@ -295,7 +272,7 @@ def _scale_leaves(scale: Any, params: Any) -> list[Any]:
 def _map_decaying(
     fn: Callable[..., jax.Array],
     rate: jax.typing.ArrayLike,
-    mask: _selection.Mask,
+    mask: Mask,
     updates: Any,
     params: Any,
     name: str,
@@ -311,11 +288,11 @@ def _map_decaying(
             f"params=None in {name}: weight decay needs the current parameters. "
             "Call tx.update(grads, state, params)."
         )
-    if _is_static_zero(rate):
+    if _checks.is_static_zero(rate):
         return updates  # nor may an added 0 change how XLA rounds the step
     leaves, treedef = jax.tree.flatten(params)
     updates_flat = treedef.flatten_up_to(updates)
-    multipliers = _selection.leaf_multipliers(mask, params)
+    multipliers = leaf_multipliers(mask, params)
     rest = [[s] for s in extra] if extra else [[] for _ in leaves]
     out = []
     for u, p, w, s in zip(updates_flat, leaves, multipliers, rest, strict=True):

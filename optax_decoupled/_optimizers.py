@@ -14,30 +14,31 @@ import optax
 
 from optax_decoupled import _checks
 from optax_decoupled._adam import scale_by_adam
-from optax_decoupled._checks import Hyperparameter, Schedule
 from optax_decoupled._decay import (
     add_decoupled_weight_decay,
     l2_to_grad,
-    product_schedule,
     unchecked_decay,
 )
-from optax_decoupled._precision import cast_first_moment, in_float32
-from optax_decoupled._schedules import normalized_weight_decay_schedule, warm_restarts
-from optax_decoupled._selection import Mask
-
-ScheduleLike = Hyperparameter | Schedule | None
+from optax_decoupled._dtypes import in_float32
+from optax_decoupled._rounding import cast_first_moment
+from optax_decoupled._schedules import (
+    normalized_weight_decay_schedule,
+    product_schedule,
+    warm_restarts,
+)
+from optax_decoupled._types import Mask, Scalar, ScalarOrSchedule
 
 
 def adamw(
-    learning_rate: Hyperparameter | Schedule,
-    weight_decay: Hyperparameter | Schedule,
+    learning_rate: ScalarOrSchedule,
+    weight_decay: ScalarOrSchedule,
     *,
-    schedule: ScheduleLike = None,
-    decay_schedule: ScheduleLike = None,
-    b1: Hyperparameter = 0.9,
-    b2: Hyperparameter = 0.999,
-    eps: Hyperparameter = 1e-8,
-    eps_root: Hyperparameter = 0.0,
+    schedule: ScalarOrSchedule | None = None,
+    decay_schedule: ScalarOrSchedule | None = None,
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.999,
+    eps: Scalar = 1e-8,
+    eps_root: Scalar = 0.0,
     mu_dtype: jax.typing.DTypeLike | None = None,
     nu_dtype: jax.typing.DTypeLike | None = None,
     nesterov: bool = False,
@@ -99,12 +100,12 @@ def adamw(
 
 
 def sgdw(
-    learning_rate: Hyperparameter | Schedule,
-    weight_decay: Hyperparameter | Schedule,
+    learning_rate: ScalarOrSchedule,
+    weight_decay: ScalarOrSchedule,
     *,
-    schedule: ScheduleLike = None,
-    decay_schedule: ScheduleLike = None,
-    momentum: Hyperparameter = 0.9,
+    schedule: ScalarOrSchedule | None = None,
+    decay_schedule: ScalarOrSchedule | None = None,
+    momentum: Scalar = 0.9,
     nesterov: bool = False,
     scale_before_momentum: bool = True,
     mask: Mask = None,
@@ -153,14 +154,14 @@ def sgdw(
 
 
 def adam_l2(
-    learning_rate: Hyperparameter | Schedule,
-    l2: Hyperparameter,
+    learning_rate: ScalarOrSchedule,
+    l2: Scalar,
     *,
-    schedule: ScheduleLike = None,
-    b1: Hyperparameter = 0.9,
-    b2: Hyperparameter = 0.999,
-    eps: Hyperparameter = 1e-8,
-    eps_root: Hyperparameter = 0.0,
+    schedule: ScalarOrSchedule | None = None,
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.999,
+    eps: Scalar = 1e-8,
+    eps_root: Scalar = 0.0,
     mu_dtype: jax.typing.DTypeLike | None = None,
     nu_dtype: jax.typing.DTypeLike | None = None,
     nesterov: bool = False,
@@ -214,11 +215,11 @@ def adam_l2(
 
 
 def sgd_l2(
-    learning_rate: Hyperparameter | Schedule,
-    l2: Hyperparameter,
+    learning_rate: ScalarOrSchedule,
+    l2: Scalar,
     *,
-    schedule: ScheduleLike = None,
-    momentum: Hyperparameter = 0.9,
+    schedule: ScalarOrSchedule | None = None,
+    momentum: Scalar = 0.9,
     nesterov: bool = False,
     scale_before_momentum: bool = True,
     mask: Mask = None,
@@ -266,16 +267,16 @@ def sgd_l2(
 
 
 def adamwr(
-    learning_rate: Hyperparameter | Schedule,
-    normalized_weight_decay: Hyperparameter,
+    learning_rate: ScalarOrSchedule,
+    normalized_weight_decay: Scalar,
     *,
     first_cycle_steps: int,
     cycle_mult: float = 2,
-    eta_min: Hyperparameter = 0.0,
-    b1: Hyperparameter = 0.9,
-    b2: Hyperparameter = 0.999,
-    eps: Hyperparameter = 1e-8,
-    eps_root: Hyperparameter = 0.0,
+    eta_min: Scalar = 0.0,
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.999,
+    eps: Scalar = 1e-8,
+    eps_root: Scalar = 0.0,
     mu_dtype: jax.typing.DTypeLike | None = None,
     nu_dtype: jax.typing.DTypeLike | None = None,
     nesterov: bool = False,
@@ -337,13 +338,13 @@ def adamwr(
 
 
 def sgdwr(
-    learning_rate: Hyperparameter | Schedule,
-    normalized_weight_decay: Hyperparameter,
+    learning_rate: ScalarOrSchedule,
+    normalized_weight_decay: Scalar,
     *,
     first_cycle_steps: int,
     cycle_mult: float = 2,
-    eta_min: Hyperparameter = 0.0,
-    momentum: Hyperparameter = 0.9,
+    eta_min: Scalar = 0.0,
+    momentum: Scalar = 0.9,
     nesterov: bool = False,
     scale_before_momentum: bool = True,
     mask: Mask = None,
@@ -395,8 +396,8 @@ def sgdwr(
 
 def decouple(
     inner: optax.GradientTransformation,
-    weight_decay: Hyperparameter | Schedule,
-    schedule: ScheduleLike = None,
+    weight_decay: ScalarOrSchedule,
+    schedule: ScalarOrSchedule | None = None,
     *,
     mask: Mask = None,
     cautious: bool = False,
@@ -446,9 +447,9 @@ def decouple(
 
 
 def _momentum_sgd(
-    learning_rate: Hyperparameter | Schedule,
-    schedule: ScheduleLike,
-    momentum: Hyperparameter,
+    learning_rate: ScalarOrSchedule,
+    schedule: ScalarOrSchedule | None,
+    momentum: Scalar,
     nesterov: bool,
     scale_before_momentum: bool,
 ) -> tuple[optax.GradientTransformation, ...]:
@@ -462,9 +463,9 @@ def _momentum_sgd(
 
 
 def _decay(
-    weight_decay: Hyperparameter | Schedule,
-    schedule: ScheduleLike,
-    decay_schedule: ScheduleLike,
+    weight_decay: ScalarOrSchedule,
+    schedule: ScalarOrSchedule | None,
+    decay_schedule: ScalarOrSchedule | None,
     mask: Mask,
     cautious: bool,
 ) -> optax.GradientTransformationExtraArgs:

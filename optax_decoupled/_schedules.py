@@ -1,4 +1,4 @@
-r"""Warm restarts and normalized decay (appendix B), as pure functions of the step."""
+"""Functions of the step: products, warm restarts, normalized decay under them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from optax_decoupled import _checks
-from optax_decoupled._checks import Hyperparameter, Schedule
+from optax_decoupled._convert import check_norm
+from optax_decoupled._dtypes import widen
+from optax_decoupled._types import Scalar, ScalarOrSchedule, Schedule
 
 # Optax counts steps in int32, and its counters stop at this value.
 _LAST_STEP = 2**31 - 1
@@ -19,7 +21,7 @@ _MAX_CYCLES = 1_000_000
 
 
 def warm_restarts(
-    first_cycle_steps: int, cycle_mult: float = 2, *, eta_min: Hyperparameter = 0.0
+    first_cycle_steps: int, cycle_mult: float = 2, *, eta_min: Scalar = 0.0
 ) -> Callable[[jax.typing.ArrayLike], jax.Array]:
     r"""Cosine annealing with warm restarts, the paper's multiplier :math:`η_t`.
 
@@ -109,50 +111,8 @@ def warm_restart_position(
     return cycle, step - jnp.asarray(starts)[cycle], jnp.asarray(lengths)[cycle]
 
 
-def normalized_weight_decay(
-    norm: Hyperparameter,
-    *,
-    batch_size: Hyperparameter,
-    dataset_size: Hyperparameter,
-    epochs: Hyperparameter,
-) -> Any:
-    r"""The decay for a training budget, :math:`λ = λ_{norm} \sqrt{b / (B T)}`.
-
-    The paper found that the best :math:`λ_{norm}` moves less with the budget than the
-    best :math:`λ`: 0.025 to 0.05 on CIFAR-10 and ImageNet32x32.
-
-    Args:
-      norm: :math:`λ_{norm} \ge 0`, dimensionless.
-      batch_size: :math:`b`, examples in a batch.
-      dataset_size: :math:`B`, training examples.
-      epochs: :math:`T`, passes over the data; of the current cycle under restarts.
-
-    Returns:
-      :math:`λ`, the fraction of a weight removed per full step: a Python float for
-      static arguments.
-
-    Raises:
-      TypeError, ValueError: for a negative ``norm`` or a size that is not positive.
-
-    Examples:
-      >>> import optax_decoupled as od
-      >>> decay = od.normalized_weight_decay(0.05, batch_size=128, dataset_size=50_000, epochs=100)
-      >>> assert round(decay, 6) == 2.53e-4
-
-    References:
-      Loshchilov & Hutter, arXiv:1711.05101, appendix B.1.
-    """
-    scale = _check_norm(norm)
-    sizes = {"batch_size": batch_size, "dataset_size": dataset_size, "epochs": epochs}
-    b, B, T = (
-        _checks.check_positive(name, value, "It measures the training budget.")
-        for name, value in sizes.items()
-    )
-    return scale * (b / B / T) ** 0.5  # B·T may overflow an int32
-
-
 def normalized_weight_decay_schedule(
-    norm: Hyperparameter, first_cycle_steps: int, cycle_mult: float = 2
+    norm: Scalar, first_cycle_steps: int, cycle_mult: float = 2
 ) -> Callable[[jax.typing.ArrayLike], jax.Array]:
     r"""Normalized decay under warm restarts, :math:`λ_i = λ_{norm} / \sqrt{T_i}`.
 
@@ -179,7 +139,7 @@ def normalized_weight_decay_schedule(
       Loshchilov & Hutter, arXiv:1711.05101, appendices B.1 and B.2.
     """
     _check_cycles(first_cycle_steps, cycle_mult)
-    scale = _check_norm(norm)
+    scale = check_norm(norm)
 
     def schedule(step: jax.typing.ArrayLike) -> jax.Array:
         _, _, length = warm_restart_position(step, first_cycle_steps, cycle_mult)
@@ -189,7 +149,7 @@ def normalized_weight_decay_schedule(
 
 
 def split_schedule(
-    learning_rate_schedule: Schedule, peak: Hyperparameter
+    learning_rate_schedule: Schedule, peak: Scalar
 ) -> tuple[Any, Callable[[Any], Any]]:
     r"""Splits a learning-rate schedule into the paper's :math:`α` and :math:`η_t`.
 
@@ -222,8 +182,24 @@ def split_schedule(
     return alpha, lambda step: rate(step) / alpha
 
 
-def _check_norm(norm: Any) -> Any:
-    return _checks.check_nonnegative("norm", norm, "The paper's best are 0.025 to 0.05.")
+def product_schedule(*factors: ScalarOrSchedule | None) -> Callable[[Any], Any]:
+    """The product of schedules and constants as a schedule; None stands for 1.
+
+    A constant stays a Python number until it meets an array, which keeps its precision;
+    arrays of fewer than 32 bits, in which the product might vanish, are widened. A constant
+    0 makes the product a constant 0, so that the arithmetic can be skipped.
+    """
+
+    def schedule(count: jax.Array) -> Any:
+        if any(map(_checks.is_static_zero, factors)):
+            return 0.0
+        product: Any = 1.0
+        for factor in factors:
+            if factor is not None:
+                product = product * widen(factor(count) if callable(factor) else factor)
+        return product
+
+    return schedule
 
 
 def _check_cycles(first_cycle_steps: Any, cycle_mult: Any) -> None:

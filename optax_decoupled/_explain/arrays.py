@@ -8,8 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optax_decoupled._precision import is_narrow, widen
-from optax_decoupled._selection import is_decayable
+from optax_decoupled._dtypes import is_decayable, is_narrow, widen
 
 
 def placements(leaves: Sequence[Any]) -> tuple[list[tuple[Any, Any]], list[int]]:

@@ -22,7 +22,7 @@ import jax.core
 import numpy as np
 import optax
 
-from optax_decoupled import _selection
+from optax_decoupled import _dtypes, _paths
 from optax_decoupled._explain import report, text
 from optax_decoupled._explain.memory import MEMORABLE, Memory, measure_memory, steady_fraction
 from optax_decoupled._explain.probe import MAX_STEPS, Data, Probe, Response
@@ -93,7 +93,7 @@ def explain_weight_decay(
     """
     _check_arguments(tx, params, state, grads)
     params, state, grads = (_without_boxes(tree) for tree in (params, state, grads))
-    named = [("/".join(path), leaf) for path, leaf in _selection.named_leaves(params)[0]]
+    named = [("/".join(path), leaf) for path, leaf in _paths.named_leaves(params)[0]]
     probe, data, may_remember = make_probe(tx, params, state, grads)
     probe, data, steps, at_large = _until_moving(probe, data)
     found = _measure(probe, data, at_large, may_remember)
@@ -158,7 +158,7 @@ def _until_moving(probe: Probe, data: Data) -> tuple[Probe, Data, int, Response]
         return probe.response(data, _large(probe), _FAINT)
 
     at_large = measure(probe, data)
-    if at_large.update.any() or not any(map(_selection.is_decayable, probe.leaves)):
+    if at_large.update.any() or not any(map(_dtypes.is_decayable, probe.leaves)):
         return probe, data, 0, at_large
     once = dataclasses.replace(probe, skip=1)
     at_large = measure(once, data)
@@ -218,7 +218,7 @@ def _large(probe: Probe) -> np.ndarray:
 def _sizes(probe: Probe) -> np.ndarray:
     """The number of elements that can decay, of each leaf."""
     leaves = probe.leaves
-    return np.array([_selection.is_decayable(x) * np.prod(x.shape) for x in leaves], int)
+    return np.array([_dtypes.is_decayable(x) * np.prod(x.shape) for x in leaves], int)
 
 
 def _is_odd(probe: Probe, response: Response) -> np.ndarray:

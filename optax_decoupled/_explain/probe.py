@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from optax_decoupled._dtypes import is_decayable
 from optax_decoupled._explain import arrays, programs
-from optax_decoupled._selection import is_decayable
 
 MAX_STEPS = 100  # how far to look for an update that moves anything
 

@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from optax_decoupled._dtypes import is_decayable
 from optax_decoupled._explain import arrays, programs
 from optax_decoupled._explain.probe import Data, Probe
-from optax_decoupled._selection import is_decayable, named_leaves
+from optax_decoupled._paths import named_leaves
 
 _INJECT_HINT = (
     "A mask function under optax.inject_hyperparams is taken for a schedule, unless it is named "

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from optax_decoupled._decay import DecoupledWeightDecayState
 from optax_decoupled._explain.probe import MAX_STEPS
 from optax_decoupled._explain.report import DecayRow, half_life, smallest_change
-from optax_decoupled._selection import is_bias_or_norm
+from optax_decoupled._masks import is_bias_or_norm
 
 _MASK_CALLED = (
     "The mask function did not reach the optimizer: optax.inject_hyperparams takes every callable "

@@ -1,40 +1,25 @@
-"""Which parameters decay: masks, rules over paths, and one way to name a parameter.
+"""Which parameters decay: masks, and rules over paths.
 
-A parameter's path is the tuple of its keys as text, joined by '/' for people. It
-is the same for dicts, FrozenDicts, dataclasses, tuples and Flax NNX states,
-whose `Variable` boxes (a lone attribute `value`) leave no trace in the path. A
-mask is matched to parameters by path, so its containers may be of other types.
+A mask is matched to parameters by path, so its containers may be of other types.
 """
 
 import difflib
 import re
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Protocol
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from optax_decoupled import _checks
+from optax_decoupled import _checks, _foreign
+from optax_decoupled._dtypes import is_decayable
+from optax_decoupled._paths import is_array, listing, named_leaves, unboxed
+from optax_decoupled._types import Mask, MaskFunction, Multiplier, Path
 
-Path = tuple[str, ...]
-Multiplier = bool | float | jax.Array
-Mask = Any | Callable[[Any], Any] | None
-
-_INJECT_HINT = (
-    "If it came through optax.inject_hyperparams, which takes every callable for a "
-    'schedule, pass static_args=("mask",) to it.'
-)
 _NORM = re.compile(r"norm(?!al(?!iz))|(^|_)(bn|ln|gn|rms)\d*($|_)", re.IGNORECASE)
 _UNDECAYED = {"bias", "scale"}
 # Of optax.contrib.split_real_and_imaginary.
 _COMPLEX_PARTS = {"real", "imaginary"}
-
-
-class MaskFunction(Protocol):
-    """A function from parameters to a tree of multipliers of their structure."""
-
-    def __call__(self, params: Any, /) -> Any: ...
 
 
 def decay_rules(*rules: tuple[str, float], default: float | None = None) -> MaskFunction:
@@ -87,7 +72,7 @@ def decay_rules(*rules: tuple[str, float], default: float | None = None) -> Mask
             _refuse_unused(compiled, used, paths, ["/".join(path) for path in empty])
         if missed:
             raise ValueError(
-                f"No decay rule matches {_listing(missed)}. Every parameter must match a "
+                f"No decay rule matches {listing(missed)}. Every parameter must match a "
                 'rule: add one, end with (".*", 0.0), or pass default=0.0.'
             )
         return jax.tree.unflatten(treedef, chosen)
@@ -121,7 +106,7 @@ def decay_mask(params: Any) -> Any:
     """
 
     def is_norm_module(node: Any) -> bool:
-        children = () if _is_array(node) else jax.tree.structure(node).children()
+        children = () if is_array(node) else jax.tree.structure(node).children()
         innermost = all(child.num_nodes == 1 for child in children)
         return innermost and _NORM.search(type(node).__name__) is not None
 
@@ -144,23 +129,6 @@ def is_bias_or_norm(path: Path) -> bool:
     words = re.split(r"[^a-zA-Z]+", path[-1].lower())
     module = next((name for name in path[-2::-1] if not name.isdigit()), "")
     return any(map(_NORM.search, (path[-1], module))) or not _UNDECAYED.isdisjoint(words)
-
-
-def is_decayable(leaf: Any) -> bool:
-    """Floating and complex leaves decay; integers, bools and float0 are left alone."""
-    return jnp.issubdtype(jax.dtypes.result_type(leaf), jnp.inexact)
-
-
-def named_leaves(tree: Any) -> tuple[list[tuple[Path, Any]], list[Path]]:
-    """The leaves of a tree with their paths, and the paths of its empty nodes.
-
-    Empty nodes are None, ``optax.MaskedNode`` and containers without children.
-    """
-    flat, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=_is_empty)
-    paths = unboxed([key_path for key_path, _ in flat])
-    nodes = list(zip(paths, (node for _, node in flat), strict=True))
-    leaves = [(path, node) for path, node in nodes if not _is_empty(node)]
-    return leaves, [path for path, node in nodes if _is_empty(node)]
 
 
 def leaf_multipliers(mask: Mask, params: Any) -> list[Multiplier]:
@@ -199,7 +167,8 @@ def _mask_entries(tree: Any, params: Any) -> dict[Path, Any]:
         raise ValueError(
             f"mask is {tree!r}, a single {type(tree).__name__} for the whole parameter tree. "
             "It must be a tree (or prefix) of bools or multipliers shaped like the parameters, "
-            f"or a function from the parameters to one; None decays everything. {_INJECT_HINT}"
+            "or a function from the parameters to one; None decays everything. "
+            f"{_foreign.INJECT_HINT}"
         )
     flat, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda x: x is None)
     return dict(zip(unboxed([key_path for key_path, _ in flat]), (v for _, v in flat), strict=True))
@@ -227,9 +196,9 @@ def _check_multiplier(name: str, value: Any) -> Multiplier:
 def _mismatch(uncovered: Sequence[str], unused: Sequence[str]) -> str:
     parts = ["mask does not have the structure of the parameters (or a prefix of it)."]
     if uncovered:
-        parts.append(f"It says nothing about the parameters {_listing(uncovered)}.")
+        parts.append(f"It says nothing about the parameters {listing(uncovered)}.")
     if unused:
-        parts.append(f"It has entries that are no parameters: {_listing(unused)}.")
+        parts.append(f"It has entries that are no parameters: {listing(unused)}.")
     parts.append("Build it with jax.tree.map over the parameters, or use decay_rules.")
     return " ".join(parts)
 
@@ -286,12 +255,12 @@ def _refuse_unused(
     if list(paths) == [""]:
         raise ValueError(
             f"decay_rules got a single array for the whole parameter tree, so {pattern!r} matches "
-            f"nothing. {_INJECT_HINT}"
+            f"nothing. {_foreign.INJECT_HINT}"
         )
-    hidden = f" What lies below {_listing(empty)} cannot be seen here." if empty else ""
+    hidden = f" What lies below {listing(empty)} cannot be seen here." if empty else ""
     raise ValueError(
         f"decay rule pattern {pattern!r} matches no parameter. It must match a whole path; the "
-        f"closest of {len(paths)} are {_listing(close)}.{hidden} Mend or drop the rule."
+        f"closest of {len(paths)} are {listing(close)}.{hidden} Mend or drop the rule."
     )
 
 
@@ -307,50 +276,7 @@ def _may_match_below(pattern: re.Pattern[str], empty: Sequence[str], paths: Sequ
     return any(pattern.fullmatch(f"{node}/{tail}") for node in empty for tail in tails)
 
 
-def _listing(paths: Sequence[str], limit: int = 5) -> str:
-    more = f" and {len(paths) - limit} more" if len(paths) > limit else ""
-    return ", ".join(map(repr, paths[:limit])) + more
-
-
 def _is_function(mask: Any) -> bool:
     """A function of the parameters, and no module of bools that happens to be callable."""
     is_leaf = jax.tree_util.treedef_is_leaf(jax.tree.structure(mask))
     return callable(mask) and (is_leaf or isinstance(mask, jax.tree_util.Partial))
-
-
-def _is_array(node: Any) -> bool:
-    return isinstance(node, jax.Array | np.ndarray)
-
-
-def _is_empty(node: Any) -> bool:
-    if _is_array(node):
-        return False
-    structure = jax.tree.structure(node)
-    return structure.num_leaves == 0 and structure.num_nodes == 1
-
-
-def unboxed(key_paths: Sequence[tuple[Any, ...]]) -> list[Path]:
-    """Key paths as text, without the `value` attribute of boxes such as nnx.Variable.
-
-    A box is a node whose only child is an attribute named `value`.
-    """
-    children: dict[tuple[Any, ...], int] = {}
-    for keys in key_paths:
-        children[keys[:-1]] = children.get(keys[:-1], 0) + 1
-    paths = []
-    for keys in key_paths:
-        boxed = (
-            len(keys) > 1
-            and isinstance(keys[-1], jax.tree_util.GetAttrKey)
-            and keys[-1].name == "value"
-            and children[keys[:-1]] == 1
-        )
-        paths.append(tuple(map(_key_name, keys[:-1] if boxed else keys)))
-    return paths
-
-
-def _key_name(key: Any) -> str:
-    for attribute in ("key", "name", "idx"):
-        if hasattr(key, attribute):
-            return str(getattr(key, attribute))
-    return str(key)

@@ -1,4 +1,4 @@
-"""Optimizer states across devices and across optimizers."""
+"""The state of one optimizer, carried into another."""
 
 from typing import Any
 
@@ -6,71 +6,13 @@ import jax
 import jax.core
 import jax.numpy as jnp
 import optax
-from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
-from optax_decoupled import _checks, _selection
-
-# Fields of Optax states that count steps. All of a state's counters agree,
-_COUNTERS = frozenset({"count", "gradient_step"})
-# but for those of states that start theirs anew: they are carried like moments.
-_RECOUNTING = frozenset({"ReduceLROnPlateauState", "ApplyEvery"})
-# Fields that belong to an optimizer rather than to a run: the target's own are kept.
-_OWN = frozenset({"decay_rate", "hyperparams", "hyperparams_states"})
-# Fields of optax.MultiSteps that mean nothing between two of its steps.
-_ACCUMULATION = frozenset({"mini_step", "acc_grads", "skip_state"})
-# Fields that hold the state of an inner transform.
-_CONTAINERS = frozenset({"inner_state", "inner_states", "inner_opt_state"})
+from optax_decoupled import _checks, _foreign
+from optax_decoupled._paths import unboxed
+from optax_decoupled._types import Path
 
 _Keys = tuple[Any, ...]
-_Field = tuple[str, _selection.Path]
-
-
-def opt_state_shardings(tx: optax.GradientTransformation, params: Any) -> Any:
-    """Shardings for an optimizer state: moments like their parameters, the rest replicated.
-
-    ``jax.jit(tx.init)(params)`` may leave the moments on one device, because they are
-    zeros that depend on no sharded value. Say where they belong instead::
-
-        init = jax.jit(tx.init, out_shardings=opt_state_shardings(tx, params))
-
-    Args:
-      tx: an Optax transformation whose ``init`` can be traced (not :func:`optax.lbfgs`,
-        whose line search :func:`optax.tree.map_params` cannot follow).
-      params: the parameters, or :class:`jax.ShapeDtypeStruct` for them, each with a
-        ``sharding``.
-
-    Returns:
-      A tree of :class:`jax.sharding.Sharding` of the structure of ``tx.init(params)``.
-      A leaf that has its parameter's shape has its sharding; every other is replicated
-      over the same mesh.
-
-    Raises:
-      ValueError: for a parameter without a sharding, or parameters on several meshes.
-
-    Examples:
-      >>> import jax, jax.numpy as jnp, optax_decoupled as od
-      >>> mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-      >>> sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
-      >>> params = {"w": jax.ShapeDtypeStruct((8,), jnp.float32, sharding=sharding)}
-      >>> shardings = od.opt_state_shardings(od.adamw(1e-3, 1e-4), params)
-      >>> assert shardings[0].mu["w"] == shardings[0].nu["w"] == sharding
-      >>> assert shardings[0].count.spec == jax.sharding.PartitionSpec()
-    """
-    replicated = _replicated(params)
-
-    def like_param(leaf: Any, param: Any) -> Any:
-        if isinstance(leaf, optax.MaskedNode):
-            return leaf
-        return param.sharding if leaf.shape == param.shape else replicated
-
-    return optax.tree.map_params(
-        tx,
-        like_param,
-        jax.eval_shape(tx.init, params),
-        params,
-        transform_non_params=lambda _: replicated,
-        is_leaf=lambda node: isinstance(node, optax.MaskedNode),
-    )
+_Field = tuple[str, Path]
 
 
 def migrate_opt_state(
@@ -141,28 +83,6 @@ def migrate_opt_state(
     return _filled(target, old, count)
 
 
-def _replicated(params: Any) -> Sharding:
-    leaves, _ = _selection.named_leaves(params)
-    for path, leaf in leaves:
-        if getattr(leaf, "sharding", None) is None:
-            raise ValueError(
-                f"params at {'/'.join(path)!r} has no sharding. Pass placed arrays, or "
-                "jax.eval_shape of an init function jitted with out_shardings, or "
-                "jax.ShapeDtypeStruct(shape, dtype, sharding=...)."
-            )
-    shardings = {leaf.sharding for _, leaf in leaves}
-    if shardings and all(isinstance(s, NamedSharding) for s in shardings):
-        meshes = {s.mesh for s in shardings}
-        if len(meshes) == 1:
-            return NamedSharding(meshes.pop(), PartitionSpec())
-    elif len(shardings) == 1:
-        return shardings.pop()
-    raise ValueError(
-        f"params lie on different meshes or devices: {shardings}. "
-        "Scalars must be replicated over one mesh: place all parameters on it."
-    )
-
-
 def _fields(state: Any) -> dict[_Field, Any]:
     """A state's leaves by the name of their field and the path below it.
 
@@ -184,8 +104,8 @@ def _fields(state: Any) -> dict[_Field, Any]:
 def _leaves(state: Any) -> list[tuple[_Keys, _Field, Any]]:
     """The leaves of a state in order, each with its keys and its field."""
     flat, _ = jax.tree_util.tree_flatten_with_path(state)
-    paths = _selection.unboxed([keys for keys, _ in flat])
-    recounting = _keys_of(state, _RECOUNTING)
+    paths = unboxed([keys for keys, _ in flat])
+    recounting = _keys_of(state, _foreign.RECOUNTING)
     return [
         (keys, _field(keys, path, recounting), leaf)
         for (keys, leaf), path in zip(flat, paths, strict=True)
@@ -199,34 +119,34 @@ def _keys_of(state: Any, types: frozenset[str]) -> dict[_Keys, str]:
     return {keys: type(node).__name__ for keys, node in flat if is_named(node)}
 
 
-def _field(keys: _Keys, path: _selection.Path, recounting: dict[_Keys, str]) -> _Field:
+def _field(keys: _Keys, path: Path, recounting: dict[_Keys, str]) -> _Field:
     for i, key in enumerate(keys):
         if keys[:i] in recounting:
             return recounting[keys[:i]], path[i:]
-        if isinstance(key, jax.tree_util.GetAttrKey) and key.name not in _CONTAINERS:
-            repeated = key.name in _COUNTERS | _OWN
+        if isinstance(key, jax.tree_util.GetAttrKey) and key.name not in _foreign.CONTAINERS:
+            repeated = key.name in _foreign.COUNTERS | _foreign.OWN
             return path[i], path if repeated else path[i + 1 :]
     return "", path
 
 
 def _is_counter(field: _Field) -> bool:
     name, path = field
-    return name in _COUNTERS or (name == "hyperparams_states" and path[-1:] == ("count",))
+    return name in _foreign.COUNTERS or (name == "hyperparams_states" and path[-1:] == ("count",))
 
 
 def _is_carried(field: _Field) -> bool:
     """Neither a counter, which is set, nor an optimizer's own, which is kept."""
-    return not _is_counter(field) and field[0] not in _OWN
+    return not _is_counter(field) and field[0] not in _foreign.OWN
 
 
 def _problems(old: dict[_Field, Any], new: dict[_Field, Any]) -> list[str]:
     """What stands in the way of a migration, one phrase each."""
     between_steps = _number(old.get(("mini_step", ()), 0)) == 0
-    spare = _ACCUMULATION if between_steps else frozenset()
+    spare = _foreign.ACCUMULATION if between_steps else frozenset()
     missing = [
         f"it lacks {_text(field)}"
         for field in sorted(new.keys() - old.keys())
-        if _is_carried(field) and field[0] not in _ACCUMULATION
+        if _is_carried(field) and field[0] not in _foreign.ACCUMULATION
     ]
     foreign = [
         f"the new optimizer has no {_text(field)}"

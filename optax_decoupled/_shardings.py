@@ -1,0 +1,79 @@
+"""Where the parts of an optimizer's state lie, on many devices."""
+
+from typing import Any
+
+import jax
+import optax
+from jax.sharding import NamedSharding, PartitionSpec, Sharding
+
+from optax_decoupled._paths import named_leaves
+
+
+def opt_state_shardings(tx: optax.GradientTransformation, params: Any) -> Any:
+    """Shardings for an optimizer state: moments like their parameters, the rest replicated.
+
+    ``jax.jit(tx.init)(params)`` may leave the moments on one device, because they are
+    zeros that depend on no sharded value. Say where they belong instead::
+
+        init = jax.jit(tx.init, out_shardings=opt_state_shardings(tx, params))
+
+    Args:
+      tx: an Optax transformation whose ``init`` can be traced (not :func:`optax.lbfgs`,
+        whose line search :func:`optax.tree.map_params` cannot follow).
+      params: the parameters, or :class:`jax.ShapeDtypeStruct` for them, each with a
+        ``sharding``.
+
+    Returns:
+      A tree of :class:`jax.sharding.Sharding` of the structure of ``tx.init(params)``.
+      A leaf that has its parameter's shape has its sharding; every other is replicated
+      over the same mesh.
+
+    Raises:
+      ValueError: for a parameter without a sharding, or parameters on several meshes.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp, optax_decoupled as od
+      >>> mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+      >>> sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+      >>> params = {"w": jax.ShapeDtypeStruct((8,), jnp.float32, sharding=sharding)}
+      >>> shardings = od.opt_state_shardings(od.adamw(1e-3, 1e-4), params)
+      >>> assert shardings[0].mu["w"] == shardings[0].nu["w"] == sharding
+      >>> assert shardings[0].count.spec == jax.sharding.PartitionSpec()
+    """
+    replicated = _replicated(params)
+
+    def like_param(leaf: Any, param: Any) -> Any:
+        if isinstance(leaf, optax.MaskedNode):
+            return leaf
+        return param.sharding if leaf.shape == param.shape else replicated
+
+    return optax.tree.map_params(
+        tx,
+        like_param,
+        jax.eval_shape(tx.init, params),
+        params,
+        transform_non_params=lambda _: replicated,
+        is_leaf=lambda node: isinstance(node, optax.MaskedNode),
+    )
+
+
+def _replicated(params: Any) -> Sharding:
+    leaves, _ = named_leaves(params)
+    for path, leaf in leaves:
+        if getattr(leaf, "sharding", None) is None:
+            raise ValueError(
+                f"params at {'/'.join(path)!r} has no sharding. Pass placed arrays, or "
+                "jax.eval_shape of an init function jitted with out_shardings, or "
+                "jax.ShapeDtypeStruct(shape, dtype, sharding=...)."
+            )
+    shardings = {leaf.sharding for _, leaf in leaves}
+    if shardings and all(isinstance(s, NamedSharding) for s in shardings):
+        meshes = {s.mesh for s in shardings}
+        if len(meshes) == 1:
+            return NamedSharding(meshes.pop(), PartitionSpec())
+    elif len(shardings) == 1:
+        return shardings.pop()
+    raise ValueError(
+        f"params lie on different meshes or devices: {shardings}. "
+        "Scalars must be replicated over one mesh: place all parameters on it."
+    )
