@@ -12,18 +12,15 @@ from optax_decoupled._convert import (
 from optax_decoupled._decay import (
     DecoupledWeightDecayState,
     add_decoupled_weight_decay,
-    l2_to_grad,
-    scale_adjusted_l2_to_grad,
 )
+from optax_decoupled._decouple import decouple
 from optax_decoupled._explain import DecayReport, DecayRow, explain_weight_decay
+from optax_decoupled._l2 import adam_l2, l2_to_grad, scale_adjusted_l2_to_grad, sgd_l2
 from optax_decoupled._masks import decay_mask, decay_rules
 from optax_decoupled._migrate import migrate_opt_state
 from optax_decoupled._optimizers import (
-    adam_l2,
     adamw,
     adamwr,
-    decouple,
-    sgd_l2,
     sgdw,
     sgdwr,
 )

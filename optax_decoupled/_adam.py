@@ -11,7 +11,7 @@ import optax
 from optax_decoupled import _checks
 from optax_decoupled._dtypes import cast_like, in_float32, is_narrow
 from optax_decoupled._rounding import cast_first_moment
-from optax_decoupled._types import Scalar
+from optax_decoupled._types import Leaf, Scalar
 
 
 def scale_by_adam(
@@ -72,19 +72,19 @@ def scale_by_adam(
         _checks.check_nonnegative(name, value, "It keeps the denominator from zero, e.g. 1e-8.")
     _checks.check_flag("nesterov", nesterov)
 
-    def store(state: Any) -> optax.ScaleByAdamState:
+    def store(state: optax.ScaleByAdamState) -> optax.ScaleByAdamState:
         mu = jax.tree.map(lambda m: _stored_moment(m, mu_dtype), state.mu)
         nu = jax.tree.map(lambda v: _stored_square(v, nu_dtype), state.nu)
         return state._replace(mu=mu, nu=nu)
 
-    def narrow(new: Any, old: Any) -> optax.ScaleByAdamState:
+    def narrow(new: optax.ScaleByAdamState, old: optax.ScaleByAdamState) -> optax.ScaleByAdamState:
         return new._replace(mu=cast_first_moment(new.mu, old.mu), nu=cast_like(new.nu, old.nu))
 
     stock = optax.scale_by_adam(b1, b2, eps, eps_root, nesterov=nesterov)
     return in_float32(stock, narrow, store)
 
 
-def _stored_moment(m: Any, dtype: jax.typing.DTypeLike | None) -> Any:
+def _stored_moment(m: Leaf, dtype: jax.typing.DTypeLike | None) -> Any:
     if dtype is None:
         return m
     if jnp.iscomplexobj(m) and not jnp.issubdtype(dtype, jnp.complexfloating):
@@ -95,7 +95,7 @@ def _stored_moment(m: Any, dtype: jax.typing.DTypeLike | None) -> Any:
     return m.astype(dtype)
 
 
-def _stored_square(v: Any, dtype: jax.typing.DTypeLike | None) -> Any:
+def _stored_square(v: Leaf, dtype: jax.typing.DTypeLike | None) -> Any:
     if dtype is None:
         return v.astype(jnp.float32) if is_narrow(v) else v
     return jnp.real(v).astype(dtype)

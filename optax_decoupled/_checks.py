@@ -1,40 +1,53 @@
 """Argument checks: every message names the argument, its value, the rule and the way out.
 
-Only static Python and NumPy numbers are checked, when the object is built. A
-traced or device value is never inspected: that would block or break under jit.
+What is checked is what is known when the object is built. A tracer is never inspected, nor
+is an array on a device, but for a weight decay, whose unit people mistake.
 """
 
 import math
 import sys
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import TypeGuard, TypeVar
 
+import jax
+import jax.core
 import numpy as np
 
-# From here on a static decay looks like PyTorch's: its default is 0.01, while the
-# paper's best values for a whole training run lie between 1e-5 and 1e-3.
+T = TypeVar("T")
+
+# From here on a decay looks like PyTorch's: its default is 0.01, while the paper's best
+# values for a whole training run lie between 1e-5 and 1e-3.
 PYTORCH_SCALE = 0.01
 
 
-def is_static(value: Any) -> bool:
+def is_static(value: object) -> TypeGuard[float]:
     """True for numbers known before tracing: Python's and NumPy's."""
     return isinstance(value, int | float | complex | np.generic) or (
         isinstance(value, np.ndarray) and value.ndim == 0
     )
 
 
-def is_static_zero(value: Any) -> bool:
+def is_static_zero(value: object) -> bool:
     return is_static(value) and bool(value == 0)
 
 
-def check_number(
-    name: str, value: Any, rule: str, holds: Callable[[float], bool], way_out: str
-) -> Any:
+def is_known(value: object) -> bool:
+    """True also for a scalar on a device, as inject_hyperparams makes it of a number."""
+    if isinstance(value, jax.Array) and not isinstance(value, jax.core.Tracer):
+        return value.shape == () and value.is_fully_addressable
+    return is_static(value)
+
+
+def check_number(name: str, value: T, rule: str, holds: Callable[[float], bool], way_out: str) -> T:
     """Returns value; refuses what is no scalar and static numbers that break the rule."""
     if isinstance(value, bool | np.bool_):
         raise TypeError(f"{name}={value!r} is a bool; it must be {rule}. {way_out}")
-    if not is_static(value):
+    number: object = value  # a copy for the type checker to narrow
+    if is_static(number):
+        if np.iscomplexobj(number) or not holds(float(number)):
+            raise ValueError(f"{name}={value!r} is not allowed: it must be {rule}. {way_out}")
+    else:
         shape = getattr(value, "shape", None)
         if shape is None:
             kind = type(value).__name__
@@ -44,26 +57,26 @@ def check_number(
                 f"{name} has shape {shape}; it must be a scalar, {rule}. "
                 "For several values at once, wrap the whole optimizer in jax.vmap."
             )
-        return value
-    number = np.asarray(value)
-    if np.iscomplexobj(number) or not holds(float(number)):
-        raise ValueError(f"{name}={value!r} is not allowed: it must be {rule}. {way_out}")
     return value
 
 
-def check_nonnegative(name: str, value: Any, way_out: str) -> Any:
+def check_nonnegative(name: str, value: T, way_out: str) -> T:
     return check_number(name, value, "a finite number >= 0", lambda x: 0.0 <= x < math.inf, way_out)
 
 
-def check_positive(name: str, value: Any, way_out: str) -> Any:
+def check_positive(name: str, value: T, way_out: str) -> T:
     return check_number(name, value, "a finite number > 0", lambda x: 0.0 < x < math.inf, way_out)
 
 
-def check_fraction(name: str, value: Any, way_out: str) -> Any:
+def check_fraction(name: str, value: T, way_out: str) -> T:
     return check_number(name, value, "a number in [0, 1)", lambda x: 0.0 <= x < 1.0, way_out)
 
 
-def check_whole(name: str, value: Any, way_out: str) -> None:
+def check_at_least_1(name: str, value: T, way_out: str) -> T:
+    return check_number(name, value, "a finite number >= 1", lambda x: 1.0 <= x < math.inf, way_out)
+
+
+def check_whole(name: str, value: object, way_out: str) -> None:
     """Requires a static integer >= 1 that fits Optax's int32 step counter."""
     if not is_static(value):
         raise TypeError(
@@ -80,7 +93,7 @@ def check_whole(name: str, value: Any, way_out: str) -> None:
     )
 
 
-def check_learning_rate(learning_rate: Any) -> None:
+def check_learning_rate(learning_rate: object) -> None:
     if not callable(learning_rate):
         check_nonnegative(
             "learning_rate",
@@ -90,48 +103,76 @@ def check_learning_rate(learning_rate: Any) -> None:
         )
 
 
-def check_schedule(name: str, schedule: Any) -> None:
+def check_schedule(name: str, schedule: object) -> None:
     if schedule is not None and not callable(schedule):
         check_nonnegative(
             name, schedule, "Pass a schedule (step -> multiplier), a number, or None for 1."
         )
 
 
-def check_weight_decay(weight_decay: Any, learning_rate: Any = None) -> None:
-    """Validates a decay and warns where it looks like PyTorch's λ/α."""
+def check_weight_decay(
+    weight_decay: object, learning_rate: object = None, peak: float | None = None
+) -> None:
+    """Validates a decay and warns where it looks like PyTorch's λ/α.
+
+    Args:
+      weight_decay: the argument; a schedule is let through.
+      learning_rate: if it is known, the warning has the converted value.
+      peak: the greatest multiplier that it meets, if that is known; else 1.
+    """
     if callable(weight_decay):
         return
-    check_nonnegative(
+    known = is_known(weight_decay)
+    check_number(
         "weight_decay",
-        weight_decay,
-        "It is the fraction of each weight removed per step, e.g. 1e-4, "
-        "or a schedule (step -> fraction).",
+        np.asarray(weight_decay)[()]
+        if isinstance(weight_decay, jax.Array) and known
+        else weight_decay,
+        "a number >= 0 and <= 1",
+        lambda x: 0.0 <= x <= 1.0,
+        "It is the fraction of each weight removed per step, e.g. 1e-4, or a schedule "
+        "(step -> fraction); more than 1 would change the sign of every weight. For a value of "
+        "PyTorch or Optax see weight_decay_from_pytorch.",
     )
-    if not is_static(weight_decay) or float(weight_decay) < PYTORCH_SCALE:
+    if not is_static(weight_decay):
         return
-    if is_static(learning_rate) and float(learning_rate) < 1.0:
+    removed = float(weight_decay) * (1.0 if peak is None else peak)
+    if removed >= PYTORCH_SCALE:
+        warn(
+            f"weight_decay={weight_decay} removes {removed:.3g} of each weight at "
+            "every full step. It looks like a PyTorch or Optax value, which is multiplied by "
+            "the learning rate; here it is not. The same decay is "
+            f"{_conversion(weight_decay, learning_rate)}."
+        )
+
+
+def _conversion(weight_decay: object, learning_rate: object) -> str:
+    if is_static(weight_decay) and is_static(learning_rate) and float(learning_rate) < 1.0:
         converted = float(weight_decay) * float(learning_rate)
-        way_out = f"weight_decay_from_pytorch({weight_decay}, {learning_rate}) = {converted:.3g}"
-    else:
-        way_out = "weight_decay_from_pytorch(weight_decay, learning_rate)"
-    warnings.warn(
-        f"weight_decay={weight_decay} removes {float(weight_decay):.3g} of each weight at "
-        "every full step. It looks like a PyTorch or Optax value, which is multiplied by "
-        f"the learning rate; here it is not. The same decay is {way_out}.",
-        UserWarning,
-        stacklevel=_caller_depth(),
-    )
+        return f"weight_decay_from_pytorch({weight_decay}, {learning_rate}) = {converted:.3g}"
+    return "weight_decay_from_pytorch(weight_decay, learning_rate)"
 
 
-def check_flag(name: str, value: Any) -> None:
+def check_flag(name: str, value: object) -> None:
     if not isinstance(value, bool | np.bool_):
         raise TypeError(f"{name}={value!r} must be True or False, known before tracing.")
 
 
+def warn(text: str) -> None:
+    """Warns at the line of the user's that led here."""
+    warnings.warn(text, UserWarning, stacklevel=_caller_depth())
+
+
 def _caller_depth() -> int:
-    """The stacklevel (for `_caller_depth`'s caller) of the first frame outside this package."""
+    """The stacklevel (for `_caller_depth`'s caller) of the first frame that is the user's."""
     depth, frame = 1, sys._getframe(1)
-    package = __name__.partition(".")[0]
-    while frame is not None and frame.f_globals.get("__name__", "").startswith(package):
+    while frame is not None and _package(frame.f_globals.get("__name__", "")) in _OURS:
         depth, frame = depth + 1, frame.f_back
     return depth
+
+
+def _package(module: str) -> str:
+    return module.partition(".")[0]
+
+
+_OURS = {_package(__name__), "optax"}  # whose inject_hyperparams calls our functions

@@ -173,21 +173,15 @@ def weight_decay_from_timescale(steps: Scalar) -> Any:
       Wang & Aitchison, How to set AdamW's weight decay as you scale model and dataset
       size, arXiv:2405.13698.
     """
-    tau = _checks.check_number(
-        "steps",
-        steps,
-        "a finite number >= 1",
-        lambda x: 1.0 <= x < float("inf"),
-        "It is a timescale in optimizer steps.",
-    )
+    tau = _checks.check_at_least_1("steps", steps, "It is a timescale in optimizer steps.")
     return 1.0 / tau
 
 
-def check_norm(norm: Any) -> Any:
+def check_norm(norm: Scalar) -> Any:
     return _checks.check_nonnegative("norm", norm, "The paper's best are 0.025 to 0.05.")
 
 
-def _checked(weight_decay: Any, learning_rate: Any) -> tuple[Any, Any]:
+def _checked(weight_decay: Scalar, learning_rate: Scalar) -> tuple[Any, Any]:
     return (
         _checks.check_nonnegative("weight_decay", weight_decay, "It must not add weight."),
         _checks.check_positive("learning_rate", learning_rate, "Use the schedule's peak rate."),

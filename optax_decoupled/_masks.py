@@ -10,11 +10,12 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
 
 from optax_decoupled import _checks, _foreign
 from optax_decoupled._dtypes import is_decayable
 from optax_decoupled._paths import is_array, listing, named_leaves, unboxed
-from optax_decoupled._types import Mask, MaskFunction, Multiplier, Path
+from optax_decoupled._types import Mask, MaskFunction, Multiplier, Path, PyTree
 
 _NORM = re.compile(r"norm(?!al(?!iz))|(^|_)(bn|ln|gn|rms)\d*($|_)", re.IGNORECASE)
 _UNDECAYED = {"bias", "scale"}
@@ -55,7 +56,7 @@ def decay_rules(*rules: tuple[str, float], default: float | None = None) -> Mask
             'decay_rules() got no rule; pass at least one (pattern, multiplier), e.g. (".*", 1.0).'
         )
 
-    def mask(params: Any, /) -> Any:
+    def mask(params: optax.Params, /) -> Any:
         leaves, empty = named_leaves(params)
         treedef = jax.tree.structure(params)
         paths = ["/".join(path) for path, _ in leaves]
@@ -80,7 +81,7 @@ def decay_rules(*rules: tuple[str, float], default: float | None = None) -> Mask
     return mask
 
 
-def decay_mask(params: Any) -> Any:
+def decay_mask(params: optax.Params) -> Any:
     """The usual selection, by name: everything but biases, scales and norm layers.
 
     No decay for a parameter whose name contains the word ``bias`` or ``scale``, nor for
@@ -105,7 +106,7 @@ def decay_mask(params: Any) -> Any:
       ...                 "LayerNorm_0": {"scale": False}}
     """
 
-    def is_norm_module(node: Any) -> bool:
+    def is_norm_module(node: PyTree) -> bool:
         children = () if is_array(node) else jax.tree.structure(node).children()
         innermost = all(child.num_nodes == 1 for child in children)
         return innermost and _NORM.search(type(node).__name__) is not None
@@ -131,7 +132,7 @@ def is_bias_or_norm(path: Path) -> bool:
     return any(map(_NORM.search, (path[-1], module))) or not _UNDECAYED.isdisjoint(words)
 
 
-def leaf_multipliers(mask: Mask, params: Any) -> list[Multiplier]:
+def leaf_multipliers(mask: Mask, params: optax.Params) -> list[Multiplier]:
     """Evaluates a mask on params: one multiplier for each of ``jax.tree.leaves(params)``.
 
     A static 0 comes back as False and a static 1 as True, so that callers can skip
@@ -159,7 +160,7 @@ def leaf_multipliers(mask: Mask, params: Any) -> list[Multiplier]:
     return multipliers
 
 
-def _mask_entries(tree: Any, params: Any) -> dict[Path, Any]:
+def _mask_entries(tree: PyTree, params: optax.Params) -> dict[Path, Any]:
     """The mask's values by path; None counts as a value, so that it can be refused."""
     bare = jax.tree_util.treedef_is_leaf(jax.tree.structure(tree))
     bare_params = jax.tree_util.treedef_is_leaf(jax.tree.structure(params))
@@ -174,7 +175,7 @@ def _mask_entries(tree: Any, params: Any) -> dict[Path, Any]:
     return dict(zip(unboxed([key_path for key_path, _ in flat]), (v for _, v in flat), strict=True))
 
 
-def _check_multiplier(name: str, value: Any) -> Multiplier:
+def _check_multiplier(name: str, value: object) -> Multiplier:
     if isinstance(value, bool | np.bool_):
         return bool(value)
     if isinstance(value, jax.Array):
@@ -216,7 +217,7 @@ def foreign_entries(entries: Iterable[Path], used: set[Path], empty: Sequence[Pa
     ]
 
 
-def _compile_rule(rule: Any) -> tuple[re.Pattern[str], float]:
+def _compile_rule(rule: object) -> tuple[re.Pattern[str], float]:
     if not (isinstance(rule, tuple | list) and len(rule) == 2 and isinstance(rule[0], str)):
         raise TypeError(
             f"decay rule {rule!r} must be a pair (pattern, multiplier), e.g. ('.*/kernel', 1.0)."
@@ -276,7 +277,7 @@ def _may_match_below(pattern: re.Pattern[str], empty: Sequence[str], paths: Sequ
     return any(pattern.fullmatch(f"{node}/{tail}") for node in empty for tail in tails)
 
 
-def _is_function(mask: Any) -> bool:
+def _is_function(mask: Mask) -> bool:
     """A function of the parameters, and no module of bools that happens to be callable."""
     is_leaf = jax.tree_util.treedef_is_leaf(jax.tree.structure(mask))
     return callable(mask) and (is_leaf or isinstance(mask, jax.tree_util.Partial))

@@ -9,14 +9,18 @@ import optax
 
 from optax_decoupled import _checks, _foreign
 from optax_decoupled._paths import unboxed
-from optax_decoupled._types import Path
+from optax_decoupled._types import Leaf, Path, PyTree, Scalar
 
 _Keys = tuple[Any, ...]
 _Field = tuple[str, Path]
 
 
 def migrate_opt_state(
-    opt_state: Any, tx: optax.GradientTransformation, params: Any, *, count: int | None = None
+    opt_state: PyTree,
+    tx: optax.GradientTransformation,
+    params: optax.Params,
+    *,
+    count: int | None = None,
 ) -> Any:
     """Carries the moments and counts of one optimizer's state into another's.
 
@@ -83,7 +87,7 @@ def migrate_opt_state(
     return _filled(target, old, count)
 
 
-def _fields(state: Any) -> dict[_Field, Any]:
+def _fields(state: optax.OptState) -> dict[_Field, Any]:
     """A state's leaves by the name of their field and the path below it.
 
     Fields that hold the state of an inner transform are passed through, so that the same
@@ -101,7 +105,7 @@ def _fields(state: Any) -> dict[_Field, Any]:
     return fields
 
 
-def _leaves(state: Any) -> list[tuple[_Keys, _Field, Any]]:
+def _leaves(state: optax.OptState) -> list[tuple[_Keys, _Field, Any]]:
     """The leaves of a state in order, each with its keys and its field."""
     flat, _ = jax.tree_util.tree_flatten_with_path(state)
     paths = unboxed([keys for keys, _ in flat])
@@ -112,7 +116,7 @@ def _leaves(state: Any) -> list[tuple[_Keys, _Field, Any]]:
     ]
 
 
-def _keys_of(state: Any, types: frozenset[str]) -> dict[_Keys, str]:
+def _keys_of(state: optax.OptState, types: frozenset[str]) -> dict[_Keys, str]:
     """Where in a state the nodes of these types are, and which they are."""
     is_named = lambda node: type(node).__name__ in types
     flat, _ = jax.tree_util.tree_flatten_with_path(state, is_leaf=is_named)
@@ -157,7 +161,7 @@ def _problems(old: dict[_Field, Any], new: dict[_Field, Any]) -> list[str]:
     return missing + foreign + [p for f in shared for p in _mismatch(f, old[f], new[f])]
 
 
-def _mismatch(field: _Field, old: Any, new: Any) -> list[str]:
+def _mismatch(field: _Field, old: PyTree, new: PyTree) -> list[str]:
     if jnp.shape(old) != jnp.shape(new):
         return [f"{_text(field)} has shape {jnp.shape(old)}, not {jnp.shape(new)}"]
     if not _holds(new.dtype, old.dtype):
@@ -165,7 +169,7 @@ def _mismatch(field: _Field, old: Any, new: Any) -> list[str]:
     return []
 
 
-def _holds(new: Any, old: Any) -> bool:
+def _holds(new: PyTree, old: PyTree) -> bool:
     """Whether one dtype can represent all that another can. Random keys are of their own."""
     if any(jnp.issubdtype(dtype, jax.dtypes.extended) for dtype in (new, old)):
         return new == old
@@ -176,12 +180,12 @@ def _holds(new: Any, old: Any) -> bool:
         return jnp.promote_types(old, new) == new
 
 
-def _number(x: Any) -> int | None:
+def _number(x: Leaf) -> int | None:
     """The value of a scalar; None if it is not known, or there are several."""
     return None if isinstance(x, jax.core.Tracer) or jnp.shape(x) != () else int(x)
 
 
-def _kind_problems(old: Any, new: Any) -> list[str]:
+def _kind_problems(old: PyTree, new: PyTree) -> list[str]:
     """Moments of one name may mean different things: AdaBelief's `nu` is a variance."""
     kinds = [sorted(_moment_states(state)) for state in (old, new)]
     if kinds[0] == kinds[1] or not all(kinds):
@@ -189,7 +193,7 @@ def _kind_problems(old: Any, new: Any) -> list[str]:
     return [f"its moments are those of {kinds[0]}, not {kinds[1]}"]
 
 
-def _moment_states(state: Any) -> set[str]:
+def _moment_states(state: optax.OptState) -> set[str]:
     has_moments = lambda node: not {"mu", "nu"}.isdisjoint(getattr(node, "_fields", ()))
     nodes = jax.tree.leaves(state, is_leaf=has_moments)
     return {type(node).__name__ for node in nodes if has_moments(node)}
@@ -199,7 +203,7 @@ def _text(field: _Field) -> str:
     return "/".join((field[0], *field[1]))
 
 
-def _momentum_problems(old: Any, new: Any) -> list[str]:
+def _momentum_problems(old: PyTree, new: PyTree) -> list[str]:
     """Momentum of scaled gradients is no momentum of gradients."""
     before, after = _scaled_momenta(old), _scaled_momenta(new)
     different = sorted(f for f in before.keys() & after.keys() if before[f] != after[f])
@@ -214,7 +218,7 @@ def _momentum_problems(old: Any, new: Any) -> list[str]:
     ]
 
 
-def _scaled_momenta(state: Any) -> dict[_Field, bool]:
+def _scaled_momenta(state: optax.OptState) -> dict[_Field, bool]:
     """For each momentum buffer, whether gradients are scaled by a schedule before they enter."""
     schedules = _keys_of(state, frozenset({"ScaleByScheduleState"}))
     found: dict[_Field, bool] = {}
@@ -232,7 +236,9 @@ def _in_one_chain(first: _Keys, second: _Keys) -> bool:
     return not n or getattr(first[n - 1], "name", None) != "inner_states"
 
 
-def _depends_on_count(tx: optax.GradientTransformation, state: Any, params: Any) -> bool:
+def _depends_on_count(
+    tx: optax.GradientTransformation, state: optax.OptState, params: optax.Params
+) -> bool:
     """Whether the updates of tx are a function of its counters, by dataflow."""
 
     def updates(count: jax.Array) -> Any:
@@ -246,7 +252,7 @@ def _depends_on_count(tx: optax.GradientTransformation, state: Any, params: Any)
     return id(jaxpr.invars[0]) in needed
 
 
-def _filled(target: Any, old: dict[_Field, Any], steps: Any) -> Any:
+def _filled(target: PyTree, old: dict[_Field, Any], steps: Scalar) -> Any:
     """The target's structure with the old leaves, and `steps` in every counter."""
     leaves = []
     for _, field, leaf in _leaves(target):

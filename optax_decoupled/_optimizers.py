@@ -1,4 +1,4 @@
-"""The paper's optimizers, each one `optax.chain`, and `decouple` for all others.
+"""The paper's optimizers, each one `optax.chain`; `decouple` makes one of any other.
 
 What the arguments mean is said once, at the transforms: `scale_by_adam` for the
 moments, `add_decoupled_weight_decay` for decay, schedule and mask, `warm_restarts`
@@ -7,25 +7,20 @@ for cycles. `schedule` is the paper's η_t and multiplies step and decay alike.
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import optax
 
 from optax_decoupled import _checks
 from optax_decoupled._adam import scale_by_adam
-from optax_decoupled._decay import (
-    add_decoupled_weight_decay,
-    l2_to_grad,
-    unchecked_decay,
-)
-from optax_decoupled._dtypes import in_float32
-from optax_decoupled._rounding import cast_first_moment
+from optax_decoupled._decay import add_decoupled_weight_decay
 from optax_decoupled._schedules import (
+    check_multiplier,
     normalized_weight_decay_schedule,
+    peak_of,
     product_schedule,
     warm_restarts,
 )
+from optax_decoupled._sgd import momentum_sgd
 from optax_decoupled._types import Mask, Scalar, ScalarOrSchedule
 
 
@@ -61,15 +56,8 @@ def adamw(
       schedule: :math:`η_t`, the multiplier of both step and decay, 1 for a full step and
         no learning rate; None for 1.
       decay_schedule: the decay's own multiplier, instead of ``schedule``.
-      b1: see :func:`scale_by_adam`, also for the six arguments that follow.
-      b2: see ``b1``.
-      eps: see ``b1``.
-      eps_root: see ``b1``.
-      mu_dtype: see ``b1``.
-      nu_dtype: see ``b1``.
-      nesterov: see ``b1``.
-      mask: which parameters decay; see :func:`add_decoupled_weight_decay`.
-      cautious: see :func:`add_decoupled_weight_decay`.
+      b1, b2, eps, eps_root, mu_dtype, nu_dtype, nesterov: see :func:`scale_by_adam`.
+      mask, cautious: see :func:`add_decoupled_weight_decay`.
 
     Returns:
       An Optax optimizer; its ``update`` needs ``params``.
@@ -121,15 +109,11 @@ def sgdw(
     :func:`optax.sgd`. The two agree while :math:`η_t` is constant and only then.
 
     Args:
-      learning_rate: see :func:`adamw`.
-      weight_decay: see :func:`adamw`.
-      schedule: see :func:`adamw`.
-      decay_schedule: see :func:`adamw`.
+      learning_rate, weight_decay, schedule, decay_schedule: see :func:`adamw`.
       momentum: :math:`β_1`, in [0, 1).
       nesterov: whether to use Nesterov's momentum.
       scale_before_momentum: True is the paper's Algorithm 1, False PyTorch's buffer.
-      mask: see :func:`add_decoupled_weight_decay`.
-      cautious: see :func:`add_decoupled_weight_decay`.
+      mask, cautious: see :func:`add_decoupled_weight_decay`.
 
     Returns:
       An Optax optimizer; its ``update`` needs ``params``.
@@ -148,121 +132,8 @@ def sgdw(
     """
     _check_decoupled(learning_rate, weight_decay, schedule, decay_schedule)
     return optax.chain(
-        *_momentum_sgd(learning_rate, schedule, momentum, nesterov, scale_before_momentum),
+        *momentum_sgd(learning_rate, schedule, momentum, nesterov, scale_before_momentum),
         _decay(weight_decay, schedule, decay_schedule, mask, cautious),
-    )
-
-
-def adam_l2(
-    learning_rate: ScalarOrSchedule,
-    l2: Scalar,
-    *,
-    schedule: ScalarOrSchedule | None = None,
-    b1: Scalar = 0.9,
-    b2: Scalar = 0.999,
-    eps: Scalar = 1e-8,
-    eps_root: Scalar = 0.0,
-    mu_dtype: jax.typing.DTypeLike | None = None,
-    nu_dtype: jax.typing.DTypeLike | None = None,
-    nesterov: bool = False,
-    mask: Mask = None,
-) -> optax.GradientTransformationExtraArgs:
-    r"""Adam with L2 regularization, the coupled twin of :func:`adamw`, to compare with.
-
-    .. math:: g_t = ∇f_t(θ_t) + λ' θ_t, \quad
-        θ_{t+1} = θ_t - η_t α \hat m_t / (\sqrt{\hat v_t} + ε)
-
-    The chain: :func:`l2_to_grad`, :func:`scale_by_adam`, the scaling by
-    :math:`-α η_t`.
-
-    Args:
-      learning_rate: :math:`α`, or an Optax schedule of the rate.
-      l2: :math:`λ' \ge 0`, see :func:`l2_to_grad`. It has no schedule of its own.
-      schedule: :math:`η_t`, the multiplier of the step; None for 1.
-      b1: see :func:`scale_by_adam`, also for the six arguments that follow.
-      b2: see ``b1``.
-      eps: see ``b1``.
-      eps_root: see ``b1``.
-      mu_dtype: see ``b1``.
-      nu_dtype: see ``b1``.
-      nesterov: see ``b1``.
-      mask: which parameters are penalized; see :func:`add_decoupled_weight_decay`.
-
-    Returns:
-      An Optax optimizer; its ``update`` needs ``params``.
-
-    Raises:
-      TypeError, ValueError: for hyperparameters out of range.
-
-    Examples:
-      The first step is of size :math:`α` whatever the penalty: Adam normalizes it away.
-
-      >>> import jax.numpy as jnp, optax_decoupled as od
-      >>> tx = od.adam_l2(0.01, 0.5)
-      >>> updates, _ = tx.update(jnp.zeros(1), tx.init(jnp.ones(1)), jnp.ones(1))
-      >>> assert jnp.allclose(updates, -0.01)
-
-    References:
-      Loshchilov & Hutter, arXiv:1711.05101, Algorithm 2 (with L2 regularization).
-    """
-    _checks.check_learning_rate(learning_rate)
-    _checks.check_schedule("schedule", schedule)
-    return optax.chain(
-        l2_to_grad(l2, mask=mask),
-        scale_by_adam(b1, b2, eps, eps_root, mu_dtype, nu_dtype, nesterov=nesterov),
-        optax.scale_by_schedule(product_schedule(-1, learning_rate, schedule)),
-    )
-
-
-def sgd_l2(
-    learning_rate: ScalarOrSchedule,
-    l2: Scalar,
-    *,
-    schedule: ScalarOrSchedule | None = None,
-    momentum: Scalar = 0.9,
-    nesterov: bool = False,
-    scale_before_momentum: bool = True,
-    mask: Mask = None,
-) -> optax.GradientTransformationExtraArgs:
-    r"""SGD with momentum and L2 regularization, the coupled twin of :func:`sgdw`.
-
-    .. math:: m_t = β_1 m_{t-1} + η_t α (∇f_t(θ_t) + λ' θ_t), \qquad θ_{t+1} = θ_t - m_t
-
-    The chain: :func:`l2_to_grad`, then SGD as in :func:`sgdw`.
-
-    Args:
-      learning_rate: see :func:`adam_l2`.
-      l2: see :func:`adam_l2`.
-      schedule: see :func:`adam_l2`.
-      momentum: see :func:`sgdw`.
-      nesterov: see :func:`sgdw`.
-      scale_before_momentum: see :func:`sgdw`.
-      mask: which parameters are penalized; see :func:`add_decoupled_weight_decay`.
-
-    Returns:
-      An Optax optimizer; its ``update`` needs ``params``.
-
-    Raises:
-      TypeError, ValueError: for hyperparameters out of range.
-
-    Examples:
-      Without momentum it equals decay (Proposition 1):
-
-      >>> import jax.numpy as jnp, optax_decoupled as od
-      >>> coupled = od.sgd_l2(0.1, od.l2_from_weight_decay(1e-3, 0.1), momentum=0.0)
-      >>> decoupled = od.sgdw(0.1, 1e-3, momentum=0.0)
-      >>> params, grads = jnp.ones(1), jnp.full(1, 0.3)
-      >>> steps = [tx.update(grads, tx.init(params), params)[0] for tx in (coupled, decoupled)]
-      >>> assert jnp.allclose(*steps)
-
-    References:
-      Loshchilov & Hutter, arXiv:1711.05101, Algorithm 1 (with L2 regularization).
-    """
-    _checks.check_learning_rate(learning_rate)
-    _checks.check_schedule("schedule", schedule)
-    return optax.chain(
-        l2_to_grad(l2, mask=mask),
-        *_momentum_sgd(learning_rate, schedule, momentum, nesterov, scale_before_momentum),
     )
 
 
@@ -294,17 +165,9 @@ def adamwr(
       normalized_weight_decay: :math:`λ_{norm}`; 0.025 to 0.05 in the paper.
       first_cycle_steps: see :func:`warm_restarts`. Static: under
         ``optax.inject_hyperparams`` name it and ``cycle_mult`` in ``static_args``.
-      cycle_mult: see :func:`warm_restarts`.
-      eta_min: see :func:`warm_restarts`.
-      b1: see :func:`scale_by_adam`, also for the six arguments that follow.
-      b2: see ``b1``.
-      eps: see ``b1``.
-      eps_root: see ``b1``.
-      mu_dtype: see ``b1``.
-      nu_dtype: see ``b1``.
-      nesterov: see ``b1``.
-      mask: see :func:`add_decoupled_weight_decay`.
-      cautious: see :func:`add_decoupled_weight_decay`.
+      cycle_mult, eta_min: see :func:`warm_restarts`.
+      b1, b2, eps, eps_root, mu_dtype, nu_dtype, nesterov: see :func:`scale_by_adam`.
+      mask, cautious: see :func:`add_decoupled_weight_decay`.
 
     Returns:
       An Optax optimizer; its ``update`` needs ``params``. Resuming needs only its state.
@@ -357,15 +220,9 @@ def sgdwr(
 
     Args:
       learning_rate: :math:`α`; an Optax schedule multiplies the rate alone, not the decay.
-      normalized_weight_decay: see :func:`adamwr`.
-      first_cycle_steps: see :func:`adamwr`.
-      cycle_mult: see :func:`adamwr`.
-      eta_min: see :func:`adamwr`.
-      momentum: see :func:`sgdw`.
-      nesterov: see :func:`sgdw`.
-      scale_before_momentum: see :func:`sgdw`.
-      mask: see :func:`add_decoupled_weight_decay`.
-      cautious: see :func:`add_decoupled_weight_decay`.
+      normalized_weight_decay, first_cycle_steps, cycle_mult, eta_min: see :func:`adamwr`.
+      momentum, nesterov, scale_before_momentum: see :func:`sgdw`.
+      mask, cautious: see :func:`add_decoupled_weight_decay`.
 
     Returns:
       An Optax optimizer; its ``update`` needs ``params``. Resuming needs only its state.
@@ -394,74 +251,6 @@ def sgdwr(
     )
 
 
-def decouple(
-    inner: optax.GradientTransformation,
-    weight_decay: ScalarOrSchedule,
-    schedule: ScalarOrSchedule | None = None,
-    *,
-    mask: Mask = None,
-    cautious: bool = False,
-) -> optax.GradientTransformationExtraArgs:
-    r"""Any finished optimizer plus decoupled weight decay, in the right order.
-
-    .. math:: θ_{t+1} = θ_t + u_t - c_t · w ⊙ θ_t
-
-    The chain: ``inner``, :func:`add_decoupled_weight_decay`.
-
-    Args:
-      inner: an optimizer whose updates are ready to be added, e.g. ``optax.lion(1e-4,
-        weight_decay=0.0)``. Turn its own decay off.
-      weight_decay: see :func:`add_decoupled_weight_decay`.
-      schedule: see :func:`add_decoupled_weight_decay`. Give the shape of the inner
-        learning rate if that moves (:func:`split_schedule`).
-      mask: see :func:`add_decoupled_weight_decay`.
-      cautious: see :func:`add_decoupled_weight_decay`.
-
-    Returns:
-      An Optax optimizer; its ``update`` needs ``params``.
-
-    Raises:
-      TypeError, ValueError: if ``inner`` is not an Optax transformation; as
-        :func:`add_decoupled_weight_decay`.
-
-    Examples:
-      >>> import jax.numpy as jnp, optax, optax_decoupled as od
-      >>> tx = od.decouple(optax.sgd(0.1), 1e-3)
-      >>> updates, _ = tx.update(jnp.zeros(1), tx.init(jnp.ones(1)), jnp.ones(1))
-      >>> assert jnp.allclose(updates, -1e-3)
-    """
-    method_of = getattr(getattr(inner, "update", None), "__self__", None)
-    if isinstance(method_of, optax.MultiSteps):
-        raise TypeError(
-            f"inner={inner!r} accumulates gradients, and decay around it would act at every "
-            "accumulation. Put it outside: optax.MultiSteps(decouple(...), every_k_schedule)."
-        )
-    if not (callable(getattr(inner, "init", None)) and callable(getattr(inner, "update", None))):
-        raise TypeError(
-            f"inner={inner!r} must be an optax.GradientTransformation (init and update). "
-            "Call the optimizer's factory first, e.g. decouple(optax.sgd(0.1), ...)."
-        )
-    return optax.chain(
-        inner, add_decoupled_weight_decay(weight_decay, schedule, mask=mask, cautious=cautious)
-    )
-
-
-def _momentum_sgd(
-    learning_rate: ScalarOrSchedule,
-    schedule: ScalarOrSchedule | None,
-    momentum: Scalar,
-    nesterov: bool,
-    scale_before_momentum: bool,
-) -> tuple[optax.GradientTransformation, ...]:
-    _checks.check_fraction("momentum", momentum, "0.0 is SGD without momentum.")
-    _checks.check_flag("nesterov", nesterov)
-    _checks.check_flag("scale_before_momentum", scale_before_momentum)
-    step = optax.scale_by_schedule(product_schedule(learning_rate, schedule))
-    trace = in_float32(optax.trace(momentum, nesterov), narrow=cast_first_moment)
-    negate = optax.scale(-1.0)
-    return (step, trace, negate) if scale_before_momentum else (trace, step, negate)
-
-
 def _decay(
     weight_decay: ScalarOrSchedule,
     schedule: ScalarOrSchedule | None,
@@ -470,16 +259,22 @@ def _decay(
     cautious: bool,
 ) -> optax.GradientTransformationExtraArgs:
     multiplier = schedule if decay_schedule is None else decay_schedule
-    return unchecked_decay(weight_decay, multiplier, mask, cautious)
+    rate = product_schedule(weight_decay, multiplier)  # checked by `_check_decoupled`
+    return add_decoupled_weight_decay(rate, mask=mask, cautious=cautious)
 
 
 def _check_decoupled(
-    learning_rate: Any, weight_decay: Any, schedule: Any, decay_schedule: Any
+    learning_rate: ScalarOrSchedule,
+    weight_decay: ScalarOrSchedule,
+    schedule: ScalarOrSchedule | None,
+    decay_schedule: ScalarOrSchedule | None,
 ) -> None:
     _checks.check_learning_rate(learning_rate)
-    _checks.check_weight_decay(weight_decay, learning_rate)
     _checks.check_schedule("schedule", schedule)
     _checks.check_schedule("decay_schedule", decay_schedule)
+    peak = peak_of(schedule if decay_schedule is None else decay_schedule)
+    _checks.check_weight_decay(weight_decay, learning_rate, peak)
+    check_multiplier(schedule, learning_rate)
     if callable(learning_rate) and schedule is None and decay_schedule is None:
         raise ValueError(
             f"learning_rate={learning_rate!r} is a schedule, but neither schedule nor "

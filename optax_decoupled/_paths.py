@@ -11,10 +11,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from optax_decoupled._types import Path
+from optax_decoupled._types import Path, PyTree
 
 
-def named_leaves(tree: Any) -> tuple[list[tuple[Path, Any]], list[Path]]:
+def named_leaves(tree: PyTree) -> tuple[list[tuple[Path, Any]], list[Path]]:
     """The leaves of a tree with their paths, and the paths of its empty nodes.
 
     Empty nodes are None, ``optax.MaskedNode`` and containers without children.
@@ -46,18 +46,18 @@ def unboxed(key_paths: Sequence[tuple[Any, ...]]) -> list[Path]:
     return paths
 
 
-def _key_name(key: Any) -> str:
+def _key_name(key: object) -> str:
     for attribute in ("key", "name", "idx"):
         if hasattr(key, attribute):
             return str(getattr(key, attribute))
     return str(key)
 
 
-def is_array(node: Any) -> bool:
+def is_array(node: PyTree) -> bool:
     return isinstance(node, jax.Array | np.ndarray)
 
 
-def is_empty(node: Any) -> bool:
+def is_empty(node: PyTree) -> bool:
     if is_array(node):
         return False
     structure = jax.tree.structure(node)

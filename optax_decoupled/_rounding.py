@@ -10,9 +10,10 @@ import optax
 from jax.sharding import AxisType
 
 from optax_decoupled._dtypes import cast_like, is_narrow, widen
+from optax_decoupled._types import Leaf, PyTree
 
 
-def cast_first_moment(tree: Any, old: Any) -> Any:
+def cast_first_moment(tree: PyTree, old: PyTree) -> Any:
     """As :func:`cast_like`, but no change of a narrow first moment is rounded away.
 
     Rounded to nearest, m ← 0.9 m + 0.1 g rests in bfloat16 as soon as g and m are within
@@ -22,7 +23,7 @@ def cast_first_moment(tree: Any, old: Any) -> Any:
     a moment belongs in float32, as second moments always do.
     """
 
-    def cast(x: Any, before: Any) -> Any:
+    def cast(x: Leaf, before: Leaf) -> Any:
         if not is_narrow(before):
             return cast_like(x, before)
         x, wide = x.astype(jnp.float32), before.astype(jnp.float32)
@@ -37,7 +38,7 @@ def cast_first_moment(tree: Any, old: Any) -> Any:
         lost = (new == was) & (exact != was) & (wide != 0)
         return _as_cast(x, _narrow(jnp.where(lost, step, new), before.dtype))
 
-    def keep_missing(x: Any, before: Any) -> Any:
+    def keep_missing(x: Leaf, before: Leaf) -> Any:
         return before if x is None else cast(x, before)  # Optax lets a gradient be None
 
     return jax.tree.map(keep_missing, tree, old, is_leaf=lambda x: x is None)
@@ -86,7 +87,7 @@ def apply_updates_with_stochastic_rounding(
     return jax.tree.unflatten(treedef, new)
 
 
-def _check_key(key: Any) -> None:
+def _check_key(key: object) -> None:
     dtype, shape = getattr(key, "dtype", None), getattr(key, "shape", None)
     typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key) and shape == ()
     raw = dtype == jnp.uint32 and len(shape or ()) == 1  # as jax.random.PRNGKey makes it
@@ -97,7 +98,7 @@ def _check_key(key: Any) -> None:
         )
 
 
-def _add(p: Any, u: Any, word: jax.Array) -> Any:
+def _add(p: Leaf, u: Leaf, word: jax.Array) -> Any:
     if not is_narrow(p):
         return optax.apply_updates(p, u)
     if jnp.finfo(p.dtype).bits < 16:
@@ -122,7 +123,9 @@ def _as_cast_jvp(primals: tuple[Any, Any], tangents: tuple[Any, Any]) -> tuple[A
     return primals[1], tangents[0].astype(primals[1].dtype)
 
 
-def _round(x: jax.Array, dtype: Any, dither: Callable[[jax.Array, int], jax.Array]) -> jax.Array:
+def _round(
+    x: jax.Array, dtype: jnp.dtype, dither: Callable[[jax.Array, int], jax.Array]
+) -> jax.Array:
     """The bits of a float32, rounded to what `dtype` can represent.
 
     The bits of a float that `dtype` has no room for are a fraction of its last place. A
@@ -143,7 +146,7 @@ def _round(x: jax.Array, dtype: Any, dither: Callable[[jax.Array, int], jax.Arra
     return jnp.where(jnp.isfinite(x), bits, _bits(x))
 
 
-def _narrow(bits: jax.Array, dtype: Any) -> jax.Array:
+def _narrow(bits: jax.Array, dtype: jnp.dtype) -> jax.Array:
     """The number that these bits of a float32 are, in a dtype that can represent it."""
     if dtype != jnp.bfloat16:
         return _floats(bits).astype(dtype)
@@ -158,12 +161,12 @@ def _to_nearest(bits: jax.Array, missing: int) -> jax.Array:
     return last + np.uint32(2 ** (missing - 1) - 1)
 
 
-def _has_own_subnormals(dtype: Any) -> bool:
+def _has_own_subnormals(dtype: jnp.dtype) -> bool:
     """Whether its subnormal numbers are normal ones in float32; not so for bfloat16."""
     return float(jnp.finfo(dtype).smallest_normal) > float(jnp.finfo(jnp.float32).smallest_normal)
 
 
-def _missing_bits(dtype: Any) -> int:
+def _missing_bits(dtype: jnp.dtype) -> int:
     return int(jnp.finfo(jnp.float32).nmant - jnp.finfo(dtype).nmant)
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 
@@ -18,6 +20,12 @@ from optax_decoupled._types import Scalar, ScalarOrSchedule, Schedule
 # Optax counts steps in int32, and its counters stop at this value.
 _LAST_STEP = 2**31 - 1
 _MAX_CYCLES = 1_000_000
+# Where a schedule is looked at when an optimizer is built: dense at first, then to 2**28.
+_SAMPLED = np.unique([*range(16), *np.round(2.0 ** np.arange(4, 28.5, 0.5))]).astype(np.int32)
+# A multiplier reaches 1. One that stays below this looks like a learning rate.
+_LOW = 0.3
+# A decay of which one update removes less than this does nothing in most runs.
+_FAINT = 1e-6
 
 
 def warm_restarts(
@@ -150,7 +158,7 @@ def normalized_weight_decay_schedule(
 
 def split_schedule(
     learning_rate_schedule: Schedule, peak: Scalar
-) -> tuple[Any, Callable[[Any], Any]]:
+) -> tuple[Any, Callable[[jax.typing.ArrayLike], Any]]:
     r"""Splits a learning-rate schedule into the paper's :math:`α` and :math:`η_t`.
 
     .. math:: \text{rate}(t) = α η_t, \qquad α = \text{peak}, \quad η_t = \text{rate}(t) / α
@@ -178,31 +186,88 @@ def split_schedule(
             "(step -> learning rate). A constant needs no splitting: pass it as learning_rate."
         )
     alpha = _checks.check_positive("peak", peak, "It is the learning rate of a full step.")
-    rate: Callable[[Any], Any] = learning_rate_schedule
-    return alpha, lambda step: rate(step) / alpha
+    reached = peak_of(learning_rate_schedule)
+    if reached and _checks.is_static(alpha) and not _LOW < reached / float(alpha) < 1.01:
+        _checks.warn(
+            f"peak={peak} is not the peak of learning_rate_schedule, which reaches {reached:.3g}: "
+            f"as a multiplier it would reach {reached / float(alpha):.3g} instead of 1. Pass "
+            f"peak={reached:.3g} unless this is meant."
+        )
+    return alpha, lambda step: learning_rate_schedule(step) / alpha
 
 
-def product_schedule(*factors: ScalarOrSchedule | None) -> Callable[[Any], Any]:
-    """The product of schedules and constants as a schedule; None stands for 1.
+def product_schedule(*factors: ScalarOrSchedule | None) -> Schedule:
+    """The product of schedules and constants as a schedule; None stands for 1."""
 
-    A constant stays a Python number until it meets an array, which keeps its precision;
-    arrays of fewer than 32 bits, in which the product might vanish, are widened. A constant
-    0 makes the product a constant 0, so that the arithmetic can be skipped.
-    """
-
-    def schedule(count: jax.Array) -> Any:
-        if any(map(_checks.is_static_zero, factors)):
-            return 0.0
-        product: Any = 1.0
-        for factor in factors:
-            if factor is not None:
-                product = product * widen(factor(count) if callable(factor) else factor)
-        return product
+    def schedule(count: Scalar) -> Scalar:
+        return product(*(factor(count) if callable(factor) else factor for factor in factors))
 
     return schedule
 
 
-def _check_cycles(first_cycle_steps: Any, cycle_mult: Any) -> None:
+def product(*factors: Scalar | None) -> Scalar:
+    """The product of scalars; None stands for 1.
+
+    A constant stays a Python number until it meets an array, which keeps its precision;
+    arrays of fewer than 32 bits, in which the product might vanish, are widened. A constant
+    0 makes the product a constant 0, by which callers know that there is nothing to do.
+    """
+    if any(map(_checks.is_static_zero, factors)):
+        return 0.0
+    return math.prod(widen(factor) for factor in factors if factor is not None)
+
+
+def peak_of(multiplier: ScalarOrSchedule | None) -> float | None:
+    """The greatest value at a few dozen counts, from 0 to far; None if it cannot be known now."""
+    if multiplier is None:
+        return 1.0
+    if not callable(multiplier):
+        return float(np.asarray(multiplier)) if _checks.is_known(multiplier) else None
+    try:
+        values = jax.vmap(multiplier)(jnp.asarray(_SAMPLED))
+    except Exception:  # a schedule may be any function, also one that takes no batch of counts
+        return None
+    if isinstance(values, jax.core.Tracer):
+        return None
+    return float(np.max(np.asarray(values), initial=0.0, where=np.isfinite(values)))
+
+
+def check_multiplier(schedule: ScalarOrSchedule | None, learning_rate: ScalarOrSchedule) -> None:
+    """Warns where a schedule of the learning rate stands for a multiplier of step and decay."""
+    if not callable(schedule):
+        return
+    reached = peak_of(schedule)
+    if schedule is learning_rate:
+        problem = "learning_rate and schedule are one function, so the step is scaled by it twice"
+    elif reached is not None and 0 < reached < _LOW:
+        problem = f"schedule reaches {reached:.3g} at most, so no step is a full one"
+    else:
+        return
+    _checks.warn(f"{problem}. {_MULTIPLIER}")
+
+
+def check_decay_multiplier(
+    schedule: ScalarOrSchedule | None, weight_decay: ScalarOrSchedule
+) -> None:
+    """Warns where a schedule of the learning rate makes a decay vanish."""
+    if not callable(schedule) or not _checks.is_known(weight_decay):
+        return
+    decay, reached = float(np.asarray(weight_decay)), peak_of(schedule)
+    if reached is not None and 0 < reached < _LOW and 0 < decay * reached < _FAINT:
+        _checks.warn(
+            f"schedule reaches {reached:.3g} at most, so with weight_decay={weight_decay} no "
+            f"update removes more than {decay * reached:.3g} of a weight. {_MULTIPLIER}"
+        )
+
+
+_MULTIPLIER = (
+    "schedule is a multiplier, 1 for a full step, and no learning rate: make it of one by "
+    "peak, eta = split_schedule(learning_rate_schedule, peak), then pass "
+    "learning_rate=peak, schedule=eta."
+)
+
+
+def _check_cycles(first_cycle_steps: object, cycle_mult: object) -> None:
     _checks.check_whole("first_cycle_steps", first_cycle_steps, "It is the first cycle's length.")
     if not _checks.is_static(cycle_mult):
         raise TypeError(
@@ -210,13 +275,8 @@ def _check_cycles(first_cycle_steps: Any, cycle_mult: Any) -> None:
             "boundaries are a table built before tracing. Under optax.inject_hyperparams pass "
             'static_args=("first_cycle_steps", "cycle_mult").'
         )
-    _checks.check_number(
-        "cycle_mult",
-        cycle_mult,
-        "a finite number >= 1",
-        lambda x: 1.0 <= x < float("inf"),
-        "1 repeats cycles of one length, 2 doubles them.",
-    )
+    way_out = "1 repeats cycles of one length, 2 doubles them."
+    _checks.check_at_least_1("cycle_mult", cycle_mult, way_out)
 
 
 @functools.lru_cache(maxsize=64)

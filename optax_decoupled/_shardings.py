@@ -7,9 +7,10 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
 from optax_decoupled._paths import named_leaves
+from optax_decoupled._types import Leaf
 
 
-def opt_state_shardings(tx: optax.GradientTransformation, params: Any) -> Any:
+def opt_state_shardings(tx: optax.GradientTransformation, params: optax.Params) -> Any:
     """Shardings for an optimizer state: moments like their parameters, the rest replicated.
 
     ``jax.jit(tx.init)(params)`` may leave the moments on one device, because they are
@@ -42,7 +43,7 @@ def opt_state_shardings(tx: optax.GradientTransformation, params: Any) -> Any:
     """
     replicated = _replicated(params)
 
-    def like_param(leaf: Any, param: Any) -> Any:
+    def like_param(leaf: Leaf, param: Leaf) -> Any:
         if isinstance(leaf, optax.MaskedNode):
             return leaf
         return param.sharding if leaf.shape == param.shape else replicated
@@ -57,7 +58,7 @@ def opt_state_shardings(tx: optax.GradientTransformation, params: Any) -> Any:
     )
 
 
-def _replicated(params: Any) -> Sharding:
+def _replicated(params: optax.Params) -> Sharding:
     leaves, _ = named_leaves(params)
     for path, leaf in leaves:
         if getattr(leaf, "sharding", None) is None:

@@ -1,27 +1,36 @@
-"""The roles of arguments, as types. Trees are Optax's own: Params, Updates, OptState."""
+"""The roles of arguments, as types. Trees of parameters and states have Optax's own:
+Params, Updates, OptState.
+"""
 
-from collections.abc import Callable
 from typing import Any, Protocol
 
 import jax
+import optax
 
-# A number, a NumPy or JAX array of shape (), or a tracer of one.
+# A number, an array of shape () or a tracer of one.
 Scalar = jax.typing.ArrayLike
-# The step's count, int32[] -> a scalar.
-Schedule = Callable[[jax.Array], Scalar]
+# The number of updates so far, int32[] -> a scalar.
+Schedule = optax.Schedule
 ScalarOrSchedule = Scalar | Schedule
+
+# Any containers with arrays, or whatever stands for them, as leaves.
+PyTree = Any
+# A leaf of such a tree: an array, a number, or the shape and dtype of one.
+Leaf = Any
 
 # A parameter's keys as text; joined by '/' for people.
 Path = tuple[str, ...]
-# How much of the decay a parameter gets: w >= 0, False for none and True for all of it.
+# JAX's own keys on the way to a leaf.
+KeyPath = tuple[Any, ...]
+# How much of the decay a parameter gets, w >= 0; False for none and True for all of it.
 Multiplier = bool | float | jax.Array
 
 
 class MaskFunction(Protocol):
     """A function from parameters to a tree of multipliers of their structure."""
 
-    def __call__(self, params: Any, /) -> Any: ...
+    def __call__(self, params: PyTree, /) -> PyTree: ...
 
 
 # None (all decay), a tree or prefix of multipliers shaped like the parameters, or a function.
-Mask = Any | MaskFunction | None
+Mask = PyTree | MaskFunction | None

@@ -53,7 +53,7 @@ def test_zero_gradients_leave_the_product_of_the_survivals(factory, learning_rat
 
 
 @settings(max_examples=25)
-@given(st.floats(0, 0.009), st.floats(0, 2), st.floats(0, 3), st.integers(0, 2**31 - 1))
+@given(st.floats(0, 0.0045), st.floats(0, 2), st.floats(0, 3), st.integers(0, 2**31 - 1))
 def test_update_law(decay, eta, multiplier, seed):
     """u′ = u − λ η w θ for random u, θ and multipliers."""
     u, theta = jax.random.normal(jax.random.key(seed), (2, 5))
@@ -203,7 +203,7 @@ def test_decay_of_narrow_parameters_is_computed_in_float32():
 TENTH = jnp.float16(0.1)
 NARROW_FACTORS = {
     "multiplier": lambda: od.add_decoupled_weight_decay(1e-6, mask={"w": TENTH}),
-    "schedule": lambda: od.add_decoupled_weight_decay(1e-6, lambda _: TENTH),
+    "schedule": lambda: od.add_decoupled_weight_decay(1e-5, lambda _: TENTH),
     "both": lambda: od.add_decoupled_weight_decay(TENTH, jnp.float16(1e-6)),
     "L2": lambda: od.l2_to_grad(jnp.float16(1e-6), mask={"w": TENTH}),
 }
@@ -211,10 +211,10 @@ NARROW_FACTORS = {
 
 @pytest.mark.parametrize("name", NARROW_FACTORS)
 def test_narrow_factors_are_multiplied_in_float32(name):
-    """In float16 the product would be 19 % off."""
+    """In float16 the product would be 19 % off, or 1 %."""
     tx, params = NARROW_FACTORS[name](), {"w": jnp.ones(2)}
     updates, _ = tx.update({"w": jnp.zeros(2)}, tx.init(params), params)
-    small = 1e-6 if name in ("multiplier", "schedule") else float(jnp.float16(1e-6))
+    small = {"multiplier": 1e-6, "schedule": 1e-5}.get(name, float(jnp.float16(1e-6)))
     np.testing.assert_allclose(jnp.abs(updates["w"]), small * float(TENTH), rtol=1e-6)
 
 

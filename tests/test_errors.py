@@ -230,4 +230,4 @@ def test_a_decay_of_pytorchs_size_warns_with_the_converted_value():
 
 def test_decays_of_the_papers_size_do_not_warn():
     od.adamw(0.003, 0.0099)
-    od.adamw(0.003, jnp.asarray(0.1))  # arrays are never looked at
+    od.adamw(0.003, jnp.asarray(0.0099))

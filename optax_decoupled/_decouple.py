@@ -1,0 +1,59 @@
+"""`decouple`: decoupled weight decay for any other optimizer."""
+
+from __future__ import annotations
+
+import optax
+
+from optax_decoupled._decay import add_decoupled_weight_decay
+from optax_decoupled._types import Mask, ScalarOrSchedule
+
+
+def decouple(
+    inner: optax.GradientTransformation,
+    weight_decay: ScalarOrSchedule,
+    schedule: ScalarOrSchedule | None = None,
+    *,
+    mask: Mask = None,
+    cautious: bool = False,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Any finished optimizer plus decoupled weight decay, in the right order.
+
+    .. math:: θ_{t+1} = θ_t + u_t - c_t · w ⊙ θ_t
+
+    The chain: ``inner``, :func:`add_decoupled_weight_decay`.
+
+    Args:
+      inner: an optimizer whose updates are ready to be added, e.g. ``optax.lion(1e-4,
+        weight_decay=0.0)``. Turn its own decay off.
+      weight_decay: see :func:`add_decoupled_weight_decay`.
+      schedule: see :func:`add_decoupled_weight_decay`. Give the shape of the inner
+        learning rate if that moves (:func:`split_schedule`).
+      mask, cautious: see :func:`add_decoupled_weight_decay`.
+
+    Returns:
+      An Optax optimizer; its ``update`` needs ``params``.
+
+    Raises:
+      TypeError, ValueError: if ``inner`` is not an Optax transformation; as
+        :func:`add_decoupled_weight_decay`.
+
+    Examples:
+      >>> import jax.numpy as jnp, optax, optax_decoupled as od
+      >>> tx = od.decouple(optax.sgd(0.1), 1e-3)
+      >>> updates, _ = tx.update(jnp.zeros(1), tx.init(jnp.ones(1)), jnp.ones(1))
+      >>> assert jnp.allclose(updates, -1e-3)
+    """
+    method_of = getattr(getattr(inner, "update", None), "__self__", None)
+    if isinstance(method_of, optax.MultiSteps):
+        raise TypeError(
+            f"inner={inner!r} accumulates gradients, and decay around it would act at every "
+            "accumulation. Put it outside: optax.MultiSteps(decouple(...), every_k_schedule)."
+        )
+    if not (callable(getattr(inner, "init", None)) and callable(getattr(inner, "update", None))):
+        raise TypeError(
+            f"inner={inner!r} must be an optax.GradientTransformation (init and update). "
+            "Call the optimizer's factory first, e.g. decouple(optax.sgd(0.1), ...)."
+        )
+    return optax.chain(
+        inner, add_decoupled_weight_decay(weight_decay, schedule, mask=mask, cautious=cautious)
+    )

@@ -1,0 +1,28 @@
+"""SGD's momentum: Optax's rule, with honest arithmetic in low precision."""
+
+from __future__ import annotations
+
+import optax
+
+from optax_decoupled import _checks
+from optax_decoupled._dtypes import in_float32
+from optax_decoupled._rounding import cast_first_moment
+from optax_decoupled._schedules import product_schedule
+from optax_decoupled._types import Scalar, ScalarOrSchedule
+
+
+def momentum_sgd(
+    learning_rate: ScalarOrSchedule,
+    schedule: ScalarOrSchedule | None,
+    momentum: Scalar,
+    nesterov: bool,
+    scale_before_momentum: bool,
+) -> tuple[optax.GradientTransformation, ...]:
+    """The parts of a chain: scaling by rate and schedule before the momentum, or after it."""
+    _checks.check_fraction("momentum", momentum, "0.0 is SGD without momentum.")
+    _checks.check_flag("nesterov", nesterov)
+    _checks.check_flag("scale_before_momentum", scale_before_momentum)
+    step = optax.scale_by_schedule(product_schedule(learning_rate, schedule))
+    trace = in_float32(optax.trace(momentum, nesterov), narrow=cast_first_moment)
+    negate = optax.scale(-1.0)
+    return (step, trace, negate) if scale_before_momentum else (trace, step, negate)
