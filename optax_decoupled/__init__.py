@@ -16,7 +16,7 @@ from optax_decoupled._decay import (
 from optax_decoupled._decouple import decouple
 from optax_decoupled._explain import DecayReport, DecayRow, explain_weight_decay
 from optax_decoupled._l2 import adam_l2, l2_to_grad, scale_adjusted_l2_to_grad, sgd_l2
-from optax_decoupled._masks import decay_mask, decay_rules
+from optax_decoupled._masks import decay_mask
 from optax_decoupled._migrate import migrate_opt_state
 from optax_decoupled._optimizers import (
     adamw,
@@ -25,6 +25,7 @@ from optax_decoupled._optimizers import (
     sgdwr,
 )
 from optax_decoupled._rounding import apply_updates_with_stochastic_rounding
+from optax_decoupled._rules import decay_rules
 from optax_decoupled._schedules import (
     normalized_weight_decay_schedule,
     split_schedule,

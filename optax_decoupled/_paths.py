@@ -2,7 +2,7 @@
 
 A parameter's path is the tuple of its keys as text, joined by '/' for people. It
 is the same for dicts, FrozenDicts, dataclasses, tuples and Flax NNX states,
-whose `Variable` boxes (a lone attribute `value`) leave no trace in the path.
+whose boxes around arrays leave no trace in the path.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from optax_decoupled._types import Path, PyTree
+from optax_decoupled._types import KeyPath, Path, PyTree
 
 
 def named_leaves(tree: PyTree) -> tuple[list[tuple[Path, Any]], list[Path]]:
@@ -26,27 +26,42 @@ def named_leaves(tree: PyTree) -> tuple[list[tuple[Path, Any]], list[Path]]:
     return leaves, [path for path, node in nodes if is_empty(node)]
 
 
-def unboxed(key_paths: Sequence[tuple[Any, ...]]) -> list[Path]:
-    """Key paths as text, without the `value` attribute of boxes such as nnx.Variable.
+def unboxed(key_paths: Sequence[KeyPath]) -> list[Path]:
+    """Key paths as text, without the last key where it only opens a box around an array.
 
-    A box is a node whose only child is an attribute named `value`.
+    A box is a node whose only child has no name of its own (a pytree class that names none),
+    or an attribute that is called like a content (``value`` of nnx.Variable, ``array``), or
+    as every leaf of this tree is, such as ``.raw`` of somebody's dataclass.
     """
-    children: dict[tuple[Any, ...], int] = {}
+    children: dict[KeyPath, set[Any]] = {}
     for keys in key_paths:
-        children[keys[:-1]] = children.get(keys[:-1], 0) + 1
-    paths = []
-    for keys in key_paths:
-        boxed = (
-            len(keys) > 1
-            and isinstance(keys[-1], jax.tree_util.GetAttrKey)
-            and keys[-1].name == "value"
-            and children[keys[:-1]] == 1
-        )
-        paths.append(tuple(map(_key_name, keys[:-1] if boxed else keys)))
-    return paths
+        for n in range(len(keys)):
+            children.setdefault(keys[:n], set()).add(keys[n])
+    lone = [len(keys) > 1 and len(children[keys[:-1]]) == 1 for keys in key_paths]
+    last = {_key_name(keys[-1]) for keys in key_paths if keys}
+    is_common = all(lone) and len(last) == 1 and len(key_paths) > 1
+    contents = _CONTENTS | (last - _PARAMETERS if is_common else set())
+
+    def opens_a_box(key: Any) -> bool:
+        named = isinstance(key, jax.tree_util.GetAttrKey)
+        return key.name in contents if named else _is_unnamed(key)
+
+    return [
+        tuple(map(_key_name, keys[:-1] if only and opens_a_box(keys[-1]) else keys))
+        for keys, only in zip(key_paths, lone, strict=True)
+    ]
 
 
-def _key_name(key: object) -> str:
+# What attributes of boxes are called, and what only parameters are.
+_CONTENTS = {"value", "array", "data", "raw_value", "tensor", "param"}
+_PARAMETERS = {"weight", "kernel", "w", "embedding", "scale", "bias", "b"}
+
+
+def _is_unnamed(key: Any) -> bool:
+    return isinstance(key, jax.tree_util.FlattenedIndexKey)
+
+
+def _key_name(key: Any) -> str:
     for attribute in ("key", "name", "idx"):
         if hasattr(key, attribute):
             return str(getattr(key, attribute))

@@ -134,6 +134,34 @@ class Layers:
     last: list
 
 
+@jax.tree_util.register_pytree_node_class
+class Named:
+    """An array with named axes, whose child has no name."""
+
+    def __init__(self, array, axes=("a", "b")):
+        self.array, self.axes = array, axes
+
+    def tree_flatten(self):
+        return (self.array,), self.axes
+
+    @classmethod
+    def tree_unflatten(cls, axes, children):
+        return cls(*children, axes)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class Boxed:
+    content: Any
+
+
+def _boxes(box):
+    """Two layers and a norm of boxes around arrays."""
+    ones = jnp.ones((2, 2))
+    layer = lambda: {"kernel": box(ones), "bias": box(ones)}
+    return {"first": layer(), "norm": {"scale": box(ones)}, "last": layer()}
+
+
 def _linen(model, shape=(2, 3)):
     return model.init(jax.random.key(0), jnp.ones(shape))["params"]
 
@@ -174,6 +202,32 @@ MODELS = {
     "list": (lambda: [{"w": jnp.ones(3), "bias": jnp.ones(2)}, jnp.ones(2)], {"0/w", "1"}),
     "dataclass": (_plain, {"first/kernel", "last/0", "last/1"}),
 }
+# Boxes around arrays, and what the tree itself calls their content.
+BOXES = {"unnamed": (Named, "/0"), "dataclass": (Boxed, "/content")}
+
+
+@pytest.mark.parametrize("name", BOXES)
+@pytest.mark.parametrize(
+    "mask",
+    [
+        od.decay_mask,
+        od.decay_rules(("(first|last)/kernel", 1.0), (".*", 0.0)),
+        {"first": {"kernel": True, "bias": False}, "norm": False, "last": True},
+    ],
+    ids=["decay_mask", "decay_rules", "dict"],
+)
+def test_boxes_leave_no_trace_in_the_paths(name, mask):
+    box, content = BOXES[name]
+    expected = {f"{path}{content}" for path in TWO_DENSE}
+    if isinstance(mask, dict):
+        expected |= {f"last/bias{content}"}
+    assert selected(mask, _boxes(box)) == expected
+
+
+def test_one_attribute_is_no_box_if_it_names_a_parameter():
+    layers = {"scale": eqx.nn.Linear(2, 2, use_bias=False, key=jax.random.key(0))}
+    params = eqx.filter({**layers, "out": layers["scale"]}, eqx.is_inexact_array)
+    assert selected(od.decay_mask, params) == {"scale/weight", "out/weight"}
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -390,9 +444,13 @@ def test_a_parameter_called_value_keeps_its_name():
 UNDECAYED = """
 bias b_bias bias_ih scale q_scale LayerNorm_0/w bn1/w ln_f/w input_layernorm/weight rms/g
 BatchNorm_0/scale group_norm/w pre_ln/w norm/value layer_normalization/gamma
-BatchNormalization_0/beta norms/0/gamma
+BatchNormalization_0/beta norms/0/gamma dense/beta layer_scale/gamma dense/offset b_qkv
+RMSNorm_0/w attn_norm/w norm1/w LN_f/w norm_q/w
 """
-DECAYED = "kernel weight w embedding normal_dense/w lnk/w scaled/w PreNorm_0/Dense_0/kernel"
+DECAYED = """
+kernel weight w embedding normal_dense/w lnk/w scaled/w PreNorm_0/Dense_0/kernel b
+unnormalized_proj/kernel norm_mlp/kernel normalized/w lora_b dense/lora_b pos_embed cls_token probe
+"""
 
 
 @pytest.mark.parametrize("name", UNDECAYED.split())
@@ -411,6 +469,55 @@ def test_decayed_names(name):
         params = {key: params}
     assert selected(od.decay_mask, params) == {name}
     assert selected(od.decay_mask, {name: jnp.ones(2)}) == {name}
+
+
+# Names of one layer, and which of them decay.
+SIBLINGS = {
+    "w b": "w",
+    "W b": "W",
+    "kernel b": "kernel",
+    "w1 b1 w2 b2": "w1 w2",
+    "w_qkv b_qkv": "w_qkv",
+    "a b": "a b",
+    "w a b": "w a b",
+    "lora_a lora_b": "lora_a lora_b",
+    "a_proj b_proj": "a_proj b_proj",
+}
+
+
+@pytest.mark.parametrize("names", SIBLINGS)
+def test_a_bias_is_known_by_the_weight_beside_it(names):
+    params = {"layer": {name: jnp.ones((2, 2)) for name in names.split()}}
+    expected = {f"layer/{name}" for name in SIBLINGS[names].split()}
+    assert selected(od.decay_mask, params) == expected
+
+
+def test_rules_may_be_exceptions_from_a_mask_function():
+    params = {**_linen(LinenModel()), "embed": {"embedding": jnp.ones((2, 2))}}
+    mask = od.decay_rules((".*embedding", 0.0), ("last/kernel", 0.5), default=od.decay_mask)
+    fractions = decayed_paths(od.add_decoupled_weight_decay(DECAY, mask=mask), params)
+    decayed = {path: fraction for path, fraction in fractions.items() if fraction}
+    assert decayed == pytest.approx({"first/kernel": DECAY, "last/kernel": DECAY / 2})
+
+
+def test_one_list_of_rules_may_serve_several_models():
+    rules = [("(.*/)?pos_embedding", 0.0), (".*bias", 0.0), ("cls", 0.0), (".*", 1.0)]
+    params = {"kernel": jnp.ones(2), "bias": jnp.ones(2)}
+    with pytest.raises(ValueError, match=r"'\(\.\*/\)\?pos_embedding' matches no.*unused"):
+        od.decay_rules(*rules)(params)
+    assert selected(od.decay_rules(*rules, unused="ignore"), params) == {"kernel"}
+    with pytest.raises(ValueError, match=r"unused='skip' must be \"error\" or \"ignore\""):
+        od.decay_rules(*rules, unused="skip")  # pyright: ignore[reportArgumentType]
+
+
+def test_a_rule_behind_a_wider_one_is_refused():
+    params = {"dense": {"kernel": jnp.ones(2), "bias": jnp.ones(2)}}
+    with pytest.raises(ValueError, match=r"'\.\*bias' never decides: the earlier 'dense/\.\*'"):
+        od.decay_rules(("dense/.*", 1.0), (".*bias", 0.0))(params)
+    # A last rule for all the rest is fine, also where nothing is left to it.
+    od.decay_rules(("dense/.*", 1.0), (".*", 0.0))(params)
+    # Nor is one refused that several others cover: elsewhere it may decide.
+    od.decay_rules(("dense/k.*", 1.0), ("dense/b.*", 0.0), ("dense/.*", 0.0), (".*", 0.0))(params)
 
 
 PARAMS = {
@@ -486,6 +593,7 @@ def test_a_mask_function_under_inject_hyperparams(mask):
     [
         ([], {}, ["no rule", '(".*", 1.0)']),
         ([".*"], {}, ["decay rule '.*'", "pair (pattern, multiplier)"]),
+        ([[(".*", 1.0)]], {}, ["decay rule [(", "pair", "decay_rules(*rules)"]),
         ([("(", 1.0)], {}, ["'('", "not a regular expression"]),
         ([(".*", -1.0)], {}, ["'.*'=-1.0", ">= 0"]),
         ([(".*", "1")], {}, ["'.*'", "'1'", "multiplier >= 0"]),

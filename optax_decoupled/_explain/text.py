@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from optax_decoupled._decay import DecoupledWeightDecayState
 from optax_decoupled._explain.probe import MAX_STEPS
 from optax_decoupled._explain.report import DecayRow, half_life, smallest_change
-from optax_decoupled._masks import is_bias_or_norm
+from optax_decoupled._masks import are_biases_or_norms
 
 _MASK_CALLED = (
     "The mask function did not reach the optimizer: optax.inject_hyperparams takes every callable "
@@ -161,7 +161,7 @@ def _of_kind(rows: Sequence[DecayRow], kind: str) -> list[DecayRow]:
 
 
 def _is_bias_or_norm(row: DecayRow) -> bool:
-    return is_bias_or_norm(tuple(row.path.split("/")))
+    return are_biases_or_norms([tuple(row.path.split("/"))])[0]
 
 
 def _lost_warning(lost: Sequence[DecayRow]) -> str:
