@@ -6,8 +6,8 @@ import jax
 import optax
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
-from optax_decoupled._paths import named_leaves
-from optax_decoupled._types import Leaf
+from optax_decoupled._paths import named_leaves, unboxed
+from optax_decoupled._types import Leaf, Path
 
 
 def opt_state_shardings(tx: optax.GradientTransformation, params: optax.Params) -> Any:
@@ -19,15 +19,14 @@ def opt_state_shardings(tx: optax.GradientTransformation, params: optax.Params) 
         init = jax.jit(tx.init, out_shardings=opt_state_shardings(tx, params))
 
     Args:
-      tx: an Optax transformation whose ``init`` can be traced (not :func:`optax.lbfgs`,
-        whose line search :func:`optax.tree.map_params` cannot follow).
+      tx: an Optax transformation whose ``init`` can be traced.
       params: the parameters, or :class:`jax.ShapeDtypeStruct` for them, each with a
         ``sharding``.
 
     Returns:
       A tree of :class:`jax.sharding.Sharding` of the structure of ``tx.init(params)``.
-      A leaf that has its parameter's shape has its sharding; every other is replicated
-      over the same mesh.
+      A leaf that has its parameter's shape, and a path that ends like its, has its sharding;
+      every other is replicated over the same mesh.
 
     Raises:
       ValueError: for a parameter without a sharding, or parameters on several meshes.
@@ -41,21 +40,33 @@ def opt_state_shardings(tx: optax.GradientTransformation, params: optax.Params) 
       >>> assert shardings[0].mu["w"] == shardings[0].nu["w"] == sharding
       >>> assert shardings[0].count.spec == jax.sharding.PartitionSpec()
     """
-    replicated = _replicated(params)
+    replicated, like = _replicated(params), _by_suffix(params)
+    flat, treedef = jax.tree_util.tree_flatten_with_path(jax.eval_shape(tx.init, params))
+    paths = unboxed([keys for keys, _ in flat])
+    # Below its parameter's path a state may have one more key, as SM3's lists have.
+    shardings = [
+        next(
+            (like[x] for p in (path, path[:-1]) for x in _suffixes(p, leaf) if x in like),
+            replicated,
+        )
+        for path, (_, leaf) in zip(paths, flat, strict=True)
+    ]
+    return jax.tree.unflatten(treedef, shardings)
 
-    def like_param(leaf: Leaf, param: Leaf) -> Any:
-        if isinstance(leaf, optax.MaskedNode):
-            return leaf
-        return param.sharding if leaf.shape == param.shape else replicated
 
-    return optax.tree.map_params(
-        tx,
-        like_param,
-        jax.eval_shape(tx.init, params),
-        params,
-        transform_non_params=lambda _: replicated,
-        is_leaf=lambda node: isinstance(node, optax.MaskedNode),
-    )
+def _by_suffix(params: optax.Params) -> dict[tuple[Path, tuple[int, ...]], Sharding]:
+    """Shardings by the ends of parameters' paths, and shape: a state may begin them otherwise."""
+    found: dict[tuple[Path, tuple[int, ...]], Sharding] = {}
+    for path, leaf in named_leaves(params)[0]:
+        for suffix, shape in _suffixes(path, leaf):
+            if suffix or not path:
+                found.setdefault((suffix, shape), leaf.sharding)
+    return found
+
+
+def _suffixes(path: Path, leaf: Leaf) -> list[tuple[Path, tuple[int, ...]]]:
+    """The longest first."""
+    return [(path[n:], leaf.shape) for n in range(len(path) + 1)]
 
 
 def _replicated(params: optax.Params) -> Sharding:
