@@ -71,6 +71,8 @@ def scale_by_adam(
     for name, value in (("eps", eps), ("eps_root", eps_root)):
         _checks.check_nonnegative(name, value, "It keeps the denominator from zero, e.g. 1e-8.")
     _checks.check_flag("nesterov", nesterov)
+    _checks.check_dtype("mu_dtype", mu_dtype)
+    _checks.check_dtype("nu_dtype", nu_dtype)
 
     def store(state: optax.ScaleByAdamState) -> optax.ScaleByAdamState:
         mu = jax.tree.map(lambda m: _stored_moment(m, mu_dtype), state.mu)

@@ -12,7 +12,10 @@ from typing import TypeGuard, TypeVar
 
 import jax
 import jax.core
+import jax.numpy as jnp
 import numpy as np
+
+from optax_decoupled._foreign import inject_hint
 
 T = TypeVar("T")
 
@@ -33,7 +36,7 @@ def is_static_zero(value: object) -> bool:
 
 
 def is_known(value: object) -> bool:
-    """True also for a scalar on a device, as inject_hyperparams makes it of a number."""
+    """True also for a scalar on a device."""
     if isinstance(value, jax.Array) and not isinstance(value, jax.core.Tracer):
         return value.shape == () and value.is_fully_addressable
     return is_static(value)
@@ -122,12 +125,10 @@ def check_weight_decay(
     """
     if callable(weight_decay):
         return
-    known = is_known(weight_decay)
+    weight_decay, learning_rate = _on_host(weight_decay), _on_host(learning_rate)
     check_number(
         "weight_decay",
-        np.asarray(weight_decay)[()]
-        if isinstance(weight_decay, jax.Array) and known
-        else weight_decay,
+        weight_decay,
         "a number >= 0 and <= 1",
         lambda x: 0.0 <= x <= 1.0,
         "It is the fraction of each weight removed per step, e.g. 1e-4, or a schedule "
@@ -139,23 +140,43 @@ def check_weight_decay(
     removed = float(weight_decay) * (1.0 if peak is None else peak)
     if removed >= PYTORCH_SCALE:
         warn(
-            f"weight_decay={weight_decay} removes {removed:.3g} of each weight at "
+            f"weight_decay={weight_decay:.6g} removes {removed:.3g} of each weight at "
             "every full step. It looks like a PyTorch or Optax value, which is multiplied by "
             "the learning rate; here it is not. The same decay is "
             f"{_conversion(weight_decay, learning_rate)}."
         )
 
 
+def _on_host(value: object) -> object:
+    """A scalar on a device, as inject_hyperparams makes it of a number, as NumPy's."""
+    return np.asarray(value)[()] if isinstance(value, jax.Array) and is_known(value) else value
+
+
 def _conversion(weight_decay: object, learning_rate: object) -> str:
     if is_static(weight_decay) and is_static(learning_rate) and float(learning_rate) < 1.0:
         converted = float(weight_decay) * float(learning_rate)
-        return f"weight_decay_from_pytorch({weight_decay}, {learning_rate}) = {converted:.3g}"
+        return (
+            f"weight_decay_from_pytorch({weight_decay:.6g}, {learning_rate:.6g}) = {converted:.3g}"
+        )
     return "weight_decay_from_pytorch(weight_decay, learning_rate)"
 
 
 def check_flag(name: str, value: object) -> None:
     if not isinstance(value, bool | np.bool_):
         raise TypeError(f"{name}={value!r} must be True or False, known before tracing.")
+
+
+def check_dtype(name: str, value: object) -> None:
+    """Requires None, or what NumPy takes for a dtype."""
+    try:
+        if isinstance(value, jax.Array | np.generic | np.ndarray):
+            raise TypeError  # what optax.inject_hyperparams makes of a dtype
+        _ = value if value is None else jnp.dtype(value)  # type: ignore[call-overload]
+    except TypeError:
+        raise TypeError(
+            f'{name}={value!r} must be a dtype, such as jnp.float32 or "bfloat16", or None. '
+            f"{inject_hint(name)} The text needs no such help."
+        ) from None
 
 
 def warn(text: str) -> None:

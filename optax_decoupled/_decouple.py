@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import optax
 
+from optax_decoupled import _foreign
 from optax_decoupled._decay import add_decoupled_weight_decay
 from optax_decoupled._types import Mask, ScalarOrSchedule
 
@@ -43,17 +44,29 @@ def decouple(
       >>> updates, _ = tx.update(jnp.zeros(1), tx.init(jnp.ones(1)), jnp.ones(1))
       >>> assert jnp.allclose(updates, -1e-3)
     """
-    method_of = getattr(getattr(inner, "update", None), "__self__", None)
-    if isinstance(method_of, optax.MultiSteps):
-        raise TypeError(
-            f"inner={inner!r} accumulates gradients, and decay around it would act at every "
-            "accumulation. Put it outside: optax.MultiSteps(decouple(...), every_k_schedule)."
-        )
     if not (callable(getattr(inner, "init", None)) and callable(getattr(inner, "update", None))):
         raise TypeError(
             f"inner={inner!r} must be an optax.GradientTransformation (init and update). "
             "Call the optimizer's factory first, e.g. decouple(optax.sgd(0.1), ...)."
         )
     return optax.chain(
-        inner, add_decoupled_weight_decay(weight_decay, schedule, mask=mask, cautious=cautious)
+        _watched(inner),
+        add_decoupled_weight_decay(weight_decay, schedule, mask=mask, cautious=cautious),
     )
+
+
+def _watched(inner: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+    """The optimizer, refused at init if decay around it would act more often than its steps."""
+    inner = optax.with_extra_args_support(inner)
+
+    def init_fn(params: optax.Params) -> optax.OptState:
+        state = inner.init(params)
+        if _foreign.accumulates(state):
+            raise TypeError(
+                "inner accumulates gradients or updates and moves the weights only now and then, "
+                "while decay around it would act at every call. Put the accumulation outside: "
+                "optax.MultiSteps(decouple(...), every_k_schedule)."
+            )
+        return state
+
+    return optax.GradientTransformationExtraArgs(init_fn, inner.update)

@@ -144,7 +144,7 @@ def _mask_entries(tree: PyTree, params: optax.Params) -> dict[Path, Any]:
             f"mask is {tree!r}, a single {type(tree).__name__} for the whole parameter tree. "
             "It must be a tree (or prefix) of bools or multipliers shaped like the parameters, "
             "or a function from the parameters to one; None decays everything. "
-            f"{_foreign.INJECT_HINT}"
+            f"{_foreign.inject_hint('mask')}"
         )
     flat, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda x: x is None)
     return dict(zip(unboxed([key_path for key_path, _ in flat]), (v for _, v in flat), strict=True))

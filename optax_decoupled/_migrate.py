@@ -59,7 +59,8 @@ def migrate_opt_state(
         rule = "a whole number >= 0"
         holds = lambda x: x >= 0 and x == round(x)
         _checks.check_number("count", count, rule, holds, "It counts the updates so far.")
-    target = tx.init(params)
+    _check_order(opt_state, tx)
+    target = _grown(tx, params, opt_state)
     old, new = _fields(opt_state), _fields(target)
     problems = [
         *_kind_problems(opt_state, target),
@@ -85,6 +86,42 @@ def migrate_opt_state(
             "optimizer afresh instead, use tx.init(params)."
         )
     return _filled(target, old, count)
+
+
+def _check_order(opt_state: optax.OptState, tx: optax.GradientTransformation) -> None:
+    if hasattr(opt_state, "init") or not hasattr(tx, "init"):
+        raise TypeError(
+            f"opt_state is a {type(opt_state).__name__} and tx a {type(tx).__name__}; the order is "
+            "migrate_opt_state(opt_state, tx, params): the state to carry over, then the optimizer "
+            "to carry it into."
+        )
+    flat, _ = jax.tree_util.tree_flatten_with_path(opt_state)
+    if flat and not any(isinstance(k, jax.tree_util.GetAttrKey) for keys, _ in flat for k in keys):
+        raise ValueError(
+            "opt_state has none of the types of Optax's states, only dicts and lists, as a "
+            "checkpoint has that was restored without a target: what its numbers mean cannot be "
+            "told. Restore it into old_tx.init(params), e.g. with Orbax's "
+            "StandardCheckpointer().restore(path, old_tx.init(params))."
+        )
+
+
+def _grown(
+    tx: optax.GradientTransformation, params: optax.Params, opt_state: optax.OptState
+) -> optax.OptState:
+    """The state to fill: the initial one, or with the leaves that it gains at its first update
+    (:func:`optax.monitor` keeps its measurements from there on) if the old one has them.
+    """
+    initial = tx.init(params)
+    try:
+        later = jax.eval_shape(lambda p, s: tx.update(p, s, p)[1], params, initial)
+    except Exception:  # it needs more arguments than a migration knows
+        return initial
+    gained = _fields(later).keys() - _fields(initial).keys()
+    if not gained or not gained <= _fields(opt_state).keys():
+        return initial
+    own = dict(jax.tree_util.tree_flatten_with_path(initial)[0])
+    fill = lambda keys, x: own.get(keys, jnp.zeros(x.shape, x.dtype))
+    return jax.tree_util.tree_map_with_path(fill, later)
 
 
 def _fields(state: optax.OptState) -> dict[_Field, Any]:

@@ -139,7 +139,7 @@ def _no_match(pattern: str, paths: Sequence[str], empty: Sequence[str]) -> str:
     if list(paths) == [""]:
         return (
             f"decay_rules got a single array for the whole parameter tree, so {pattern!r} matches "
-            f"nothing. {_foreign.INJECT_HINT}"
+            f"nothing. {_foreign.inject_hint('mask')}"
         )
     close = difflib.get_close_matches(pattern, paths, n=3, cutoff=0.0)
     hidden = f" What lies below {listing(empty)} cannot be seen here." if empty else ""

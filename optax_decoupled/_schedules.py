@@ -25,7 +25,7 @@ _SAMPLED = np.unique([*range(16), *np.round(2.0 ** np.arange(4, 28.5, 0.5))]).as
 # A multiplier reaches 1. One that stays below this looks like a learning rate.
 _LOW = 0.3
 # A decay of which one update removes less than this does nothing in most runs.
-_FAINT = 1e-6
+_FAINT = 5e-7
 
 
 def warm_restarts(

@@ -18,7 +18,6 @@ INNER = {
     "muon": lambda: optax.contrib.muon(0.02),
     "adagrad": lambda: optax.adagrad(0.1),
     "clipped": lambda: optax.chain(optax.clip_by_global_norm(1.0), optax.adam(0.01)),
-    "accumulated": lambda: optax.chain(optax.apply_every(2), optax.sgd(0.1)),
 }
 DECAY = 1e-3
 ETA = optax.linear_schedule(1.0, 0.2, 10)

@@ -3,6 +3,7 @@
 import re
 from decimal import Decimal
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -13,6 +14,23 @@ import optax_decoupled as od
 
 def _update(tx):
     return tx.update(jnp.ones(3), tx.init(jnp.ones(3)), jnp.ones(3))
+
+
+# Updates that move the weights only now and then.
+ACCUMULATING = {
+    "MultiSteps": lambda: optax.MultiSteps(optax.sgd(0.1), 4),
+    "as a transformation": lambda: optax.MultiSteps(optax.sgd(0.1), 4).gradient_transformation(),
+    "behind clipping": lambda: optax.chain(
+        optax.clip(1.0), optax.MultiSteps(optax.sgd(0.1), 4).gradient_transformation()
+    ),
+    "apply_every": lambda: optax.chain(optax.sgd(0.1), optax.apply_every(4)),
+    "wrapped": lambda: optax.apply_if_finite(
+        optax.chain(optax.sgd(0.1), optax.apply_every(4)), max_consecutive_errors=2
+    ),
+    "partition": lambda: optax.partition(
+        {"a": optax.chain(optax.sgd(0.1), optax.apply_every(4))}, "a"
+    ),
+}
 
 
 # (call, exception, what the message must contain, in this order)
@@ -138,15 +156,31 @@ REFUSED = {
         TypeError,
         ["nesterov='yes'", "True or False"],
     ),
-    "accumulation inside": (
-        lambda: od.decouple(optax.MultiSteps(optax.sgd(0.1), 4), 1e-3),
+    **{
+        f"accumulation inside: {name}": (
+            lambda make=make: od.decouple(make(), 1e-3).init(jnp.ones(3)),
+            TypeError,
+            ["inner", "accumulat", "optax.MultiSteps(decouple("],
+        )
+        for name, make in ACCUMULATING.items()
+    },
+    "a dtype through inject_hyperparams": (
+        lambda: optax.inject_hyperparams(od.adamw)(0.1, 1e-3, mu_dtype=jnp.bfloat16).init(
+            jnp.ones(3)
+        ),
         TypeError,
-        ["inner=", "accumulat", "optax.MultiSteps(decouple("],
+        ["mu_dtype=", "dtype", 'static_args=("mu_dtype",)'],
     ),
-    "accumulation inside, as a transformation": (
-        lambda: od.decouple(optax.MultiSteps(optax.sgd(0.1), 4).gradient_transformation(), 1e-3),
-        TypeError,
-        ["inner=", "accumulat", "optax.MultiSteps(decouple("],
+    "no dtype": (lambda: od.scale_by_adam(nu_dtype=0.5), TypeError, ["nu_dtype=0.5", "dtype"]),
+    "all of the weight and more": (
+        lambda: od.sgdw(0.1, 1.5),
+        ValueError,
+        ["weight_decay=1.5", "<= 1", "sign", "weight_decay_from_pytorch"],
+    ),
+    "injected, all and more": (
+        lambda: optax.inject_hyperparams(od.sgdw)(0.1, 1.5).init(jnp.ones(3)),
+        ValueError,
+        ["weight_decay=", "1.5", "<= 1"],
     ),
     "a number that is no array's": (
         lambda: od.adamw(Decimal("0.1"), 1e-3),  # pyright: ignore[reportArgumentType]
@@ -226,6 +260,88 @@ def test_a_decay_of_pytorchs_size_warns_with_the_converted_value():
         od.decouple(optax.sgd(0.1), 0.01)
     assert caught[0].filename == __file__
     assert len(caught) == 1
+
+
+def test_injected_decays_of_pytorchs_size_warn_too():
+    with pytest.warns(UserWarning, match=r"weight_decay=0\.1.* removes 0\.1 ") as caught:
+        optax.inject_hyperparams(od.adamw)(0.003, 0.1).init(jnp.ones(3))
+    assert caught[0].filename == __file__
+
+
+def test_a_small_multiplier_makes_a_large_decay_small():
+    """PyTorch's value with the schedule of the rate: the convention of Optax, by hand."""
+    rate = optax.cosine_decay_schedule(3e-4, 1000)
+    od.add_decoupled_weight_decay(0.1, rate)
+    od.decouple(optax.sgd(rate), 0.1, rate)
+    od.adamw(rate, 0.1, decay_schedule=rate)
+
+
+RATE = optax.warmup_cosine_decay_schedule(0.0, 3e-4, 1000, 100_000)
+MISTAKEN = {
+    "adamw": (lambda: od.adamw(3e-4, 1e-4, schedule=RATE), ["0.0003", "multiplier", "split_sche"]),
+    "sgdw": (
+        lambda: od.sgdw(0.1, 1e-4, schedule=optax.exponential_decay(0.1, 100, 0.9)),
+        ["0.1 at most", "multiplier", "split_schedule"],
+    ),
+    "adam_l2": (lambda: od.adam_l2(3e-4, 1e-4, schedule=RATE), ["0.0003", "split_schedule"]),
+    "decouple": (
+        lambda: od.decouple(optax.sgd(0.1), 1e-4, RATE),
+        ["0.0003", "weight_decay=0.0001", "3e-08", "multiplier"],
+    ),
+    "one function twice": (
+        lambda: od.adamw(ONES, 1e-4, schedule=ONES),
+        ["one function", "twice", "split_schedule"],
+    ),
+    "too small a peak": (
+        lambda: od.split_schedule(optax.constant_schedule(1e-3), peak=1e-4),
+        ["peak=0.0001", "0.001", "reach 10", "Pass peak=0.001"],
+    ),
+    "too large a peak": (
+        lambda: od.split_schedule(RATE, peak=3e-3),
+        ["peak=0.003", "reaches 0.000", "instead of 1"],
+    ),
+}
+ONES = optax.cosine_decay_schedule(1.0, 100)
+
+
+@pytest.mark.parametrize("name", MISTAKEN)
+def test_a_learning_rate_where_a_multiplier_belongs_warns(name):
+    make, parts = MISTAKEN[name]
+    with pytest.warns(UserWarning, match="split_schedule|Pass peak") as caught:
+        make()
+    assert len(caught) == 1
+    assert caught[0].filename == __file__
+    text = str(caught[0].message)
+    assert re.search(".*".join(map(re.escape, parts)), text), text
+
+
+MULTIPLIERS = {
+    "warmup": lambda: optax.warmup_cosine_decay_schedule(0.0, 1.0, 10_000, 1_000_000),
+    "long warmup": lambda: optax.linear_schedule(0.0, 1.0, 3_000_000),
+    "short run": lambda: optax.cosine_onecycle_schedule(7, 1.0),
+    "one step": lambda: lambda step: jnp.where(step == 0, 1.0, 0.0),
+    "restarts": lambda: od.warm_restarts(50, 2),
+    "drops": lambda: optax.piecewise_constant_schedule(1.0, {10: 0.1, 20: 0.1}),
+    "Python's branches": lambda: lambda step: 1e-4 if step < 10 else 1e-5,
+    "split": lambda: od.split_schedule(RATE, 3e-4)[1],
+}
+
+
+@pytest.mark.parametrize("name", MULTIPLIERS)
+def test_multipliers_do_not_warn(name):
+    schedule = MULTIPLIERS[name]()
+    od.adamw(3e-4, 1e-4, schedule=schedule)
+    od.adamw(RATE, 1e-4, decay_schedule=schedule)
+    od.decouple(optax.sgd(0.1), 1e-4, schedule)
+
+
+def test_traced_schedules_are_not_looked_at():
+    @jax.jit
+    def steps(scale):
+        schedule = lambda count: scale * jnp.cos(count)
+        return _update(od.adamw(0.1, 1e-4, schedule=schedule))[0]
+
+    assert jnp.isfinite(steps(1e-4)).all()
 
 
 def test_decays_of_the_papers_size_do_not_warn():

@@ -340,3 +340,35 @@ def test_a_given_count_is_used():
     tx = od.sgd_l2(RATE, PYTORCH, schedule=ETA, scale_before_momentum=False)
     migrated = od.migrate_opt_state(_state(THEIR_SGD()), tx, _params(), count=2)
     assert int(migrated[2].count) == 2
+
+
+def test_leaves_that_a_state_gains_are_carried():
+    """optax.monitor measures from the first update on; injected values stay the target's."""
+    params = {"w": jnp.ones((3, 2))}
+    watched = lambda inner: optax.chain(optax.monitor({"norm": optax.tree.norm}), inner)
+    old = watched(optax.adamw(1e-3))
+    state = old.init(params)
+    for _ in range(3):
+        _, state = old.update(params, state, params)
+    new = watched(optax.inject_hyperparams(od.adamw)(2e-3, 1e-5))
+    for start, measured in ((state, {"norm"}), (old.init(params), set())):
+        migrated = od.migrate_opt_state(start, new, params)
+        assert migrated[0].measurements.keys() == measured
+        assert float(migrated[1].hyperparams["learning_rate"]) == pytest.approx(2e-3)
+        _, after = new.update(params, migrated, params)
+        assert float(optax.tree.get(after, "norm")) == pytest.approx(6**0.5)
+    migrated = od.migrate_opt_state(state, new, params)
+    assert float(migrated[0].measurements["norm"]) == pytest.approx(6**0.5)
+    np.testing.assert_array_equal(migrated[1].inner_state[0].mu["w"], state[1][0].mu["w"])
+
+
+def test_swapped_arguments_and_untyped_states_are_told():
+    params, tx = {"w": jnp.ones((3, 2))}, od.adamw(1e-3, 1e-5)
+    state = tx.init(params)
+    order = r"order is\s+migrate_opt_state\(opt_state, tx, params\)"
+    for swapped in ((tx, state, params), (state, params, tx), (params, state, tx)):
+        with pytest.raises(TypeError, match=order):
+            od.migrate_opt_state(*swapped)
+    untyped = [{"count": 0, "mu": params, "nu": params}, None, None]
+    with pytest.raises(ValueError, match=r"Restore it into old_tx\.init\(params\)"):
+        od.migrate_opt_state(untyped, tx, params)
