@@ -8,7 +8,7 @@ PYTEST ?= -n 2
 .PHONY: run test test-slow lint format docs build clean
 
 run: $(VENV)/.bench  ## train the paper's Figure 2 on digits; figure and JSON in ./runs
-	$(BIN)/python benchmarks/figure2_digits.py --seeds 5 --out $(OUT)
+	$(BIN)/python -m benchmarks.figures.figure2_digits --seeds 5 --out $(OUT)
 
 test: $(VENV)/.test  ## the fast tests, with README and doctests
 	$(BIN)/python -m pytest $(PYTEST) -m "not slow"

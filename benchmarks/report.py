@@ -18,15 +18,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import _docs_parts
-import _step_parts
 import jax.numpy as jnp
 import optax
 
-import optax_decoupled as od
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run by its path, not with -m
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
+import optax_decoupled as od
+from benchmarks.lib import docs_parts, step_parts
+from benchmarks.lib.harness import RESULTS, ROOT
+
 PART = re.compile(r"(<!-- generated:(\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -37,7 +37,7 @@ def figure(name: str) -> str:
     """What a figure's script says of its results; `figure1_resnet` is `figure1` at that size."""
     script = next(x for x in FIGURES if name == x or name.startswith(f"{x}_"))
     record = json.loads((RESULTS / f"{name}.json").read_text())
-    return importlib.import_module(script).report({**record, "name": name})
+    return importlib.import_module(f"benchmarks.figures.{script}").report({**record, "name": name})
 
 
 HEALTHY = """\
@@ -77,7 +77,7 @@ def _run(code: str, namespace: dict[str, Any]) -> str:
     return f"```python\n{code}```\n\n```text\n{output.getvalue()}```\n"
 
 
-SECTIONS = {"explained": explained, **_docs_parts.SECTIONS, **_step_parts.SECTIONS}
+SECTIONS = {"explained": explained, **docs_parts.SECTIONS, **step_parts.SECTIONS}
 
 
 def rendered(text: str, folder: Path) -> str:

@@ -1,14 +1,9 @@
 """Eight CPU devices; rank promotion is refused; warnings are errors (see pyproject.toml)."""
 
-import sys
-from pathlib import Path
-
 import hypothesis
 import jax
 
-collect_ignore_glob = ["golden/*"]  # a script that needs PyTorch
-
-sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))  # scripts that import each other
+collect_ignore = ["ecosystem/golden"]  # a script that needs PyTorch
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")

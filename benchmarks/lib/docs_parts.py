@@ -1,0 +1,144 @@
+"""Generated parts of the site's pages: tables and sentences made of committed results."""
+
+import json
+import statistics
+from collections.abc import Callable
+from typing import Any
+
+from benchmarks.lib.harness import RESULTS
+from benchmarks.lib.readings import slope_text
+from benchmarks.lib.tables import markdown
+
+GB = 1e9
+
+
+def regimes() -> str:
+    """Where the best decay goes as the rate doubles, with and without normalization."""
+    record = _load("figure2_digits")
+    networks, budget = record["networks"], record["budget"]
+    optimizers = next(iter(networks.values()))["optimizers"]
+
+    def table(title: str, cell: Callable[[dict[str, Any]], str]) -> str:
+        rows = [
+            [name, *(cell(network["optimizers"][name]) for network in networks.values())]
+            for name in optimizers
+        ]
+        return markdown([[title, *networks], *rows])
+
+    rates, decays = (len(optimizers["SGDW"][axis]) for axis in ("learning_rates", "weight_decays"))
+    return (
+        table("as the rate doubles, log₂ of the best decay moves by", slope_text)
+        + "\n"
+        + table("lowest test error, %", _best)
+        + f"\n{record['network']} on {record['train_images']} of "
+        f"scikit-learn's digits, {budget['epochs']} epochs, cosine annealing, decay on kernels, "
+        f"{rates} rates by {decays} decays, {budget['seeds']} seeds; 95 % intervals by bootstrap "
+        "over seeds. The decay is $\\lambda$ for SGDW and AdamW, $\\lambda'$ for the two with L2.\n"
+    )
+
+
+def _best(optimizer: dict[str, Any]) -> str:
+    return f"{optimizer['best']['mean']:.2f} ± {optimizer['best']['spread']:.2f}"
+
+
+def sweep_speed() -> str:
+    record = _load("sweep_speed")
+    sweep, loop = (record["cells_per_minute"][key]["median"] for key in ("sweep", "loop"))
+    return (
+        f"For the digits task of `make run`, on {record['device']['cores']} cores "
+        f"({record['device']['kind']}): {sweep:.0f} cells a minute, {record['ratio']:.0f} times as "
+        f"many as a loop that jits a step for each cell ({loop:.0f}).\n"
+    )
+
+
+def sweep_memory() -> str:
+    """The vectorize curve, and the peak of memory for two tasks."""
+    record = _load("sweep_speed")
+    tasks = {
+        "digits": "MLP on the digits",
+        "cifar": "small ConvNet, 5,000 images of CIFAR-10's shape",
+    }
+    rows = [
+        [tasks[x["task"]], *(f"{x[key]:,}" for key in ("cells", "vectorize", "peak_mib"))]
+        for x in record["peak_memory"]
+    ]
+    curve = [[str(x["cells"]), f"{x['median']:.0f}"] for x in record["vectorize"]]
+    return (
+        markdown([["cells at a time (`vectorize`)", "cells a minute, once compiled"], *curve])
+        + "\nThe memory of the process is bounded by the cells that are trained at a time, not by "
+        "the grid:\n\n" + markdown([["task", "cells", "at a time", "peak, MiB"], *rows])
+    )
+
+
+def explain_speed() -> str:
+    record = _load("explain_speed")
+    rows = [
+        [
+            name,
+            f"{statistics.median(result['seconds']):.1f}",
+            f"{statistics.median(result['copies']):.1f}",
+        ]
+        for name, result in record["results"].items()
+    ]
+    first = next(iter(record["results"].values()))
+    size = f"{first['leaves']} parameters of {first['weights'] / 1e6:.0f} million weights in all"
+    return (
+        f"For {size}, on {record['device']['cores']} cores ({record['device']['kind']}):\n\n"
+        + markdown([["optimizer", "seconds", "extra memory, copies of the weights"], *rows])
+    )
+
+
+def bfloat16() -> str:
+    record = _load("bfloat16")
+    rows = [
+        [
+            mode,
+            f"{statistics.mean(run['final_loss']):.4f} ± {statistics.stdev(run['final_loss']):.4f}",
+            ", ".join(f"{error:.1f}" for error in run["test_error_percent"]),
+        ]
+        for mode, run in record["modes"].items()
+    ]
+    return markdown([["parameters stored in", "final training loss", "test errors, %"], *rows])
+
+
+def state_bytes() -> str:
+    """Bytes per parameter for each choice, and per device for two of them."""
+    record = _load("state_bytes")
+    per_parameter = []
+    for name, x in record["per_choice"].items():
+        sizes = [x["weights"], x["gradients"], x["state"]]
+        moved = 2 * (x["weights"] + x["state"]) + x["gradients"]
+        cells = [*sizes, sum(sizes), moved]
+        per_parameter.append([name, *(f"{n / x['parameters']:.0f}" for n in cells)])
+    headers = ["optimizer, parameters", "weights", "gradients", "state", "in all", "moved per step"]
+    parts = ["Bytes per parameter:\n", markdown([headers, *per_parameter])]
+    for name, models in record["per_device"].items():
+        devices = list(next(iter(models.values())))
+        rows = [
+            [f"{model} parameters", *(_gigabytes(sizes[count]) for count in devices)]
+            for model, sizes in models.items()
+        ]
+        parts += [
+            f"Gigabytes per device for weights, gradients and state, all split ({name}):\n",
+            markdown([["", *(f"{count} devices" for count in devices)], *rows]),
+        ]
+    return "\n".join(parts)
+
+
+def _gigabytes(sizes: dict[str, int]) -> str:
+    size = (sizes["weights"] + sizes["gradients"] + sizes["state"]) / GB
+    return f"{size:,.0f}" if size >= 100 else f"{size:.2g}"
+
+
+def _load(name: str) -> dict[str, Any]:
+    return json.loads((RESULTS / f"{name}.json").read_text())
+
+
+SECTIONS: dict[str, Callable[[], str]] = {
+    "bfloat16": bfloat16,
+    "explain_speed": explain_speed,
+    "regimes": regimes,
+    "state_bytes": state_bytes,
+    "sweep_memory": sweep_memory,
+    "sweep_speed": sweep_speed,
+}

@@ -1,0 +1,212 @@
+"""What do results say? Slopes, comparisons and sentences, from the recorded numbers alone."""
+
+import functools
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy import stats
+
+from benchmarks.lib.landscapes import Landscapes
+from optax_decoupled.sweep import Landscape, ValleySlope
+
+PAPER_IMPROVEMENT = 15  # percent of test error, AdamW over Adam+L2
+FEWEST_SEEDS = 4  # that make an interval when they are resampled
+HOW_TO_READ = (
+    "± is the standard deviation over seeds; brackets are 95 % intervals, of a slope by bootstrap "
+    "over seeds, of a difference by Student's t over seeds. A slope is reproduced if its interval "
+    "holds the expected whole number and no other. The tables show the cell of the lowest mean "
+    "test error, which is a little optimistic; for an interval the first half of the seeds chooses "
+    "the cells, and the other half compares them."
+)
+Row = dict[str, dict[str, Any]]  # of a record: a `summary` for each optimizer
+
+
+@functools.cache
+def slope(landscape: Landscape, metric: str = "error") -> ValleySlope | None:
+    try:
+        return landscape.valley_slope(metric)
+    except ValueError:
+        return None  # too few rates have their best decay inside the grid
+
+
+def results(landscapes: Landscapes) -> dict[str, Any]:
+    """For the record: the landscapes of each row."""
+    return {
+        group: {"optimizers": {name: summary(x) for name, x in row.items()}}
+        for group, row in landscapes.items()
+    }
+
+
+def summary(x: Landscape) -> dict[str, Any]:
+    found = slope(x)
+    return {
+        "best": rounded(x.best()._asdict()),
+        "cells_within_10_percent": int(np.sum(x.mean() <= 1.1 * x.best().mean)),
+        "valley_slope": None if found is None else rounded(found._asdict()),
+        "diverged": int(np.sum(x.diverged >= 0)),
+        "learning_rates": x.learning_rates.tolist(),
+        "weight_decays": x.weight_decays.tolist(),
+        "seeds": x.seeds.tolist(),
+        "error_percent": rounded(x.metrics["error"].tolist()),
+    }
+
+
+def lowest(optimizer: dict[str, Any]) -> float:
+    """The lowest mean error of a cell in which no seed diverged; inf if there is none."""
+    return float(_of_cells(optimizer).mean(1).min(initial=np.inf))
+
+
+def chosen_by_half(optimizer: dict[str, Any]) -> np.ndarray:
+    """Errors of the second half of the seeds, in the cell that is best for the first half.
+
+    Seeds that choose cannot also compare: not even each for the others, because what they
+    choose depends on all of them. Where cells tie, their mean.
+    """
+    errors = _of_cells(optimizer)
+    half = errors.shape[1] // 2
+    if not len(errors):
+        return np.full(errors.shape[1] - half, np.nan)
+    mean = errors[:, :half].mean(1)
+    return errors[mean <= (1 + 1e-6) * mean.min(), half:].mean(0)
+
+
+def _of_cells(optimizer: dict[str, Any]) -> np.ndarray:
+    """[cells, seeds], of the cells in which no seed diverged."""
+    errors = np.array(optimizer["error_percent"], float)
+    errors = errors.reshape(-1, errors.shape[-1])
+    return errors[np.isfinite(errors).all(1)]
+
+
+class Comparison(NamedTuple):
+    """One error minus another, paired by seed: the same images and initial weights."""
+
+    improvement: float  # percent of the first one's error
+    difference: float  # percentage points
+    low: float  # the 95 % interval of the difference
+    high: float
+
+    @property
+    def may_be_chance(self) -> bool:
+        return not (self.low > 0 or self.high < 0)
+
+
+def paired(first: np.ndarray, second: np.ndarray) -> Comparison:
+    """Compares two errors of each seed."""
+    difference = first - second
+    mean, error = difference.mean(), stats.sem(difference)
+    half = stats.t.ppf(0.975, len(difference) - 1) * error
+    values = 100 * mean / first.mean(), mean, mean - half, mean + half
+    return Comparison(*map(float, values))
+
+
+def improvement(where: str, row: Row) -> str:
+    """Of AdamW over Adam+L2, relative as in the paper, and whether it may be chance."""
+    first, second = lowest(row["Adam+L2"]), lowest(row["AdamW"])
+    return (
+        f"AdamW's improvement over Adam+L2's lowest test error {where}: "
+        f"{signed(100 * (first - second) / first, 1)} %, in the paper {PAPER_IMPROVEMENT} %. "
+        f"Adam+L2's error minus AdamW's: {difference(row['Adam+L2'], row['AdamW'])}."
+    )
+
+
+def no_gain_from_l2(where: str, row: Row) -> str:
+    """Whether Adam gains from L2 regularization, beside its least coefficient."""
+    with_l2 = row["Adam+L2"]
+    without = {"error_percent": [errors[:1] for errors in with_l2["error_percent"]]}
+    return (
+        f"Adam+L2's error {where} with the least λ′ minus that with the best: "
+        f"{difference(without, with_l2)}; in the paper Adam gains nothing from L2."
+    )
+
+
+def difference(first: dict[str, Any], second: dict[str, Any]) -> str:
+    """Of two optimizers' errors, in cells that other seeds have chosen."""
+    errors = chosen_by_half(first), chosen_by_half(second)
+    if len(errors[0]) < FEWEST_SEEDS // 2:
+        return "too few seeds to tell"
+    x = paired(*errors)
+    if not np.isfinite(x.difference):
+        return "all cells diverged"
+    return points(x) + (", which may be chance" if x.may_be_chance else "")
+
+
+def separability(claim: str, row: Row, expected: dict[str, int]) -> str:
+    """Compares slopes with the expected -1, 0 or +1."""
+    found = {"reproduced": [], "not reproduced": [], "cannot be told": []}
+    for name, value in expected.items():
+        text = f"{name} ({slope_text(row[name])}; expected {value})"
+        found[_verdict(row[name], value)].append(text)
+    parts = [f"{verdict} for {', '.join(names)}" for verdict, names in found.items() if names]
+    return f"{claim}, as slopes of the best decay over the rate: {'; '.join(parts)}."
+
+
+def _verdict(optimizer: dict[str, Any], expected: int) -> str:
+    interval = _interval(optimizer)
+    if interval is None:
+        return "cannot be told"
+    within = [
+        interval[0] <= value <= interval[1] for value in (expected, expected - 1, expected + 1)
+    ]
+    if not within[0]:
+        return "not reproduced"
+    return "cannot be told" if any(within[1:]) else "reproduced"
+
+
+def more_separable(where: str, row: Row) -> str:
+    """Whether AdamW's slope is closer to 0 than that of Adam+L2."""
+    names = ("Adam+L2", "AdamW")
+    slopes = " and ".join(f"{slope_text(row[name])} for {name}" for name in names)
+    intervals = [_interval(row[name]) for name in names]
+    if None not in intervals:
+        (low, high), (low_w, high_w) = map(_sizes, intervals)
+        for verdict, true in (("more", high_w < low), ("less", high < low_w)):
+            if true:
+                return f"AdamW makes rate and decay {verdict} separable {where}: slopes {slopes}."
+    return f"Whether AdamW makes rate and decay more separable {where} cannot be told: {slopes}."
+
+
+def _interval(optimizer: dict[str, Any]) -> tuple[float, float] | None:
+    found = optimizer["valley_slope"]
+    if found is None or len(optimizer["seeds"]) < FEWEST_SEEDS:
+        return None
+    return found["low"], found["high"]
+
+
+def _sizes(interval: Any) -> tuple[float, float]:
+    """Of the numbers in an interval the least and the greatest absolute value."""
+    low, high = interval
+    least = 0.0 if low <= 0 <= high else min(abs(low), abs(high))
+    return least, max(abs(low), abs(high))
+
+
+def slope_text(optimizer: dict[str, Any]) -> str:
+    found, interval = optimizer["valley_slope"], _interval(optimizer)
+    if found is None:
+        return "not located"
+    if interval is None:
+        return f"{signed(found['slope'], 2)}, {len(optimizer['seeds'])} seeds"
+    return f"{signed(found['slope'], 2)} {interval_text(*interval)}"
+
+
+def interval_text(low: float, high: float) -> str:
+    return f"[{signed(low, 2)}, {signed(high, 2)}]"
+
+
+def points(x: Comparison) -> str:
+    return f"{signed(x.difference, 2)} {interval_text(x.low, x.high)} points"
+
+
+def signed(value: float, digits: int) -> str:
+    """With its sign, and zero as +0."""
+    return f"{round(value, digits) + 0.0:+.{digits}f}"
+
+
+def rounded(value: Any) -> Any:
+    """Floats to 7 significant digits, as float32 has them, NaN to None, through dicts and lists."""
+    if isinstance(value, dict):
+        return {key: rounded(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [rounded(item) for item in value]
+    if isinstance(value, float):
+        return float(f"{value:.7g}") if np.isfinite(value) else None
+    return value

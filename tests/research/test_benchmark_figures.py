@@ -1,0 +1,74 @@
+"""Every figure's script runs, small, and its results read as Markdown."""
+
+import importlib
+import json
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from benchmarks.lib import data
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def cifar(tmp_path_factory):
+    """Noise in CIFAR-10's layout."""
+    directory = tmp_path_factory.mktemp("cifar")
+    folder = directory / "cifar-10-batches-bin"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    shape = (data.CIFAR10_RECORDS, data.CIFAR10_RECORD_BYTES)
+    records = rng.integers(0, 256, shape, np.uint8)
+    for name in (*data.CIFAR10_TRAIN, data.CIFAR10_TEST):
+        records[:, 0] = rng.permutation(len(records)) % 10
+        (folder / name).write_bytes(records.tobytes())
+    return directory
+
+
+def _run(script, *arguments):
+    command = [sys.executable, "-m", f"benchmarks.figures.{script}", "--quick"]
+    arguments = map(str, arguments)
+    return subprocess.run([*command, *arguments], cwd=ROOT, capture_output=True, text=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "script", ["figure1", "figure2_digits", "figure3", "figure4", "normalized_decay"]
+)
+def test_digits(script, tmp_path):
+    _check(_run(script, "--out", tmp_path), script, tmp_path)
+
+
+@pytest.mark.slow
+def test_cifar10_and_going_on_after_a_kill(cifar, tmp_path):
+    arguments = ("figure2_cifar10", "--out", tmp_path, "--data", cifar)
+    _check(_run(*arguments), "figure2_cifar10", tmp_path)
+    path = tmp_path / "figure2_cifar10_quick.json"
+    before = json.loads(path.read_text())
+    kept = sorted(tmp_path.glob("cells/**/cell-*"))
+    assert len(kept) == 4 * 9 * 2
+    kept[0].unlink()
+    _check(_run(*arguments), "figure2_cifar10", tmp_path)
+    assert json.loads(path.read_text())["networks"] == before["networks"]
+
+
+@pytest.mark.slow
+def test_missing_data_are_named(tmp_path):
+    unnamed = _run("figure2_cifar10", "--out", tmp_path)
+    assert unnamed.returncode == 2
+    assert "--data" in unnamed.stderr
+    missing = _run("figure2_cifar10", "--out", tmp_path, "--data", tmp_path)
+    assert missing.returncode != 0
+    assert "data_batch_1.bin" in missing.stderr
+
+
+def _check(done, script, out):
+    assert done.returncode == 0, done.stderr
+    assert (out / f"{script}_quick.png").stat().st_size > 10_000
+    record = json.loads((out / f"{script}_quick.json").read_text())
+    figure = importlib.import_module(f"benchmarks.figures.{script}")
+    assert all(sentence in figure.report(record) for sentence in figure.conclusion(record))

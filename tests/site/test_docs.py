@@ -1,0 +1,36 @@
+"""Every Python block of the site's pages runs, page by page; the API page lists what is public.
+
+The build itself (`make docs`) fails on broken links and anchors.
+"""
+
+import re
+
+import pytest
+from pages import BLOCK, DOCS, PAGES, run_page
+
+import optax_decoupled as od
+from optax_decoupled import sweep
+
+
+@pytest.mark.parametrize("name", [n for n, path in PAGES.items() if BLOCK.search(path.read_text())])
+def test_a_pages_code_runs(name):
+    assert run_page(name)
+
+
+@pytest.mark.parametrize("module", [od, sweep], ids=["optax_decoupled", "sweep"])
+def test_the_api_page_lists_what_is_public(module):
+    listed, current = {}, None
+    for line in PAGES["api"].read_text().splitlines():
+        if line.startswith(".. currentmodule::"):
+            current = line.split()[-1]
+        elif re.fullmatch(r"   \w+", line):
+            listed.setdefault(current, []).append(line.strip())
+    public = set(module.__all__) - {"__version__"}
+    assert sorted(listed[module.__name__]) == sorted(public)
+
+
+def test_every_figure_is_shown():
+    shown = set()
+    for path in PAGES.values():
+        shown |= set(re.findall(r"^\.\. plot:: figures/(\w+)\.py$", path.read_text(), re.MULTILINE))
+    assert shown == {path.stem for path in (DOCS / "figures").glob("*.py")}
