@@ -11,19 +11,17 @@ from optax_decoupled._convert import (
 )
 from optax_decoupled._decay import (
     DecoupledWeightDecayState,
+    PulledWeightDecayState,
     add_decoupled_weight_decay,
 )
 from optax_decoupled._decouple import decouple
 from optax_decoupled._explain import DecayReport, DecayRow, explain_weight_decay
+from optax_decoupled._hyperball import HyperballState, hyperball
 from optax_decoupled._l2 import adam_l2, l2_to_grad, scale_adjusted_l2_to_grad, sgd_l2
 from optax_decoupled._masks import decay_mask
 from optax_decoupled._migrate import migrate_opt_state
-from optax_decoupled._optimizers import (
-    adamw,
-    adamwr,
-    sgdw,
-    sgdwr,
-)
+from optax_decoupled._optimizers import adamc, adamw, sgdw
+from optax_decoupled._restarts import adamwr, sgdwr
 from optax_decoupled._rounding import apply_updates_with_stochastic_rounding
 from optax_decoupled._rules import decay_rules
 from optax_decoupled._schedules import (
@@ -33,14 +31,19 @@ from optax_decoupled._schedules import (
     warm_restarts,
 )
 from optax_decoupled._shardings import opt_state_shardings
+from optax_decoupled._toward import Toward, toward_argument, toward_init, toward_rms
 from optax_decoupled._version import __version__
 
 __all__ = [
     "DecayReport",
     "DecayRow",
     "DecoupledWeightDecayState",
+    "HyperballState",
+    "PulledWeightDecayState",
+    "Toward",
     "__version__",
     "adam_l2",
+    "adamc",
     "adamw",
     "adamwr",
     "add_decoupled_weight_decay",
@@ -49,6 +52,7 @@ __all__ = [
     "decay_rules",
     "decouple",
     "explain_weight_decay",
+    "hyperball",
     "l2_from_weight_decay",
     "l2_to_grad",
     "migrate_opt_state",
@@ -61,6 +65,9 @@ __all__ = [
     "sgdw",
     "sgdwr",
     "split_schedule",
+    "toward_argument",
+    "toward_init",
+    "toward_rms",
     "warm_restart_position",
     "warm_restarts",
     "weight_decay_from_half_life",

@@ -2,11 +2,12 @@ r"""Weight decay as an Optax transform: the contract equation.
 
 .. math::
 
-    θ_{t+1} = θ_t + u_t - c_t · w ⊙ θ_t, \qquad c_t = λ_t · η_t
+    θ_{t+1} = θ_t + u_t - c_t · w ⊙ (θ_t - r_t), \qquad c_t = λ_t · η_t
 
 :math:`u_t` is what the rest of the chain produced (already scaled by the learning
 rate, sign included), :math:`c_t` the fraction of a weight that step :math:`t`
-removes, :math:`w` the multipliers of the parameters (the mask). Every convention of
+removes, :math:`w` the multipliers of the parameters (the mask), :math:`r_t` what they
+are pulled to, 0 unless ``toward`` says otherwise. Every convention of
 weight decay in use is a choice of :math:`λ` and :math:`η`. The first update sees
 count 0, and schedules are evaluated at the count before the increment, as in Optax.
 
@@ -27,7 +28,8 @@ from optax_decoupled import _checks
 from optax_decoupled._dtypes import widen
 from optax_decoupled._masks import leaf_multipliers
 from optax_decoupled._schedules import check_decay_multiplier, peak_of, product, product_schedule
-from optax_decoupled._types import Leaf, Mask, Scalar, ScalarOrSchedule
+from optax_decoupled._toward import Toward
+from optax_decoupled._types import Leaf, Mask, PyTree, Scalar, ScalarOrSchedule
 
 
 class DecoupledWeightDecayState(NamedTuple):
@@ -43,16 +45,31 @@ class DecoupledWeightDecayState(NamedTuple):
     decay_rate: jax.Array
 
 
+class PulledWeightDecayState(NamedTuple):
+    """The same with ``toward=``.
+
+    Attributes:
+      count: number of updates so far, int32[].
+      decay_rate: the :math:`c_t` last applied (0 before the first), float32[].
+      reference: what ``toward`` keeps.
+    """
+
+    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]  Optax's name
+    decay_rate: jax.Array
+    reference: PyTree
+
+
 def add_decoupled_weight_decay(
     weight_decay: ScalarOrSchedule,
     schedule: ScalarOrSchedule | None = None,
     *,
     mask: Mask = None,
     cautious: bool = False,
+    toward: Toward | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Adds decoupled weight decay, :math:`-c_t · w ⊙ θ_t`, to finished updates.
 
-    .. math:: u_t \leftarrow u_t - c_t · w ⊙ θ_t, \qquad c_t = λ_t · η_t
+    .. math:: u_t \leftarrow u_t - c_t · w ⊙ (θ_t - r_t), \qquad c_t = λ_t · η_t
 
     It stands **after** the scaling by the learning rate, at the end of a chain; before
     it, :math:`c_t` would be multiplied by minus the rate and the weights would grow
@@ -70,11 +87,13 @@ def add_decoupled_weight_decay(
         multipliers :math:`w \ge 0` shaped like the parameters, or a function from the
         parameters to one, such as :func:`decay_mask` or :func:`decay_rules`.
       cautious: decay only elements whose update and weight do not point the same way
-        (:math:`u · θ \le 0`), that is where the step does not already grow the weight.
+        (:math:`u · (θ - r) \le 0`), that is where the step does not already grow the weight.
+      toward: what the weights are pulled to, :math:`r_t`: None for 0, or
+        :func:`toward_init`, :func:`toward_argument`, :func:`toward_rms`.
 
     Returns:
       An Optax transformation whose ``update`` needs ``params`` and whose state is a
-      :class:`DecoupledWeightDecayState`.
+      :class:`DecoupledWeightDecayState`, with a ``reference`` besides for ``toward``.
 
     Raises:
       TypeError, ValueError: for a negative, infinite or NaN ``weight_decay``; at
@@ -105,22 +124,25 @@ def add_decoupled_weight_decay(
     _checks.check_weight_decay(weight_decay, peak=peak_of(schedule))
     _checks.check_flag("cautious", cautious)
     check_decay_multiplier(schedule, weight_decay)
+    _check_toward(toward)
     rate_at = product_schedule(weight_decay, schedule)
 
-    def init_fn(params: optax.Params) -> DecoupledWeightDecayState:
+    def init_fn(params: optax.Params) -> DecoupledWeightDecayState | PulledWeightDecayState:
         leaf_multipliers(mask, params)  # a mask that does not fit fails here
-        return DecoupledWeightDecayState(jnp.zeros([], jnp.int32), jnp.zeros([], jnp.float32))
+        start = DecoupledWeightDecayState(jnp.zeros([], jnp.int32), jnp.zeros([], jnp.float32))
+        return PulledWeightDecayState(*start, toward.init(params)) if toward else start
 
-    def decay(u: jax.Array, p: jax.Array, c: jax.Array) -> jax.Array:
-        removed = c * p
-        return u - (jnp.where(_same_direction(u, p), 0, removed) if cautious else removed)
+    def decay(u: jax.Array, p: jax.Array, c: jax.Array, *r: jax.Array) -> jax.Array:
+        distance = p - r[0] if r else p
+        removed = c * distance
+        return u - (jnp.where(_same_direction(u, distance), 0, removed) if cautious else removed)
 
     def update_fn(
         updates: optax.Updates,
-        state: Any,  # a DecoupledWeightDecayState; Optax's protocol has the union of all states
+        state: Any,  # Optax's protocol has the union of all states
         params: optax.Params | None = None,
-        **_: object,
-    ) -> tuple[optax.Updates, DecoupledWeightDecayState]:
+        **extra: object,
+    ) -> tuple[optax.Updates, DecoupledWeightDecayState | PulledWeightDecayState]:
         rate = rate_at(state.count)
         if jnp.shape(rate) != ():
             raise ValueError(
@@ -128,11 +150,20 @@ def add_decoupled_weight_decay(
                 "scalars. Scale single parameters by the multipliers of a mask."
             )
         params = required(params, "add_decoupled_weight_decay")
-        updates = map_decaying(decay, rate, mask, updates, params)
+        points = [toward.point(state.reference, params, extra)] if toward else []
+        updates = map_decaying(decay, rate, mask, updates, params, *points)
         count = jnp.asarray(optax.safe_increment(state.count))
-        return updates, DecoupledWeightDecayState(count, jnp.asarray(rate, jnp.float32))
+        return updates, state._replace(count=count, decay_rate=jnp.asarray(rate, jnp.float32))
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _check_toward(toward: object) -> None:
+    if toward is not None and not isinstance(toward, Toward):
+        raise TypeError(
+            f"toward={toward!r} must be None (0) or what toward_init(), toward_argument(name) or "
+            "toward_rms(rms) returns. To pull to a fixed tree, pass toward_argument()."
+        )
 
 
 def required(params: optax.Params | None, name: str) -> optax.Params:
@@ -174,7 +205,8 @@ def _in_full_precision(
     with jax.numpy_dtype_promotion("standard"):
         dtype = jnp.result_type(*(jnp.result_type(widen(x)) for x in (u, p)), jnp.float32)
     c = jnp.asarray(c, jnp.finfo(dtype).dtype)
-    return fn(jnp.asarray(u, dtype), jnp.asarray(p, dtype), c, *others).astype(u.dtype)
+    wide = [jnp.asarray(x, dtype) for x in (u, p, *others)]
+    return fn(*wide[:2], c, *wide[2:]).astype(u.dtype)
 
 
 def _same_direction(u: jax.Array, p: jax.Array) -> jax.Array:

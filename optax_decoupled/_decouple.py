@@ -6,6 +6,7 @@ import optax
 
 from optax_decoupled import _foreign
 from optax_decoupled._decay import add_decoupled_weight_decay
+from optax_decoupled._toward import Toward
 from optax_decoupled._types import Mask, ScalarOrSchedule
 
 
@@ -16,10 +17,11 @@ def decouple(
     *,
     mask: Mask = None,
     cautious: bool = False,
+    toward: Toward | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Any finished optimizer plus decoupled weight decay, in the right order.
 
-    .. math:: θ_{t+1} = θ_t + u_t - c_t · w ⊙ θ_t
+    .. math:: θ_{t+1} = θ_t + u_t - c_t · w ⊙ (θ_t - r_t)
 
     The chain: ``inner``, :func:`add_decoupled_weight_decay`.
 
@@ -29,7 +31,7 @@ def decouple(
       weight_decay: see :func:`add_decoupled_weight_decay`.
       schedule: see :func:`add_decoupled_weight_decay`. Give the shape of the inner
         learning rate if that moves (:func:`split_schedule`).
-      mask, cautious: see :func:`add_decoupled_weight_decay`.
+      mask, cautious, toward: see :func:`add_decoupled_weight_decay`.
 
     Returns:
       An Optax optimizer; its ``update`` needs ``params``.
@@ -51,7 +53,9 @@ def decouple(
         )
     return optax.chain(
         _watched(inner),
-        add_decoupled_weight_decay(weight_decay, schedule, mask=mask, cautious=cautious),
+        add_decoupled_weight_decay(
+            weight_decay, schedule, mask=mask, cautious=cautious, toward=toward
+        ),
     )
 
 

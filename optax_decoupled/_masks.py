@@ -14,7 +14,7 @@ import optax
 from optax_decoupled import _checks, _foreign
 from optax_decoupled._dtypes import is_decayable
 from optax_decoupled._paths import is_array, listing, named_leaves, unboxed
-from optax_decoupled._types import Mask, Multiplier, Path, PyTree
+from optax_decoupled._types import Mask, MaskFunction, Multiplier, Path, PyTree
 
 # A word that names a norm, and words that make it the adjective of something else.
 _NORM = re.compile(r"[a-z]*(norms?|normali[sz](e|er|ation))|bn|ln|gn|rms")
@@ -22,6 +22,8 @@ _LAYERS = {"attention", "attn", "block", "conv", "dense", "embed", "embedding", 
 _LAYERS |= {"gate", "head", "linear", "mlp", "proj", "projection"}
 _UNDECAYED = {"bias", "biases", "scale", "scales", "beta", "gamma", "offset"}
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
+# Words that name the first and the last matrix of a network.
+_OUTER = re.compile(r"(un)?embed(s|der|ding|dings)?|wte|wpe|lm|head|logits|vocab|readout")
 # A bias b beside a weight w: b, b1, b_in beside w, w1, w_in.
 _SHORT_BIAS = re.compile(r"b(\d*|_\w+)")
 _WEIGHTS = ("w", "weight", "kernel")
@@ -70,6 +72,40 @@ def decay_mask(params: optax.Params) -> PyTree:
         for spare, (_, node) in zip(spared, flat, strict=True)
     ]
     return jax.tree.unflatten(treedef, nodes)
+
+
+def hidden_matrices(params: optax.Params) -> PyTree:
+    """What :func:`decay_mask` selects of two axes or more, without embeddings and heads."""
+    leaves, _ = named_leaves(params)
+    chosen = [
+        bool(decays) and np.ndim(leaf) > 1 and not any(map(_is_outer, path))
+        for (path, leaf), decays in zip(leaves, leaf_multipliers(decay_mask, params), strict=True)
+    ]
+    return jax.tree.unflatten(jax.tree.structure(params), chosen)
+
+
+def _is_outer(name: str) -> bool:
+    return any(_OUTER.fullmatch(word) for word in _words(name))
+
+
+def intersection(first: Mask, second: Mask) -> MaskFunction:
+    """The product of two masks."""
+
+    def mask(params: optax.Params, /) -> PyTree:
+        both = zip(leaf_multipliers(first, params), leaf_multipliers(second, params), strict=True)
+        return jax.tree.unflatten(jax.tree.structure(params), [a * b for a, b in both])
+
+    return mask
+
+
+def complement(mask: Mask) -> MaskFunction:
+    """One minus a mask of bools."""
+
+    def others(params: optax.Params, /) -> PyTree:
+        rest = [1 - w for w in leaf_multipliers(mask, params)]
+        return jax.tree.unflatten(jax.tree.structure(params), rest)
+
+    return others
 
 
 def are_biases_or_norms(paths: Sequence[Path]) -> list[bool]:

@@ -1,8 +1,8 @@
 """The paper's optimizers, each one `optax.chain`; `decouple` makes one of any other.
 
 What the arguments mean is said once, at the transforms: `scale_by_adam` for the
-moments, `add_decoupled_weight_decay` for decay, schedule and mask, `warm_restarts`
-for cycles. `schedule` is the paper's η_t and multiplies step and decay alike.
+moments, `add_decoupled_weight_decay` for decay, schedule and mask. `schedule` is the
+paper's η_t and multiplies step and decay alike.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ import optax
 from optax_decoupled import _checks
 from optax_decoupled._adam import scale_by_adam
 from optax_decoupled._decay import add_decoupled_weight_decay
+from optax_decoupled._masks import complement, hidden_matrices, intersection
 from optax_decoupled._schedules import (
     check_multiplier,
-    normalized_weight_decay_schedule,
     peak_of,
     product_schedule,
-    warm_restarts,
 )
 from optax_decoupled._sgd import momentum_sgd
-from optax_decoupled._types import Mask, Scalar, ScalarOrSchedule
+from optax_decoupled._toward import Toward
+from optax_decoupled._types import Mask, Scalar, ScalarOrSchedule, Schedule
 
 
 def adamw(
@@ -39,6 +39,7 @@ def adamw(
     nesterov: bool = False,
     mask: Mask = None,
     cautious: bool = False,
+    toward: Toward | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""AdamW as in the paper: the decay is not multiplied by the learning rate.
 
@@ -57,7 +58,7 @@ def adamw(
         no learning rate; None for 1.
       decay_schedule: the decay's own multiplier, instead of ``schedule``.
       b1, b2, eps, eps_root, mu_dtype, nu_dtype, nesterov: see :func:`scale_by_adam`.
-      mask, cautious: see :func:`add_decoupled_weight_decay`.
+      mask, cautious, toward: see :func:`add_decoupled_weight_decay`.
 
     Returns:
       An Optax optimizer; its ``update`` needs ``params``.
@@ -83,7 +84,80 @@ def adamw(
     return optax.chain(
         scale_by_adam(b1, b2, eps, eps_root, mu_dtype, nu_dtype, nesterov=nesterov),
         optax.scale_by_schedule(product_schedule(-1, learning_rate, schedule)),
-        _decay(weight_decay, schedule, decay_schedule, mask, cautious),
+        _decay(weight_decay, schedule, decay_schedule, mask, cautious, toward),
+    )
+
+
+def adamc(
+    learning_rate: ScalarOrSchedule,
+    weight_decay: Scalar,
+    *,
+    schedule: Schedule,
+    normalized: Mask = hidden_matrices,
+    mask: Mask = None,
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.999,
+    eps: Scalar = 1e-8,
+    eps_root: Scalar = 0.0,
+    mu_dtype: jax.typing.DTypeLike | None = None,
+    nu_dtype: jax.typing.DTypeLike | None = None,
+    nesterov: bool = False,
+    cautious: bool = False,
+) -> optax.GradientTransformationExtraArgs:
+    r"""AdamW with the decay corrected for a moving rate: :math:`η_t^2` on normalized layers.
+
+    .. math:: θ_{t+1} = θ_t - η_t α \hat m_t / (\sqrt{\hat v_t} + ε) - λ η_t^{k} θ_t, \qquad
+        k = 2 \text{ for normalized layers, else } 1
+
+    Where a norm follows a layer, its weights settle at a size of
+    :math:`\sqrt{α η_t / 2 λ_t}` times the step: as the rate falls and the decay with it, the
+    weights shrink and the gradients grow against them at the end of a run. With
+    :math:`η_t^2` the size stays put.
+
+    The chain: :func:`scale_by_adam`, the scaling by :math:`-α η_t`, two
+    :func:`add_decoupled_weight_decay`: of the normalized layers, then of the others.
+
+    Args:
+      learning_rate: :math:`α`, the peak rate.
+      weight_decay: :math:`λ`, the fraction of a weight removed per full step. For a value of
+        PyTorch or Optax see :func:`weight_decay_from_pytorch`.
+      schedule: :math:`η_t`, 1 for a full step.
+      normalized: which parameters are followed by a norm, a mask as for
+        :func:`add_decoupled_weight_decay`. The default goes by name and shape: what
+        :func:`decay_mask` selects, with two axes or more, but no embedding and no head (names
+        with a word such as ``embed``, ``wte``, ``head`` or ``logits``).
+      mask: which parameters decay at all.
+      cautious: see :func:`add_decoupled_weight_decay`.
+      b1, b2, eps, eps_root, mu_dtype, nu_dtype, nesterov: see :func:`scale_by_adam`.
+
+    Returns:
+      An Optax optimizer; its ``update`` needs ``params``.
+
+    Raises:
+      TypeError, ValueError: as :func:`adamw`.
+
+    Examples:
+      >>> import jax.numpy as jnp, optax, optax_decoupled as od
+      >>> params = {"dense": {"kernel": jnp.ones((2, 2))}, "head": {"kernel": jnp.ones((2, 2))}}
+      >>> tx = od.adamc(1e-3, 1e-3, schedule=lambda step: 0.5)
+      >>> grads = optax.tree.zeros_like(params)
+      >>> updates, _ = tx.update(grads, tx.init(params), params)
+      >>> assert jnp.allclose(updates["dense"]["kernel"], -1e-3 * 0.5**2)
+      >>> assert jnp.allclose(updates["head"]["kernel"], -1e-3 * 0.5)
+
+    References:
+      Defazio, Why Gradients Rapidly Increase Near the End of Training, arXiv:2506.02285.
+    """
+    _check_decoupled(learning_rate, weight_decay, schedule, None)
+    layers = {2: intersection(mask, normalized), 1: intersection(mask, complement(normalized))}
+    decays = [
+        _decay(weight_decay, product_schedule(*[schedule] * power), None, where, cautious, None)
+        for power, where in layers.items()
+    ]
+    return optax.chain(
+        scale_by_adam(b1, b2, eps, eps_root, mu_dtype, nu_dtype, nesterov=nesterov),
+        optax.scale_by_schedule(product_schedule(-1, learning_rate, schedule)),
+        *decays,
     )
 
 
@@ -98,6 +172,7 @@ def sgdw(
     scale_before_momentum: bool = True,
     mask: Mask = None,
     cautious: bool = False,
+    toward: Toward | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""SGD with momentum and decoupled weight decay.
 
@@ -113,7 +188,7 @@ def sgdw(
       momentum: :math:`β_1`, in [0, 1).
       nesterov: whether to use Nesterov's momentum.
       scale_before_momentum: True is the paper's Algorithm 1, False PyTorch's buffer.
-      mask, cautious: see :func:`add_decoupled_weight_decay`.
+      mask, cautious, toward: see :func:`add_decoupled_weight_decay`.
 
     Returns:
       An Optax optimizer; its ``update`` needs ``params``.
@@ -133,121 +208,7 @@ def sgdw(
     _check_decoupled(learning_rate, weight_decay, schedule, decay_schedule)
     return optax.chain(
         *momentum_sgd(learning_rate, schedule, momentum, nesterov, scale_before_momentum),
-        _decay(weight_decay, schedule, decay_schedule, mask, cautious),
-    )
-
-
-def adamwr(
-    learning_rate: ScalarOrSchedule,
-    normalized_weight_decay: Scalar,
-    *,
-    first_cycle_steps: int,
-    cycle_mult: float = 2,
-    eta_min: Scalar = 0.0,
-    b1: Scalar = 0.9,
-    b2: Scalar = 0.999,
-    eps: Scalar = 1e-8,
-    eps_root: Scalar = 0.0,
-    mu_dtype: jax.typing.DTypeLike | None = None,
-    nu_dtype: jax.typing.DTypeLike | None = None,
-    nesterov: bool = False,
-    mask: Mask = None,
-    cautious: bool = False,
-) -> optax.GradientTransformationExtraArgs:
-    r"""AdamW with warm restarts and normalized weight decay.
-
-    :func:`adamw` with :math:`η_t` from :func:`warm_restarts` and :math:`λ_i` from
-    :func:`normalized_weight_decay_schedule`. The weights to keep are those after a
-    cycle's last step (:func:`warm_restart_position`).
-
-    Args:
-      learning_rate: :math:`α`; an Optax schedule multiplies the rate alone, not the decay.
-      normalized_weight_decay: :math:`λ_{norm}`; 0.025 to 0.05 in the paper.
-      first_cycle_steps: see :func:`warm_restarts`. Static: under
-        ``optax.inject_hyperparams`` name it and ``cycle_mult`` in ``static_args``.
-      cycle_mult, eta_min: see :func:`warm_restarts`.
-      b1, b2, eps, eps_root, mu_dtype, nu_dtype, nesterov: see :func:`scale_by_adam`.
-      mask, cautious: see :func:`add_decoupled_weight_decay`.
-
-    Returns:
-      An Optax optimizer; its ``update`` needs ``params``. Resuming needs only its state.
-
-    Raises:
-      TypeError, ValueError: as :func:`adamw` and :func:`warm_restarts`.
-
-    Examples:
-      >>> import jax.numpy as jnp, optax, optax_decoupled as od
-      >>> tx = od.adamwr(1e-3, 0.05, first_cycle_steps=100)
-      >>> _, state = tx.update(jnp.zeros(1), tx.init(jnp.ones(1)), jnp.ones(1))
-      >>> assert jnp.isclose(optax.tree.get(state, "decay_rate"), 0.05 / 100**0.5)
-
-    References:
-      Loshchilov & Hutter, arXiv:1711.05101, appendix B.
-    """
-    return adamw(
-        learning_rate,
-        normalized_weight_decay_schedule(normalized_weight_decay, first_cycle_steps, cycle_mult),
-        schedule=warm_restarts(first_cycle_steps, cycle_mult, eta_min=eta_min),
-        b1=b1,
-        b2=b2,
-        eps=eps,
-        eps_root=eps_root,
-        mu_dtype=mu_dtype,
-        nu_dtype=nu_dtype,
-        nesterov=nesterov,
-        mask=mask,
-        cautious=cautious,
-    )
-
-
-def sgdwr(
-    learning_rate: ScalarOrSchedule,
-    normalized_weight_decay: Scalar,
-    *,
-    first_cycle_steps: int,
-    cycle_mult: float = 2,
-    eta_min: Scalar = 0.0,
-    momentum: Scalar = 0.9,
-    nesterov: bool = False,
-    scale_before_momentum: bool = True,
-    mask: Mask = None,
-    cautious: bool = False,
-) -> optax.GradientTransformationExtraArgs:
-    r"""SGDW with warm restarts and normalized weight decay.
-
-    :func:`sgdw` with :math:`η_t` from :func:`warm_restarts` and :math:`λ_i` from
-    :func:`normalized_weight_decay_schedule`.
-
-    Args:
-      learning_rate: :math:`α`; an Optax schedule multiplies the rate alone, not the decay.
-      normalized_weight_decay, first_cycle_steps, cycle_mult, eta_min: see :func:`adamwr`.
-      momentum, nesterov, scale_before_momentum: see :func:`sgdw`.
-      mask, cautious: see :func:`add_decoupled_weight_decay`.
-
-    Returns:
-      An Optax optimizer; its ``update`` needs ``params``. Resuming needs only its state.
-
-    Raises:
-      TypeError, ValueError: as :func:`sgdw` and :func:`warm_restarts`.
-
-    Examples:
-      >>> import jax.numpy as jnp, optax, optax_decoupled as od
-      >>> tx = od.sgdwr(0.05, 0.05, first_cycle_steps=100)
-      >>> _, state = tx.update(jnp.zeros(1), tx.init(jnp.ones(1)), jnp.ones(1))
-      >>> assert jnp.isclose(optax.tree.get(state, "decay_rate"), 0.05 / 100**0.5)
-
-    References:
-      Loshchilov & Hutter, arXiv:1711.05101, appendix B.
-    """
-    return sgdw(
-        learning_rate,
-        normalized_weight_decay_schedule(normalized_weight_decay, first_cycle_steps, cycle_mult),
-        schedule=warm_restarts(first_cycle_steps, cycle_mult, eta_min=eta_min),
-        momentum=momentum,
-        nesterov=nesterov,
-        scale_before_momentum=scale_before_momentum,
-        mask=mask,
-        cautious=cautious,
+        _decay(weight_decay, schedule, decay_schedule, mask, cautious, toward),
     )
 
 
@@ -257,10 +218,11 @@ def _decay(
     decay_schedule: ScalarOrSchedule | None,
     mask: Mask,
     cautious: bool,
+    toward: Toward | None,
 ) -> optax.GradientTransformationExtraArgs:
     multiplier = schedule if decay_schedule is None else decay_schedule
     rate = product_schedule(weight_decay, multiplier)  # checked by `_check_decoupled`
-    return add_decoupled_weight_decay(rate, mask=mask, cautious=cautious)
+    return add_decoupled_weight_decay(rate, mask=mask, cautious=cautious, toward=toward)
 
 
 def _check_decoupled(

@@ -10,8 +10,9 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
 
-from optax_decoupled._types import KeyPath, Path, PyTree
+from optax_decoupled._types import KeyPath, Leaf, Path, PyTree
 
 
 def named_leaves(tree: PyTree) -> tuple[list[tuple[Path, Any]], list[Path]]:
@@ -24,6 +25,25 @@ def named_leaves(tree: PyTree) -> tuple[list[tuple[Path, Any]], list[Path]]:
     nodes = list(zip(paths, (node for _, node in flat), strict=True))
     leaves = [(path, node) for path, node in nodes if not is_empty(node)]
     return leaves, [path for path, node in nodes if is_empty(node)]
+
+
+def leaves_like(name: str, tree: PyTree, params: optax.Params) -> list[Leaf]:
+    """The leaf of a tree for each leaf of params, by path, of the same shape."""
+    entries = dict(named_leaves(tree)[0])
+    leaves, _ = named_leaves(params)
+    missing = ["/".join(path) for path, _ in leaves if path not in entries]
+    if missing:
+        raise ValueError(
+            f"{name} does not have the structure of the parameters: it lacks {listing(missing)}. "
+            "Pass a tree like the parameters."
+        )
+    for path, leaf in leaves:
+        if np.shape(entries[path]) != np.shape(leaf):
+            raise ValueError(
+                f"{name} at {'/'.join(path)!r} has shape {np.shape(entries[path])}; it must have "
+                f"the parameter's shape {np.shape(leaf)}. Pass a tree like the parameters."
+            )
+    return [entries[path] for path, _ in leaves]
 
 
 def unboxed(key_paths: Sequence[KeyPath]) -> list[Path]:

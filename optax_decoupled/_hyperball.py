@@ -1,0 +1,126 @@
+"""Steps on a sphere: the norm of each weight stays what it was, so no decay is needed."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from optax_decoupled import _checks
+from optax_decoupled._decay import required
+from optax_decoupled._dtypes import is_decayable, widen
+from optax_decoupled._schedules import product_schedule
+from optax_decoupled._stacked import Stacked, leading_axes, norm
+from optax_decoupled._types import Leaf, PyTree, Scalar, ScalarOrSchedule
+
+
+class HyperballState(NamedTuple):
+    """State of :func:`hyperball`.
+
+    Attributes:
+      count: number of updates so far, int32[].
+      radius: of each weight its norm at ``init``, float32[] or of its stacked axes' shape.
+      direction: the state of the direction.
+    """
+
+    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]  Optax's name
+    radius: PyTree
+    direction: optax.OptState
+
+
+def hyperball(
+    direction: optax.GradientTransformation,
+    learning_rate: ScalarOrSchedule,
+    *,
+    stacked: Stacked = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Moves each weight on the sphere of its initial norm, by a fixed angle a step.
+
+    .. math::
+
+        θ_{t+1} = R \frac{θ_t - α_t R\, u_t / \|u_t\|}{\|θ_t - α_t R\, u_t / \|u_t\|\|},
+        \qquad R = \|θ_0\|
+
+    Weight decay in a normalized layer only sets how far each step turns the weights. Here
+    the learning rate says so directly: the step before the projection is :math:`α` of the
+    weight's norm, whatever the size of the gradient. Made for the matrices of normalized
+    networks; give embeddings, biases and scales to another optimizer with
+    :func:`optax.partition`.
+
+    Args:
+      direction: what :math:`u` is made by, such as :func:`optax.scale_by_adam` or
+        ``optax.contrib.scale_by_muon()``. Its size does not matter, and it is not scaled by
+        a learning rate, whose sign would turn it around.
+      learning_rate: :math:`α \ge 0`, dimensionless: the length of a step relative to the
+        weight; or a schedule (step → α).
+      stacked: the number of leading axes over which each slice is a weight of its own, as in
+        :func:`toward_rms`.
+
+    Returns:
+      An Optax optimizer with a :class:`HyperballState`; its ``update`` needs ``params``.
+      Weights that are 0 stay 0, a direction of 0 moves nothing, integer leaves are left alone.
+
+    Raises:
+      TypeError, ValueError: for a ``direction`` that is no Optax transformation, a negative
+        ``learning_rate``, or an ``update`` without ``params``.
+
+    Examples:
+      >>> import jax.numpy as jnp, optax, optax_decoupled as od
+      >>> tx = od.hyperball(optax.scale_by_adam(), 0.1)
+      >>> params = jnp.array([3.0, 4.0])
+      >>> updates, _ = tx.update(jnp.array([1.0, -2.0]), tx.init(params), params)
+      >>> assert jnp.isclose(jnp.linalg.norm(params + updates), 5.0)
+
+    References:
+      arXiv:2606.16899.
+    """
+    if not (callable(getattr(direction, "init", None)) and hasattr(direction, "update")):
+        raise TypeError(
+            f"direction={direction!r} must be an optax.GradientTransformation, e.g. "
+            "optax.scale_by_adam()."
+        )
+    _checks.check_learning_rate(learning_rate)
+    inner, rate_at = optax.with_extra_args_support(direction), product_schedule(learning_rate)
+
+    def init_fn(params: optax.Params) -> HyperballState:
+        leaves, treedef = jax.tree.flatten(params)
+        rows = zip(leaves, leading_axes(stacked, params), strict=True)
+        radius = treedef.unflatten([_radius(*row) for row in rows])
+        return HyperballState(jnp.zeros([], jnp.int32), radius, inner.init(params))
+
+    def update_fn(
+        updates: optax.Updates,
+        state: Any,  # Optax's protocol has the union of all states
+        params: optax.Params | None = None,
+        **extra: Any,
+    ) -> tuple[optax.Updates, HyperballState]:
+        params = required(params, "hyperball")
+        directions, after = inner.update(updates, state.direction, params, **extra)
+        rate = rate_at(state.count)
+        leaves, treedef = jax.tree.flatten(params)
+        columns = (treedef.flatten_up_to(directions), leaves, treedef.flatten_up_to(state.radius))
+        moved = [_step(rate, *row) for row in zip(*columns, strict=True)]
+        count = jnp.asarray(optax.safe_increment(state.count))
+        return treedef.unflatten(moved), HyperballState(count, state.radius, after)
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _radius(p: Leaf, axes: int) -> jax.Array:
+    shape = jnp.shape(p)[:axes]
+    return norm(jnp.asarray(p), axes).reshape(shape) if is_decayable(p) else jnp.zeros(shape)
+
+
+def _step(rate: Scalar, u: Leaf, p: Leaf, radius: jax.Array) -> Leaf:
+    """What takes p to its new place on the sphere, in the dtype of u; arithmetic ≥ float32."""
+    if u is None or isinstance(u, optax.MaskedNode) or not is_decayable(p):
+        return u
+    axes = radius.ndim
+    theta, wide = widen(jnp.asarray(p)), widen(jnp.asarray(u))
+    radius = jnp.expand_dims(radius, tuple(range(axes, theta.ndim)))
+    size = norm(wide, axes)
+    moved = theta - widen(rate) * radius * wide / jnp.where(size > 0, size, 1)
+    length = norm(moved, axes)
+    return (moved * (radius / jnp.where(length > 0, length, 1)) - theta).astype(jnp.result_type(u))

@@ -1,0 +1,42 @@
+"""Stacked weights: scanned and vmapped layers, whose slices are weights of their own."""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from optax_decoupled._dtypes import widen
+from optax_decoupled._masks import leaf_multipliers
+from optax_decoupled._paths import named_leaves
+from optax_decoupled._types import Mask
+
+# The number of leading axes that count slices: one for all, or given like a mask; None for 0.
+Stacked = int | Mask
+
+
+def leading_axes(stacked: Stacked, params: optax.Params) -> list[int]:
+    """The number of stacked axes of each of ``jax.tree.leaves(params)``."""
+    leaves, _ = named_leaves(params)
+    if stacked is None or isinstance(stacked, int):
+        counts: list[object] = [stacked or 0] * len(leaves)
+    else:
+        try:
+            counts = list(leaf_multipliers(stacked, params))
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"stacked is matched to params like a mask. {error}") from error
+    for (path, leaf), count in zip(leaves, counts, strict=True):
+        if count not in range(jnp.ndim(leaf) + 1):
+            raise ValueError(
+                f"stacked={count!r} at {'/'.join(path)!r}, of shape {jnp.shape(leaf)}; it must be "
+                "a whole number of its leading axes. Pass a tree or function that gives leaves "
+                "of other layers 0."
+            )
+    return [int(count) for count in counts]  # type: ignore[call-overload]
+
+
+def norm(x: jax.Array, axes: int) -> jax.Array:
+    """‖x‖ of every slice, of x's rank, in at least float32; squares do not over- or underflow."""
+    x = widen(x)
+    inner = tuple(range(axes, x.ndim))
+    largest = jnp.max(jnp.abs(x), axis=inner, keepdims=True, initial=0.0)
+    scale = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1)
+    return scale * jnp.sqrt(jnp.sum(jnp.square(jnp.abs(x) / scale), axis=inner, keepdims=True))
