@@ -93,7 +93,7 @@ def intersection(first: Mask, second: Mask) -> MaskFunction:
 
     def mask(params: optax.Params, /) -> PyTree:
         both = zip(leaf_multipliers(first, params), leaf_multipliers(second, params), strict=True)
-        return jax.tree.unflatten(jax.tree.structure(params), [a * b for a, b in both])
+        return jax.tree.unflatten(jax.tree.structure(params), [1.0 * a * b for a, b in both])
 
     return mask
 
@@ -102,7 +102,7 @@ def complement(mask: Mask) -> MaskFunction:
     """One minus a mask of bools."""
 
     def others(params: optax.Params, /) -> PyTree:
-        rest = [1 - w for w in leaf_multipliers(mask, params)]
+        rest = [1.0 - w for w in leaf_multipliers(mask, params)]
         return jax.tree.unflatten(jax.tree.structure(params), rest)
 
     return others

@@ -11,6 +11,9 @@ from optax_decoupled import _checks, _foreign
 from optax_decoupled._paths import unboxed
 from optax_decoupled._types import Leaf, Path, PyTree, Scalar
 
+# What a state may begin with at a migration: the reference of toward_init is the weights there.
+_BEGUN_ANEW = frozenset({"reference"})
+
 _Keys = tuple[Any, ...]
 _Field = tuple[str, Path]
 
@@ -187,7 +190,7 @@ def _problems(old: dict[_Field, Any], new: dict[_Field, Any]) -> list[str]:
     missing = [
         f"it lacks {_text(field)}"
         for field in sorted(new.keys() - old.keys())
-        if _is_carried(field) and field[0] not in _foreign.ACCUMULATION
+        if _is_carried(field) and field[0] not in _foreign.ACCUMULATION | _BEGUN_ANEW
     ]
     foreign = [
         f"the new optimizer has no {_text(field)}"

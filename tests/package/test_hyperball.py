@@ -1,0 +1,236 @@
+"""Steps on a sphere, and AdamC: against loops in NumPy, closed forms and hand-built chains."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import optax_decoupled as od
+
+DIRECTIONS = {
+    "adam": optax.scale_by_adam,
+    "gradient": optax.identity,
+    "muon": optax.contrib.scale_by_muon,
+}
+
+
+def _run(tx, params, gradient, steps):
+    """The parameters after every step."""
+
+    @jax.jit
+    def run(params):
+        def step(carry, t):
+            params, state = carry
+            updates, state = tx.update(gradient(params, t), state, params)
+            params = optax.apply_updates(params, updates)
+            return (params, state), params
+
+        return jax.lax.scan(step, (params, tx.init(params)), jnp.arange(steps))[1]
+
+    return run(params)
+
+
+def _noise(params, t):
+    return jax.random.normal(jax.random.fold_in(jax.random.key(0), t), params.shape)
+
+
+@pytest.mark.parametrize("alpha", [0.01, 0.3])
+def test_trajectory_of_numpy(alpha):
+    """200 steps in float64 with a moving rate."""
+    rng = np.random.default_rng(0)
+    theta, target = rng.normal(size=(2, 9))
+    steps, rates = 200, alpha * np.linspace(1.0, 0.1, 200)
+    with jax.enable_x64(True):
+        tx = od.hyperball(optax.scale_by_adam(), lambda count: jnp.asarray(rates)[count])
+        gradient = lambda params, t: params - target + jnp.sin(t.astype(float))
+        path = np.asarray(_run(tx, jnp.asarray(theta), gradient, steps))
+    radius, m, v = np.linalg.norm(theta), np.zeros(9), np.zeros(9)
+    for t in range(steps):
+        g = theta - target + np.sin(t)
+        m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g
+        u = m / (1 - 0.9 ** (t + 1)) / (np.sqrt(v / (1 - 0.999 ** (t + 1))) + 1e-8)
+        theta = theta - rates[t] * radius * u / np.linalg.norm(u)
+        theta = radius * theta / np.linalg.norm(theta)
+        np.testing.assert_allclose(path[t], theta, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", DIRECTIONS)
+def test_the_norm_stays_for_ten_thousand_steps(name):
+    params = jax.random.normal(jax.random.key(1), (16, 8))
+    path = _run(od.hyperball(DIRECTIONS[name](), 0.02), params, _noise, 10_000)
+    norms = np.linalg.norm(np.asarray(path, np.float64).reshape(10_000, -1), axis=1)
+    start = np.linalg.norm(np.asarray(params, np.float64))
+    np.testing.assert_allclose(norms, start, rtol=1e-6)
+    assert np.abs(path[-1] - params).max() > 0.1  # and it did move
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1.0, 1e12])
+@pytest.mark.parametrize("alpha", [0.01, 0.5])
+def test_the_relative_step_is_the_learning_rate(alpha, scale):
+    """Whatever the size of gradient and weight: for orthogonal ones the angle is atan α."""
+    params = scale * jnp.array([[3.0, 0.0], [0.0, 0.0]])
+    grads = jnp.array([[0.0, 2.0], [0.0, 0.0]]) / scale
+    tx = od.hyperball(optax.identity(), alpha)
+    updates, _ = tx.update(grads, tx.init(params), params)
+    moved = np.asarray(params + updates, np.float64)
+    assert -moved[0, 1] / moved[0, 0] == pytest.approx(alpha, rel=1e-5)
+    assert np.linalg.norm(moved) == pytest.approx(3 * scale, rel=1e-6)
+
+
+def test_what_is_zero_stays_without_nan():
+    params = {"zero": jnp.zeros(3), "w": jnp.ones(3), "count": jnp.arange(2), "none": None}
+    grads = {"zero": jnp.ones(3), "w": jnp.zeros(3), "count": jnp.zeros(2, int), "none": None}
+    tx = od.hyperball(optax.identity(), 0.1)
+    updates, _ = jax.jit(tx.update)(grads, tx.init(params), params)
+    chex.assert_tree_all_finite(updates)
+    for name in ("zero", "w", "count"):
+        np.testing.assert_allclose(updates[name], 0, atol=1e-7)
+
+
+def test_slices_of_a_stack_are_weights_of_their_own():
+    params = jnp.arange(1.0, 4.0)[:, None] * jnp.ones((3, 5))
+    grads = _noise(params, 0)
+    stacked = od.hyperball(optax.identity(), 0.1, stacked=1)
+    updates, state = stacked.update(grads, stacked.init(params), params)
+    assert state.radius.shape == (3,)
+    single = od.hyperball(optax.identity(), 0.1)
+    for i in range(3):
+        expected, _ = single.update(grads[i], single.init(params[i]), params[i])
+        np.testing.assert_allclose(updates[i], expected, rtol=1e-5)
+    whole, _ = single.update(grads, single.init(params), params)
+    assert np.abs(whole - updates).max() > 1e-2
+
+
+def test_beside_adamw_in_a_partition():
+    params = {"kernel": jnp.ones((4, 4)), "bias": jnp.ones(4)}
+    tx = optax.partition(
+        {"sphere": od.hyperball(optax.scale_by_adam(), 0.1), "plain": od.adamw(0.1, 1e-3)},
+        {"kernel": "sphere", "bias": "plain"},
+    )
+    grads = {"kernel": _noise(params["kernel"], 0), "bias": jnp.zeros(4)}
+    updates, _ = jax.jit(tx.update)(grads, tx.init(params), params)
+    np.testing.assert_allclose(updates["bias"], -1e-3, rtol=1e-6)
+    assert jnp.linalg.norm(params["kernel"] + updates["kernel"]) == pytest.approx(4.0, rel=1e-6)
+
+
+def test_sharded_weights_have_the_norm_of_the_whole():
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+    params, tx = _noise(jnp.ones((16, 4)), 1), od.hyperball(optax.scale_by_adam(), 0.1)
+    grads = _noise(params, 2)
+    expected, _ = jax.jit(tx.update)(grads, tx.init(params), params)
+    placed = jax.device_put((grads, params), sharding)
+    updates, _ = jax.jit(tx.update)(placed[0], tx.init(placed[1]), placed[1])
+    np.testing.assert_allclose(updates, expected, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_narrow_weights_are_moved_in_float32(dtype):
+    params = jnp.linspace(1, 2, 64, dtype=dtype)
+    tx = od.hyperball(optax.identity(), 0.1)
+    with jax.numpy_dtype_promotion("strict"):
+        updates, state = tx.update(_noise(params, 0), tx.init(params), params)
+    assert updates.dtype == jnp.float32
+    assert state.radius.dtype == jnp.float32
+    moved = np.float64(params) + np.float64(updates)
+    assert np.linalg.norm(moved) == pytest.approx(np.linalg.norm(np.float64(params)), rel=1e-6)
+
+
+def test_exported_to_tpu_and_cuda():
+    tx, params = od.hyperball(optax.scale_by_adam(), 0.1), jnp.ones((4, 4))
+    step = jax.jit(tx.update)
+    platforms = ("tpu", "cuda", "cpu")
+    exported = jax.export.export(step, platforms=platforms)(params, tx.init(params), params)
+    assert exported.platforms == platforms
+
+
+def test_hyperball_refuses():
+    with pytest.raises(TypeError, match=r"direction=<function.*GradientTransformation"):
+        od.hyperball(optax.scale_by_adam, 0.1)
+    with pytest.raises(ValueError, match=r"learning_rate=-0\.1"):
+        od.hyperball(optax.scale_by_adam(), -0.1)
+    tx = od.hyperball(optax.identity(), 0.1)
+    state = tx.init(jnp.ones(2))
+    with pytest.raises(ValueError, match="params=None in hyperball"):
+        tx.update(jnp.ones(2), state)
+
+
+ETA = optax.cosine_decay_schedule(1.0, 60)
+
+
+def _network():
+    keys = iter(jax.random.split(jax.random.key(0), 9))
+    normal = lambda *shape: jax.random.normal(next(keys), shape)
+    return {
+        "embed": {"embedding": normal(7, 4)},
+        "block_0": {"attn": {"kernel": normal(4, 4)}, "norm": {"scale": normal(4)}},
+        "block_1": {"mlp": {"kernel": normal(4, 4), "bias": normal(4)}},
+        "lm_head": {"kernel": normal(4, 7)},
+    }
+
+
+@pytest.mark.parametrize("normalized", [None, od.decay_rules((".*attn.*", 1.0), default=0.0)])
+@pytest.mark.parametrize("mask", [None, od.decay_mask])
+@pytest.mark.parametrize("alpha", [1e-3, 3e-2])
+def test_adamc_is_two_chains(normalized, mask, alpha):
+    """By hand: η² on what is normalized and decays, η on the rest that decays."""
+    params, decay = _network(), 5e-3
+    extra = {} if normalized is None else {"normalized": normalized}
+    hidden = {"block_0/attn/kernel"} | ({"block_1/mlp/kernel"} if normalized is None else set())
+    names = {"kernel", "embedding"} if mask else {"kernel", "embedding", "scale", "bias"}
+    decaying = lambda path: path[-1] in names
+
+    def chosen(inside):
+        def mask(params):
+            def one(keys, _):
+                path = [k.key for k in keys]
+                return decaying(path) and ("/".join(path) in hidden) == inside
+
+            return jax.tree_util.tree_map_with_path(one, params)
+
+        return mask
+
+    by_hand = optax.chain(
+        optax.scale_by_adam(),
+        optax.scale_by_schedule(lambda t: -alpha * ETA(t)),
+        optax.masked(od.add_decoupled_weight_decay(decay, lambda t: ETA(t) ** 2), chosen(True)),
+        optax.masked(od.add_decoupled_weight_decay(decay, ETA), chosen(False)),
+    )
+    ours = od.adamc(alpha, decay, schedule=ETA, mask=mask, **extra)
+    ends = []
+    for tx in (by_hand, ours, od.adamw(alpha, decay, schedule=ETA, mask=mask)):
+        theta, state, update = params, tx.init(params), jax.jit(tx.update)
+        for t in range(50):
+            grads = jax.tree.map(lambda x, t=t: jnp.sin(x + t), theta)
+            updates, state = update(grads, state, theta)
+            theta = optax.apply_updates(theta, updates)
+        ends.append(theta)
+    chex.assert_trees_all_close(ends[0], ends[1], rtol=1e-5, atol=1e-6)
+    difference = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), ends[1], ends[2])
+    flat, _ = jax.tree_util.tree_flatten_with_path(difference)
+    moved = {"/".join(k.key for k in keys) for keys, x in flat if x > 1e-3}
+    assert moved == hidden
+
+
+def test_adamc_keeps_the_gradient_to_weight_ratio_at_the_end_of_a_cosine():
+    """A scale-invariant weight under noise: its gradient is that of unit length over ‖θ‖."""
+    steps, alpha, decay = 4000, 3e-3, 1e-2 - 1e-6
+    eta = optax.cosine_decay_schedule(1.0, steps)
+    start = jax.random.normal(jax.random.key(1), (256,))
+    start *= 4 / jnp.linalg.norm(start)
+
+    def gradient(params, t):
+        g, unit = _noise(params, t), params / jnp.linalg.norm(params)
+        return (g - unit * jnp.vdot(unit, g)) / jnp.linalg.norm(params)
+
+    def growth(tx):
+        """Of the ratio ‖g‖/‖θ‖ ~ 1/‖θ‖², from the middle of the run to its end."""
+        norms = np.linalg.norm(np.asarray(_run(tx, start, gradient, steps)), axis=1)
+        return (norms[steps // 2] / norms[-1]) ** 2
+
+    everything = dict(schedule=eta, mask=None)
+    corrected = growth(od.adamc(alpha, decay, normalized=True, **everything))
+    assert corrected < 1.6
+    assert growth(od.adamw(alpha, decay, **everything)) > 2 * corrected
