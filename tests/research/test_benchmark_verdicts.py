@@ -174,14 +174,17 @@ def test_a_whole_number_is_told_from_its_neighbours(interval, verdict):
 @pytest.mark.parametrize(
     ("rule", "words"),
     [
-        (rules.MORE, [REFUTED, UNDECIDED, REPRODUCED, UNDECIDED, REPRODUCED]),
-        (rules.AT_LEAST_15, [REFUTED, REFUTED, REFUTED, UNDECIDED, REPRODUCED]),
-        (rules.NOTHING, [REPRODUCED, REPRODUCED, REFUTED, UNDECIDED, REFUTED]),
-        (rules.BELOW_MINUS_QUARTER, [REPRODUCED, UNDECIDED, REFUTED, UNDECIDED, REFUTED]),
+        (rules.MORE, [REFUTED, UNDECIDED, REPRODUCED, UNDECIDED, REPRODUCED, UNDECIDED]),
+        (rules.AT_LEAST_15, [REFUTED, REFUTED, REFUTED, UNDECIDED, REPRODUCED, REFUTED]),
+        (rules.NOTHING, [REPRODUCED, REPRODUCED, REFUTED, UNDECIDED, REFUTED, REPRODUCED]),
+        (
+            rules.BELOW_MINUS_QUARTER,
+            [REPRODUCED, UNDECIDED, REFUTED, UNDECIDED, REFUTED, UNDECIDED],
+        ),
     ],
 )
 def test_rules(rule, words):
-    ends = [(-2, -1), (-2, 1), (1, 14), (-2, 16), (14, 16)]
+    ends = [(-2, -1), (-2, 1), (1, 14), (-2, 16), (14, 16), (-2, 14)]
     found = [rules.verdict(rule, Interval((low + high) / 2, low, high)) for low, high in ends]
     assert found == words
 
