@@ -83,3 +83,6 @@ def test_a_valley_on_the_edge_is_not_located():
     cut = np.array(optimizer["error_percent"])[:, 8:]  # the best decay comes first
     edge = {"weight_decays": optimizer["weight_decays"][8:], "error_percent": cut.tolist()}
     assert np.isnan(valleys.slopes(optimizer | edge)).all()
+    errors = np.array(optimizer["error_percent"])
+    errors[:, 0] = 4.0  # the best cell of each row, though its neighbours are poor
+    assert np.isnan(valleys.slopes(optimizer | {"error_percent": errors.tolist()})).all()
