@@ -24,6 +24,7 @@ import optax
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run by its path, not with -m
 
 import optax_decoupled as od
+from benchmarks.figures import verdicts
 from benchmarks.lib import docs_parts, step_parts
 from benchmarks.lib.harness import RESULTS, ROOT
 
@@ -77,7 +78,12 @@ def _run(code: str, namespace: dict[str, Any]) -> str:
     return f"```python\n{code}```\n\n```text\n{output.getvalue()}```\n"
 
 
-SECTIONS = {"explained": explained, **docs_parts.SECTIONS, **step_parts.SECTIONS}
+SECTIONS = {
+    "explained": explained,
+    "verdicts": verdicts.report,
+    **docs_parts.SECTIONS,
+    **step_parts.SECTIONS,
+}
 
 
 def rendered(text: str, folder: Path) -> str:

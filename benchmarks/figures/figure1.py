@@ -15,7 +15,7 @@ from benchmarks.lib import landscape_figure
 from benchmarks.lib.landscapes import Job, landscape_job
 from benchmarks.lib.readings import difference, improvement, more_separable, separability
 from benchmarks.lib.sizes import Run, run_from_arguments, task_of
-from benchmarks.lib.tables import image, setup
+from benchmarks.lib.tables import folded, image, setup
 
 QUESTION = (__doc__ or "").partition("\n")[0]
 NAMES = ("Adam+L2", "AdamW")
@@ -71,12 +71,12 @@ def _beside_cosine(schedules: dict[str, Any], name: str) -> str:
 
 def report(record: dict[str, Any]) -> str:
     """The Markdown of the generated part."""
+    picture = image(record, "Test error over learning rate and decay under three schedules")
     parts = [
-        image(record, "Test error over learning rate and decay under three schedules"),
         f"{setup(record)}, decay on kernels only:\n",
         *landscape_figure.body(record, "schedules", conclusion),
     ]
-    return "\n".join(parts)
+    return f"{picture}\n{folded(parts)}"
 
 
 if __name__ == "__main__":

@@ -20,12 +20,18 @@ from benchmarks.lib.readings import (
     more_separable,
     no_gain_from_l2,
     separability,
+    slope_interval,
 )
+from benchmarks.lib.rules import REPRODUCED, verdict, whole_number
 from benchmarks.lib.sizes import MLP_NAME, Run, mlp, run_from_arguments, task_of
-from benchmarks.lib.tables import image
+from benchmarks.lib.tables import folded, image
 
 QUESTION = (__doc__ or "").partition("\n")[0]
 NETWORKS = {"batch norm": True, "no normalization": False}
+PREDICTED = {  # by how much log₂ of the best decay moves as the rate doubles
+    "batch norm": {"SGD+L2": -1, "SGDW": 0, "AdamW": 0},
+    "no normalization": {"SGD+L2": 0, "SGDW": 1, "AdamW": 1},
+}
 
 
 def main() -> None:
@@ -51,23 +57,33 @@ def jobs(run: Run) -> dict[tuple[str, str], Job]:
 def conclusion(record: dict[str, Any]) -> list[str]:
     """What was and was not reproduced, from the numbers alone."""
     normalized, plain = (record["networks"][name]["optimizers"] for name in NETWORKS)
-    figure2, reversed_ = {"SGD+L2": -1, "SGDW": 0, "AdamW": 0}, {"SGD+L2": 0, "SGDW": 1, "AdamW": 1}
+    figure2, opposite = PREDICTED.values()
     return [
         separability("The paper's Figure 2 with batch norm", normalized, figure2),
-        separability("The reverse without normalization", plain, reversed_),
+        separability("The reverse without normalization", plain, opposite),
         more_separable("with batch norm", normalized),
         improvement("with batch norm", normalized),
         improvement("without normalization", plain),
         no_gain_from_l2("with batch norm", normalized),
         HOW_TO_READ,
+        tally(record),
     ]
+
+
+def tally(record: dict[str, Any]) -> str:
+    verdicts = [
+        verdict(whole_number(slope), slope_interval(record["networks"][network]["optimizers"][x]))
+        for network, slopes in PREDICTED.items()
+        for x, slope in slopes.items()
+    ]
+    return f"{verdicts.count(REPRODUCED)} of {len(verdicts)} predicted slopes reproduced."
 
 
 def report(record: dict[str, Any]) -> str:
     """The Markdown of the generated part."""
     budget, device = record["budget"], record["device"]
+    picture = image(record, "Test error over learning rate and decay, eight landscapes")
     parts = [
-        image(record, "Test error over learning rate and decay, eight landscapes"),
         f"{MLP_NAME} on {record['train_images']} of scikit-learn's "
         f"digits, {budget['epochs']} epochs of batches of {budget['batch_size']}, cosine "
         f"annealing, decay on kernels only, {budget['seeds']} seeds that each draw their own "
@@ -76,7 +92,7 @@ def report(record: dict[str, Any]) -> str:
         "the paper, and without normalization:\n",
         *landscape_figure.body(record, "networks", conclusion),
     ]
-    return "\n".join(parts)
+    return f"{picture}\n{folded(parts)}"
 
 
 if __name__ == "__main__":

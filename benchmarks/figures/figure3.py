@@ -21,9 +21,10 @@ import optax_decoupled as od
 from benchmarks.lib.drawing import COLORS, save
 from benchmarks.lib.harness import write_json
 from benchmarks.lib.landscapes import Job, train
-from benchmarks.lib.readings import Comparison, improvement, paired, points, rounded, signed
+from benchmarks.lib.readings import Comparison, improvement, paired, points, rounded
+from benchmarks.lib.rules import MORE, REFUTED, REPRODUCED, UNDECIDED, signed, verdict
 from benchmarks.lib.sizes import Run, header, run_from_arguments, task_of
-from benchmarks.lib.tables import bullets, image, markdown, setup, show
+from benchmarks.lib.tables import bullets, folded, image, markdown, plain, setup, wrapped
 from optax_decoupled.sweep import Landscape
 
 QUESTION = (__doc__ or "").partition("\n")[0]
@@ -46,8 +47,8 @@ def main() -> None:
     }
     write_json(run.out / f"{run.name}.json", record)
     draw(row, run.size.network, run.out / f"{run.name}.png")
-    show(rows(record))
-    print(bullets(conclusion(record)))
+    print(plain(rows(record)))
+    print(wrapped(conclusion(record)))
 
 
 def jobs(run: Run) -> dict[tuple[str, str], Job]:
@@ -117,19 +118,15 @@ def conclusion(record: dict[str, Any]) -> list[str]:
 
 
 def _at_equal_loss(half: str, x: Comparison) -> str:
-    if not np.isfinite(x.difference):
+    if not np.isfinite(x.points).all():
         return "The settings of the two share no training loss."
-    size = f"{signed(x.improvement, 1)} % ({points(x)})"
-    if x.may_be_chance:
-        return (
-            "That AdamW's test error is lower at equal training loss is not reproduced on average "
-            f"over {half} that both reach: {size}, which may be chance."
-        )
-    verdict = "lower, as in the paper" if x.difference > 0 else "higher, unlike in the paper"
-    return (
-        f"At equal training loss AdamW's test error is {verdict}, on average over {half} that "
-        f"both reach: {size}."
-    )
+    beginning = {
+        REPRODUCED: "At equal training loss AdamW's test error is lower, as in the paper",
+        REFUTED: "At equal training loss AdamW's test error is higher, unlike in the paper",
+        UNDECIDED: "Whether AdamW's test error is lower at equal training loss is undecided",
+    }[verdict(MORE, x.points)]
+    size = f"{signed(x.percent.value, 1)} % ({points(x)})"
+    return f"{beginning}, on average over {half} that both reach: {size}."
 
 
 def rows(record: dict[str, Any]) -> list[list[str]]:
@@ -177,14 +174,14 @@ def draw(row: dict[str, Landscape], network: str, path: Path) -> None:
 
 def report(record: dict[str, Any]) -> str:
     """The Markdown of the generated part."""
+    picture = image(record, "Test error against training loss, Adam+L2 and AdamW")
     parts = [
-        image(record, "Test error against training loss, Adam+L2 and AdamW"),
         f"{setup(record)}, learning rate {record['learning_rate']}, cosine annealing, decay on "
         "kernels only:\n",
         markdown(rows(record)),
         bullets(conclusion(record)),
     ]
-    return "\n".join(parts)
+    return f"{picture}\n{folded(parts)}"
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from benchmarks.lib.harness import write_json
 from benchmarks.lib.landscapes import CONTESTANTS, Job, train
 from benchmarks.lib.readings import Comparison, paired, points, rounded
 from benchmarks.lib.sizes import Run, Size, header, run_from_arguments, task_of
-from benchmarks.lib.tables import bullets, image, markdown, setup, show
+from benchmarks.lib.tables import bullets, folded, image, markdown, plain, setup, wrapped
 from optax_decoupled.sweep import Landscape
 
 QUESTION = (__doc__ or "").partition("\n")[0]
@@ -50,8 +50,8 @@ def main() -> None:
     }
     write_json(run.out / f"{run.name}.json", record)
     draw(record, run.out / f"{run.name}.png")
-    show(rows(record))
-    print(bullets(conclusion(record)))
+    print(plain(rows(record)))
+    print(wrapped(conclusion(record)))
 
 
 def cycle_ends(size: Size) -> list[int]:
@@ -158,8 +158,8 @@ def conclusion(record: dict[str, Any]) -> list[str]:
 
 
 def _times(found: list[Comparison]) -> str:
-    better = sum(x.low > 0 for x in found)
-    worse = sum(x.high < 0 for x in found)
+    better = sum(x.points.low > 0 for x in found)
+    worse = sum(x.points.high < 0 for x in found)
     return f"at {better} of {len(found)} (harm at {worse}; the rest may be chance)"
 
 
@@ -169,8 +169,8 @@ def _first(ends: list[int], error: np.ndarray, limit: float) -> str:
 
 
 def rows(record: dict[str, Any]) -> list[list[str]]:
-    ends = [f"after {end} epochs, %" for end in record["cycle_ends"]]
-    table = [["optimizer", "rate", "λ_norm", *ends]]
+    ends = [f"% after {end}" for end in record["cycle_ends"]]
+    table = [["test error after so many epochs", "rate", "λ_norm", *ends]]
     for name, x in record["optimizers"].items():
         errors = [f"{row.mean():.2f} ± {row.std(ddof=1):.2f}" for row in _errors(x)]
         chosen = [f"{x[key]:.3g}" for key in ("learning_rate", "normalized_weight_decay")]
@@ -207,13 +207,13 @@ def draw(record: dict[str, Any], path: Path) -> None:
 
 def report(record: dict[str, Any]) -> str:
     """The Markdown of the generated part."""
+    picture = image(record, "Test error at the ends of the cycles, with and without restarts")
     parts = [
-        image(record, "Test error at the ends of the cycles, with and without restarts"),
         f"{setup(record)}, decay on kernels only:\n",
         markdown(rows(record)),
         bullets(conclusion(record)),
     ]
-    return "\n".join(parts)
+    return f"{picture}\n{folded(parts)}"
 
 
 if __name__ == "__main__":

@@ -19,14 +19,27 @@ import optax
 from benchmarks.lib.drawing import save
 from benchmarks.lib.harness import write_json
 from benchmarks.lib.landscapes import Landscapes, landscape_job, train
-from benchmarks.lib.readings import interval_text, rounded, signed, slope
+from benchmarks.lib.readings import rounded, slope
+from benchmarks.lib.rules import (
+    BELOW_MINUS_QUARTER,
+    REFUTED,
+    REPRODUCED,
+    UNDECIDED,
+    Interval,
+    verdict,
+)
 from benchmarks.lib.sizes import Run, header, run_from_arguments, task_of
-from benchmarks.lib.tables import bullets, image, markdown, setup, show
+from benchmarks.lib.tables import bullets, folded, image, markdown, plain, setup, wrapped
 from optax_decoupled.sweep import Landscape, ValleySlope
 
 QUESTION = (__doc__ or "").partition("\n")[0]
 BUDGETS = (0.25, 1.0, 4.0)  # times the usual number of epochs
 RATES = {"SGDW": 0.05, "AdamW": 0.002}
+VERDICTS = {  # between the two rules lies a slope of -1/4
+    REPRODUCED: "the best λ_norm moves less with the budget than the best λ, as in the paper",
+    REFUTED: "the best λ_norm moves more with the budget than the best λ, unlike in the paper",
+    UNDECIDED: "whether the best λ_norm moves less with the budget than the best λ is undecided",
+}
 
 
 def main() -> None:
@@ -38,8 +51,8 @@ def main() -> None:
     }
     write_json(run.out / f"{run.name}.json", record)
     draw(over_budgets, run.size.network, run.out / f"{run.name}.png")
-    show(rows(record))
-    print(bullets(conclusion(record)))
+    print(plain(rows(record)))
+    print(wrapped(conclusion(record)))
 
 
 def epochs(run: Run) -> list[int]:
@@ -106,12 +119,12 @@ def conclusion(record: dict[str, Any]) -> list[str]:
         if x["slope_over_steps"] is None:
             sentences.append(f"{name}'s best decay is not inside the grid at each budget.")
             continue
-        found, low, high = x["slope_over_steps"]
+        decay = Interval(*x["slope_over_steps"])
+        normalized = Interval(*(end + 0.5 for end in decay))
         sentences.append(
-            f"{name}: {_verdict(low, high)}. As the number of steps doubles, log₂ of the best λ "
-            f"moves by {signed(found, 2)} {interval_text(low, high)}, of the best λ_norm by "
-            f"{signed(found + 0.5, 2)} {interval_text(low + 0.5, high + 0.5)}; by the paper's rule "
-            f"by {signed(-0.5, 1)} and 0."
+            f"{name}: {VERDICTS[verdict(BELOW_MINUS_QUARTER, decay)]}. As the number of steps "
+            f"doubles, log₂ of the best λ moves by {decay.text()}, of the best λ_norm by "
+            f"{normalized.text()}; by the paper's rule by -0.5 and 0."
         )
     return [
         *sentences,
@@ -120,17 +133,8 @@ def conclusion(record: dict[str, Any]) -> list[str]:
     ]
 
 
-def _verdict(low: float, high: float) -> str:
-    """Between the two rules lies a slope of -1/4; the interval is on one side of it, or is not."""
-    if high < -0.25:
-        return "the best λ_norm moves less with the budget than the best λ, as in the paper"
-    if low > -0.25:
-        return "the best λ_norm moves more with the budget than the best λ, unlike in the paper"
-    return "which of the best λ and the best λ_norm moves less with the budget cannot be told"
-
-
 def rows(record: dict[str, Any]) -> list[list[str]]:
-    table = [["optimizer, budget", "steps", "lowest error %", "at λ", "λ_norm", "valley at λ"]]
+    table = [["optimizer, budget", "steps", "lowest error %", "at λ", "λ_norm", "valley"]]
     for name, x in record["optimizers"].items():
         located = x["best_weight_decays"] or [None] * len(x["steps"])
         budgets = zip(x["epochs"], x["steps"], x["error_percent"], located, strict=True)
@@ -181,14 +185,16 @@ def report(record: dict[str, Any]) -> str:
     rates = [f"{x['learning_rate']} ({name})" for name, x in optimizers.items()]
     epochs = next(iter(optimizers.values()))["epochs"]
     others = [str(n) for n in epochs if n != record["budget"]["epochs"]]
+    picture = image(
+        record, "Test error over the decay and over the normalized decay, three budgets"
+    )
     parts = [
-        image(record, "Test error over the decay and over the normalized decay, three budgets"),
         f"{setup(record)}, then {' and '.join(others)} epochs, cosine annealing, decay on kernels "
         f"only, at learning rates {' and '.join(rates)}:\n",
         markdown(rows(record)),
         bullets(conclusion(record)),
     ]
-    return "\n".join(parts)
+    return f"{picture}\n{folded(parts)}"
 
 
 if __name__ == "__main__":

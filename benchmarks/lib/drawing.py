@@ -8,7 +8,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from benchmarks.lib.landscapes import CONTESTANTS, Landscapes
-from benchmarks.lib.readings import signed, slope
+from benchmarks.lib.readings import slope
+from benchmarks.lib.rules import signed
 from optax_decoupled.sweep import Landscape
 
 matplotlib.use("agg")

@@ -9,7 +9,7 @@ from benchmarks.lib.harness import write_json
 from benchmarks.lib.landscapes import Job, train
 from benchmarks.lib.readings import results
 from benchmarks.lib.sizes import Run, header
-from benchmarks.lib.tables import bullets, landscape_rows, markdown, show
+from benchmarks.lib.tables import bullets, landscape_rows, markdown, plain, wrapped
 
 Conclusion = Callable[[dict[str, Any]], list[str]]  # of a record
 
@@ -39,8 +39,8 @@ def make(
     draw_landscapes(landscapes, titles, image)
     write_json(numbers, record)
     for group, result in record[groups].items():
-        show(landscape_rows(group, result))
-    print(f"Wrote {image} and {numbers}.\n\n{bullets(conclusion(record))}")
+        print(plain(landscape_rows(group, result)))
+    print(wrapped([f"Wrote {image} and {numbers}.", *conclusion(record)]))
 
 
 def body(record: dict[str, Any], groups: str, conclusion: Conclusion) -> list[str]:

@@ -7,16 +7,27 @@ import numpy as np
 from scipy import stats
 
 from benchmarks.lib.landscapes import Landscapes
+from benchmarks.lib.rules import (
+    MORE,
+    REFUTED,
+    REPRODUCED,
+    UNDECIDED,
+    Interval,
+    signed,
+    verdict,
+    whole_number,
+)
+from benchmarks.lib.valleys import closer_to_zero, slope_difference
 from optax_decoupled.sweep import Landscape, ValleySlope
 
 PAPER_IMPROVEMENT = 15  # percent of test error, AdamW over Adam+L2
-FEWEST_SEEDS = 4  # that make an interval when they are resampled
+FEWEST_SEEDS = 4  # with fewer there is no interval
 HOW_TO_READ = (
     "± is the standard deviation over seeds; brackets are 95 % intervals, of a slope by bootstrap "
-    "over seeds, of a difference by Student's t over seeds. A slope is reproduced if its interval "
-    "holds the expected whole number and no other. The tables show the cell of the lowest mean "
-    "test error, which is a little optimistic; for an interval the first half of the seeds chooses "
-    "the cells, and the other half compares them."
+    "over seeds, of a difference of errors by Student's t over seeds. A slope is reproduced if its "
+    "interval holds the expected whole number and no other. The tables show the cell of the lowest "
+    "mean test error, which is a little optimistic, and how many cells come within 10 % of it; for "
+    "an interval the first half of the seeds chooses the cells, and the other half compares them."
 )
 Row = dict[str, dict[str, Any]]  # of a record: a `summary` for each optimizer
 
@@ -80,14 +91,8 @@ def _of_cells(optimizer: dict[str, Any]) -> np.ndarray:
 class Comparison(NamedTuple):
     """One error minus another, paired by seed: the same images and initial weights."""
 
-    improvement: float  # percent of the first one's error
-    difference: float  # percentage points
-    low: float  # the 95 % interval of the difference
-    high: float
-
-    @property
-    def may_be_chance(self) -> bool:
-        return not (self.low > 0 or self.high < 0)
+    points: Interval  # percentage points
+    percent: Interval  # of the first one's mean error
 
 
 def paired(first: np.ndarray, second: np.ndarray) -> Comparison:
@@ -95,8 +100,27 @@ def paired(first: np.ndarray, second: np.ndarray) -> Comparison:
     difference = first - second
     mean, error = difference.mean(), stats.sem(difference)
     half = stats.t.ppf(0.975, len(difference) - 1) * error
-    values = 100 * mean / first.mean(), mean, mean - half, mean + half
-    return Comparison(*map(float, values))
+    ends = (mean, mean - half, mean + half)
+    percent = 100 / first.mean()
+    return Comparison(Interval(*map(float, ends)), Interval(*(float(percent * x) for x in ends)))
+
+
+def comparison(first: dict[str, Any], second: dict[str, Any]) -> Comparison | None:
+    """Of two optimizers' errors, in cells that other seeds have chosen; None for few seeds."""
+    errors = chosen_by_half(first), chosen_by_half(second)
+    return None if len(errors[0]) < FEWEST_SEEDS // 2 else paired(*errors)
+
+
+def least_decay(optimizer: dict[str, Any]) -> dict[str, Any]:
+    """The optimizer with no other decay than the least of the grid."""
+    return optimizer | {"error_percent": [row[:1] for row in optimizer["error_percent"]]}
+
+
+def slope_interval(optimizer: dict[str, Any]) -> Interval | None:
+    found = optimizer["valley_slope"]
+    if found is None or len(optimizer["seeds"]) < FEWEST_SEEDS:
+        return None
+    return Interval(found["slope"], found["low"], found["high"])
 
 
 def improvement(where: str, row: Row) -> str:
@@ -112,93 +136,62 @@ def improvement(where: str, row: Row) -> str:
 def no_gain_from_l2(where: str, row: Row) -> str:
     """Whether Adam gains from L2 regularization, beside its least coefficient."""
     with_l2 = row["Adam+L2"]
-    without = {"error_percent": [errors[:1] for errors in with_l2["error_percent"]]}
     return (
         f"Adam+L2's error {where} with the least λ′ minus that with the best: "
-        f"{difference(without, with_l2)}; in the paper Adam gains nothing from L2."
+        f"{difference(least_decay(with_l2), with_l2)}; in the paper Adam gains nothing from L2."
     )
 
 
 def difference(first: dict[str, Any], second: dict[str, Any]) -> str:
-    """Of two optimizers' errors, in cells that other seeds have chosen."""
-    errors = chosen_by_half(first), chosen_by_half(second)
-    if len(errors[0]) < FEWEST_SEEDS // 2:
+    """Of two optimizers' errors, in words."""
+    found = comparison(first, second)
+    if found is None:
         return "too few seeds to tell"
-    x = paired(*errors)
-    if not np.isfinite(x.difference):
+    if not np.isfinite(found.points).all():
         return "all cells diverged"
-    return points(x) + (", which may be chance" if x.may_be_chance else "")
+    return points(found) + (", which may be chance" if found.points.may_be_chance else "")
 
 
 def separability(claim: str, row: Row, expected: dict[str, int]) -> str:
     """Compares slopes with the expected -1, 0 or +1."""
-    found = {"reproduced": [], "not reproduced": [], "cannot be told": []}
+    found: dict[str, list[str]] = {REPRODUCED: [], REFUTED: [], UNDECIDED: []}
     for name, value in expected.items():
         text = f"{name} ({slope_text(row[name])}; expected {value})"
-        found[_verdict(row[name], value)].append(text)
-    parts = [f"{verdict} for {', '.join(names)}" for verdict, names in found.items() if names]
+        found[verdict(whole_number(value), slope_interval(row[name]))].append(text)
+    parts = [f"{word} for {', '.join(names)}" for word, names in found.items() if names]
     return f"{claim}, as slopes of the best decay over the rate: {'; '.join(parts)}."
-
-
-def _verdict(optimizer: dict[str, Any], expected: int) -> str:
-    interval = _interval(optimizer)
-    if interval is None:
-        return "cannot be told"
-    within = [
-        interval[0] <= value <= interval[1] for value in (expected, expected - 1, expected + 1)
-    ]
-    if not within[0]:
-        return "not reproduced"
-    return "cannot be told" if any(within[1:]) else "reproduced"
 
 
 def more_separable(where: str, row: Row) -> str:
     """Whether AdamW's slope is closer to 0 than that of Adam+L2."""
     names = ("Adam+L2", "AdamW")
     slopes = " and ".join(f"{slope_text(row[name])} for {name}" for name in names)
-    intervals = [_interval(row[name]) for name in names]
-    if None not in intervals:
-        (low, high), (low_w, high_w) = map(_sizes, intervals)
-        for verdict, true in (("more", high_w < low), ("less", high < low_w)):
-            if true:
-                return f"AdamW makes rate and decay {verdict} separable {where}: slopes {slopes}."
-    return f"Whether AdamW makes rate and decay more separable {where} cannot be told: {slopes}."
-
-
-def _interval(optimizer: dict[str, Any]) -> tuple[float, float] | None:
-    found = optimizer["valley_slope"]
-    if found is None or len(optimizer["seeds"]) < FEWEST_SEEDS:
-        return None
-    return found["low"], found["high"]
-
-
-def _sizes(interval: Any) -> tuple[float, float]:
-    """Of the numbers in an interval the least and the greatest absolute value."""
-    low, high = interval
-    least = 0.0 if low <= 0 <= high else min(abs(low), abs(high))
-    return least, max(abs(low), abs(high))
+    pair = [row[name] for name in names]
+    closer, apart = closer_to_zero(*pair), slope_difference(*pair)
+    beginning = {
+        REPRODUCED: f"AdamW makes rate and decay more separable {where}",
+        REFUTED: f"AdamW makes rate and decay less separable {where}, unlike in the paper",
+        UNDECIDED: f"Whether AdamW makes rate and decay more separable {where} is undecided",
+    }[verdict(MORE, closer)]
+    if closer is None or apart is None:
+        return f"{beginning}: slopes {slopes}."
+    return (
+        f"{beginning}: slopes {slopes}. With the same seeds resampled for both, AdamW's is closer "
+        f"to 0 by {closer.text()}; the slopes differ by {apart.text()}."
+    )
 
 
 def slope_text(optimizer: dict[str, Any]) -> str:
-    found, interval = optimizer["valley_slope"], _interval(optimizer)
+    found, interval = optimizer["valley_slope"], slope_interval(optimizer)
     if found is None:
         return "not located"
     if interval is None:
         return f"{signed(found['slope'], 2)}, {len(optimizer['seeds'])} seeds"
-    return f"{signed(found['slope'], 2)} {interval_text(*interval)}"
-
-
-def interval_text(low: float, high: float) -> str:
-    return f"[{signed(low, 2)}, {signed(high, 2)}]"
+    return interval.text()
 
 
 def points(x: Comparison) -> str:
-    return f"{signed(x.difference, 2)} {interval_text(x.low, x.high)} points"
-
-
-def signed(value: float, digits: int) -> str:
-    """With its sign, and zero as +0."""
-    return f"{round(value, digits) + 0.0:+.{digits}f}"
+    return f"{x.points.text()} points"
 
 
 def rounded(value: Any) -> Any:

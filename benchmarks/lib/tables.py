@@ -1,10 +1,7 @@
 """How do results read? Tables of records, in Markdown for the docs and in the terminal."""
 
+import textwrap
 from typing import Any
-
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
 from benchmarks.lib.readings import slope_text
 
@@ -13,24 +10,39 @@ CIFAR10_COPIES = {
     "f92f7dac137a6595509ca53c72ccc15c9e37ad618fca469e205b031cdb1cbb2b": "from a JPEG copy of the "
     "images, with quality loss against the original pixels; ",
 }
+WIDTH = 80  # of a terminal
 Rows = list[list[str]]  # the first is the header, the first column the names
 
 
-def markdown(rows: Rows) -> str:
+def markdown(rows: Rows, align: str = "---:") -> str:
+    """`align` is that of the columns after the first: numbers stand to the right."""
     header, *body = rows
-    ruler = ["---"] + ["---:"] * (len(header) - 1)
+    ruler = ["---"] + [align] * (len(header) - 1)
     return "".join(f"| {' | '.join(row)} |\n" for row in (header, ruler, *body))
 
 
-def show(rows: Rows) -> None:
-    """Prints a table to the terminal."""
-    header, *body = rows
-    table = Table(box=box.SIMPLE_HEAD)
-    for i, column in enumerate(header):
-        table.add_column(column, justify="right" if i else "left")
-    for row in body:
-        table.add_row(*row)
-    Console().print(table)
+def plain(rows: Rows) -> str:
+    """For the terminal: the first cell of the header, a title, has a line of its own."""
+    (title, *header), *body = rows
+    lines = [["", *header], *body]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    text = [
+        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in lines
+    ]
+    return "\n".join([title, *text, ""])
+
+
+def wrapped(sentences: list[str]) -> str:
+    """The same as `bullets`, for the terminal."""
+    return "\n".join(
+        textwrap.fill(x, WIDTH, initial_indent="- ", subsequent_indent="  ") for x in sentences
+    )
+
+
+def folded(parts: list[str]) -> str:
+    """Markdown that unfolds at a click."""
+    inside = "\n".join(parts)
+    return f"<details>\n<summary>Numbers and sentences</summary>\n\n{inside}\n</details>\n"
 
 
 def bullets(sentences: list[str]) -> str:
@@ -39,16 +51,7 @@ def bullets(sentences: list[str]) -> str:
 
 def landscape_rows(title: str, result: dict[str, Any]) -> Rows:
     """A row for each optimizer of one of the groups of `readings.results`."""
-    rows = [
-        [
-            title,
-            "test error %",
-            "best rate",
-            "best decay",
-            "within 10 % of best",
-            "valley slope [95 % interval]",
-        ]
-    ]
+    rows = [[title, "test error %", "rate", "decay", "near best", "slope [95 %]"]]
     for name, x in result["optimizers"].items():
         best = x["best"]
         cells = len(x["learning_rates"]) * len(x["weight_decays"])
