@@ -1,5 +1,8 @@
 """Decoupled weight decay for Optax, as Loshchilov & Hutter define it."""
 
+import importlib
+import types
+
 from optax_decoupled._adam import scale_by_adam
 from optax_decoupled._convert import (
     l2_from_weight_decay,
@@ -75,3 +78,14 @@ __all__ = [
     "weight_decay_from_timescale",
     "weight_decay_to_pytorch",
 ]
+
+
+def __getattr__(name: str) -> types.ModuleType:
+    """Imports `sweep` when it is first used."""
+    if name == "sweep":
+        return importlib.import_module("optax_decoupled.sweep")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "sweep"])

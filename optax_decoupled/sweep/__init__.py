@@ -1,0 +1,19 @@
+"""Landscapes: train a model over a grid of learning rates and weight decays.
+
+The paper's tool of thought, for any JAX model. The step is compiled once, with the
+hyperparameters as arguments, and every cell of the grid runs the same program.
+
+The progress bar and the plot need the extra ``optax-decoupled[sweep]``. This module is
+imported when it is first used, and not by ``import optax_decoupled``.
+"""
+
+from optax_decoupled.sweep.landscape import Best, Landscape
+from optax_decoupled.sweep.sweep import run
+from optax_decoupled.sweep.task import Task
+from optax_decoupled.sweep.valley import ValleySlope
+
+__all__ = ["Best", "Landscape", "Task", "ValleySlope", "run"]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,36 @@
+"""Metrics that may be missing, ties between them, and numbers as text."""
+
+import numpy as np
+
+# Relative; a mean of float32 metrics is exact to about a tenth of it.
+_ROUNDING = 1e-6
+
+
+def mean_of_finite(values: np.ndarray) -> np.ndarray:
+    """Over the last axis; NaN, without a warning, where nothing is finite."""
+    finite = np.isfinite(values)
+    count = finite.sum(-1)
+    total = np.where(finite, values, 0.0).sum(-1)
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+
+
+def tied(values: np.ndarray) -> np.ndarray:
+    """With values that differ by float32's rounding alone made equal, as equal counts are."""
+    ordered = np.sort(values, axis=None)
+    with np.errstate(invalid="ignore"):  # inf - inf
+        new = np.append(True, np.diff(ordered) > _ROUNDING * abs(ordered[:-1]))
+    first = np.maximum.accumulate(np.where(new, np.arange(len(ordered)), 0))
+    return ordered[first][np.searchsorted(ordered, values)]
+
+
+def number(x: float) -> str:
+    """To three digits: 0.05, 12, 1e-3, 2.44e-4."""
+    if not np.isfinite(x) or 0.01 <= abs(x) < 1e5 or x == 0:
+        return f"{x:.3g}"
+    mantissa, exponent = f"{x:.2e}".split("e")
+    return f"{float(mantissa):g}e{int(exponent)}"
+
+
+def with_spread(mean: float, spread: float) -> str:
+    """Such as 6.12 ± 0.43; the mean alone if there is no spread."""
+    return number(mean) + (f" ± {spread:.2g}" if np.isfinite(spread) else "")

@@ -1,0 +1,190 @@
+"""The directory of a sweep: a manifest that says which sweep it is, and a file per finished cell.
+
+Every file is written beside its place and moved there, so a kill at any moment leaves whole
+files only. A cell's file says which cell of which sweep it is, and is believed nowhere else.
+One process writes to a directory at a time.
+"""
+
+import errno
+import json
+import math
+import operator
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jaxlib
+import numpy as np
+import optax
+
+from optax_decoupled._version import __version__
+from optax_decoupled.sweep.grid import Grid, Index, Results
+
+# What json reads and writes; a file that was tampered with may hold anything.
+Json = Any
+Directory = str | os.PathLike[str]
+
+_PARTIAL = ".partial"
+_BYTES_PER_CELL = 4096  # a small file takes a block of the disk
+
+
+class Kept(NamedTuple):
+    """A finished cell: its metrics (NaN if diverged), and the step of divergence or -1."""
+
+    cell: Index
+    metrics: dict[str, float]
+    diverged: int
+
+
+def resume(results: Results, directory: Directory, task: str, steps: int) -> None:
+    """Opens the directory of a sweep, takes over the cells that it keeps, and keeps the others.
+
+    Args:
+      results: without any cell that is done.
+      directory: created if it does not exist.
+      task: the fingerprint of what is trained.
+      steps: of each cell.
+
+    Raises:
+      ValueError: if the directory holds another sweep, or something else.
+      OSError: if it cannot be written, or the disk is too full.
+    """
+
+    def kept() -> list[Kept]:
+        store = _Store(directory, results.grid, task, steps)
+        results.keep = store.keep
+        return list(store.kept())
+
+    for index, metrics, diverged in _from_first_process(kept):
+        results.set(tuple(index), metrics, diverged)
+
+
+def _from_first_process(compute: Callable[[], Json]) -> Json:
+    """What `compute` returns or raises on process 0, on every process of a cluster."""
+    if jax.process_count() == 1:
+        return compute()
+    from jax.experimental import multihost_utils  # needs a running cluster
+
+    answer: dict[str, Json] = {}
+    if jax.process_index() == 0:
+        try:
+            answer = {"value": compute()}
+        except (OSError, ValueError) as error:
+            answer = {"error": str(error)}
+    text = np.frombuffer(json.dumps(answer).encode(), np.uint8)
+    length = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
+    padded = np.resize(text, length)
+    text = np.asarray(multihost_utils.broadcast_one_to_all(padded)).astype(np.uint8)
+    answer = json.loads(text.tobytes())
+    if "error" in answer:
+        raise ValueError(answer["error"])
+    return answer["value"]
+
+
+class _Store:
+    """Finished cells on disk, by their index in [L, W, S]."""
+
+    def __init__(self, directory: Directory, grid: Grid, task: str, steps: int):
+        self.directory, self.grid, self.task = Path(directory), grid, task
+        try:
+            self._open({**grid.axes(), "versions": _versions(), "task": task, "steps": steps})
+        except OSError as error:
+            raise type(error)(
+                error.errno,
+                f"directory={str(directory)!r} cannot keep the sweep: {error.strerror}. Nothing "
+                "was trained. Choose a writable directory with free space",
+            ) from error
+
+    def _open(self, manifest: dict[str, Json]) -> None:
+        self.directory.mkdir(parents=True, exist_ok=True)
+        path = self.directory / "manifest.json"
+        names = [x.name for x in self.directory.iterdir() if not x.name.endswith(_PARTIAL)]
+        if path.exists():
+            found = _read(path, "Delete the directory, and the sweep will begin anew.")
+            _check_same(self.directory, found, manifest)
+        elif names:
+            raise ValueError(
+                f"directory={str(self.directory)!r} is not empty and holds no sweep (it has no "
+                "manifest.json). Choose an empty or a new directory."
+            )
+        missing = math.prod(self.grid.shape) - sum(name.startswith("cell-") for name in names)
+        if shutil.disk_usage(self.directory).free < (missing + 1) * _BYTES_PER_CELL:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        _write(path, manifest)  # even if it is there: this shows that we may write
+
+    def kept(self) -> Iterator[Kept]:
+        for path in sorted(self.directory.glob("cell-*.json")):
+            yield _read(path, "Delete it, and its cell will be trained again.", self._parse)
+
+    def keep(self, index: Index, metrics: dict[str, float], diverged: int) -> None:
+        """Writes a finished cell."""
+        values = {k: None if math.isnan(v) else v for k, v in metrics.items()}
+        record = {**self._identity(index), "diverged": diverged, "metrics": values}
+        _write(self.directory / _file_name(index), record)
+
+    def _parse(self, path: Path, record: Json) -> Kept:
+        _, i, j, s = map(int, path.stem.replace("cell", "0").split("-"))
+        index = i, j, s
+        within = all(0 <= n < size for n, size in zip(index, self.grid.shape, strict=True))
+        if not within or path.name != _file_name(index):
+            raise ValueError(f"there is no such cell in a grid of {self.grid.shape}")
+        identity = self._identity(index)
+        other = [f"{k} {record[k]}, not {v}" for k, v in identity.items() if record[k] != v]
+        if other:
+            raise ValueError(
+                f"by its name it is another cell than by its content ({'; '.join(other)}): it was "
+                "renamed, or copied from another place"
+            )
+        metrics = record["metrics"].items()
+        if not metrics:
+            raise ValueError("it has no metrics")
+        values = {name: math.nan if x is None else 1.0 * x for name, x in metrics}
+        return Kept(index, values, operator.index(record["diverged"]))
+
+    def _identity(self, index: Index) -> dict[str, Json]:
+        return {**self.grid.cell(index), "task": self.task}
+
+
+def _file_name(index: Index) -> str:
+    i, j, s = index
+    return f"cell-{i:04d}-{j:04d}-{s:04d}.json"
+
+
+def _versions() -> dict[str, str]:
+    """Of the packages that shape a sweep's numbers."""
+    modules = {"jax": jax, "jaxlib": jaxlib, "optax": optax, "numpy": np}
+    return {"optax_decoupled": __version__, **{k: m.__version__ for k, m in modules.items()}}
+
+
+def _read(path: Path, way_out: str, parse: Callable[[Path, Json], Any] | None = None) -> Any:
+    try:
+        record = json.loads(path.read_text())
+        return parse(path, record) if parse else record
+    except KeyError as error:
+        raise ValueError(f"{path} is damaged: it has no {error}. {way_out}") from error
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is damaged: {error}. {way_out}") from error
+
+
+def _write(path: Path, record: dict[str, Json]) -> None:
+    temporary = path.with_name(f".{path.name}{_PARTIAL}")
+    with open(temporary, "w") as file:
+        file.write(json.dumps(record) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def _check_same(directory: Path, found: Json, manifest: dict[str, Json]) -> None:
+    keys = sorted(manifest.keys() | (found.keys() if isinstance(found, dict) else set()))
+    other = [
+        key for key in keys if not isinstance(found, dict) or found.get(key) != manifest.get(key)
+    ]
+    if other:
+        raise ValueError(
+            f"directory={str(directory)!r} holds another sweep: it differs in {', '.join(other)}. "
+            "Nothing was trained or overwritten. Choose another directory, or delete this one."
+        )

@@ -1,0 +1,145 @@
+"""A sweep from its arguments to its landscape."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from optax_decoupled import _checks
+from optax_decoupled.sweep.cell import trace_cell
+from optax_decoupled.sweep.grid import Results, make_grid
+from optax_decoupled.sweep.landscape import Landscape
+from optax_decoupled.sweep.plot import import_extra
+from optax_decoupled.sweep.store import Directory, resume
+from optax_decoupled.sweep.task import MakeOptimizer, Task
+from optax_decoupled.sweep.trainer import train
+
+
+def run(
+    task: Task,
+    make_optimizer: MakeOptimizer,
+    *,
+    learning_rates: Sequence[float],
+    weight_decays: Sequence[float],
+    seeds: Sequence[int],
+    directory: Directory | None = None,
+    vectorize: int | None = None,
+    mesh: Mesh | None = None,
+    progress: bool | Callable[[int, int], None] = True,
+) -> Landscape:
+    """Trains every (learning rate, weight decay, seed) of a grid, with one compilation.
+
+    A cell depends on its learning rate, decay and seed alone. ``task.init`` gets the first
+    half of ``jax.random.split(jax.random.key(seed))``, the loss at step t the second half
+    with t folded in.
+
+    Args:
+      task: what to train, see :class:`Task`.
+      make_optimizer: ``(learning_rate, weight_decay) -> optimizer``, called while tracing:
+        its arguments are float32 tracers.
+      learning_rates: positive, increasing.
+      weight_decays: positive, increasing. L2 coefficients, if ``make_optimizer`` takes those.
+      seeds: distinct integers; without x64 also modulo 2³².
+      directory: where finished cells are kept as they finish. A sweep that was killed goes
+        on from there when it is run again, and ends with the same numbers. Another sweep is
+        told by its grid, versions, compiled program, the arrays that this holds, and the
+        first 4 MiB of each seed's batches. Under ``jax.distributed`` only process 0 uses it.
+      vectorize: cells that are trained at a time, on all devices together, in one vmapped
+        step. None: one for each device on CPU, where more gain little (about 10 % for a
+        small MLP) and a cell is the program that a hand-written loop runs; elsewhere as many
+        cells of a seed as fit into memory. Memory is bounded by it (without a mesh, on CPU,
+        times the number of cores), not by the grid.
+      mesh: devices to split the cells over, whatever its axes are; None for the default
+        device. Under ``jax.distributed`` a mesh over all processes, each of which runs
+        this function with the same arguments.
+      progress: whether to show a bar; or a function of (cells done, cells in all).
+
+    Returns:
+      The :class:`Landscape` of the metrics that ``task.evaluate`` returns. A cell whose
+      loss or metrics were not finite has diverged: its metrics are NaN.
+
+    Raises:
+      TypeError, ValueError: for a grid that is not positive and increasing, repeated
+        seeds, batches that end early or change shape, metrics that are not scalars, and a
+        ``directory`` that holds another sweep (of another grid, task or version).
+      OSError: if the ``directory`` cannot be written or its disk is full. Like the others
+        it is raised before anything is trained.
+
+    Examples:
+      The best rate of a quadratic whose minimum lies at 1:
+
+      >>> import jax, jax.numpy as jnp, optax_decoupled as od
+      >>> from optax_decoupled import sweep
+      >>> task = sweep.Task(
+      ...     init=lambda key: (jax.random.normal(key, (3,)), ()),
+      ...     loss=lambda params, state, batch, key: (jnp.sum((params - batch) ** 2), state),
+      ...     batches=lambda seed: [jnp.ones(3)] * 20,
+      ...     evaluate=lambda params, state: {"error": jnp.sum((params - 1) ** 2)},
+      ...     steps=20,
+      ... )
+      >>> landscape = sweep.run(
+      ...     task, od.adamw, learning_rates=[0.001, 0.2, 9.0], weight_decays=[1e-4, 1e-3],
+      ...     seeds=[0, 1], progress=False,
+      ... )
+      >>> assert landscape.metrics["error"].shape == (3, 2, 2)
+      >>> assert landscape.best().learning_rate == 0.2
+    """
+    grid = make_grid(learning_rates, weight_decays, seeds)
+    if mesh is not None and not isinstance(mesh, Mesh):
+        raise TypeError(
+            f"mesh={mesh!r} must be a jax.sharding.Mesh, e.g. jax.make_mesh((8,), ('x',))."
+        )
+    if vectorize is not None:
+        _checks.check_whole("vectorize", vectorize, "It is a number of cells; None chooses one.")
+    cell = trace_cell(task, make_optimizer, grid.seeds[0])
+    results = Results(grid)
+    if directory is not None:
+        resume(results, directory, cell.fingerprint(grid.seeds), task.steps)
+    finished = contextlib.closing(train(cell, results, vectorize, mesh))
+    with _told(results, directory), _reporter(progress, results) as report, finished as groups:
+        for group, measured in groups:
+            results.add(group, measured)
+            report(results.done)
+    return Landscape(
+        grid.learning_rates,
+        grid.weight_decays,
+        np.array(grid.seeds),
+        results.metrics,
+        results.diverged,
+    )
+
+
+@contextlib.contextmanager
+def _told(results: Results, directory: Directory | None) -> Iterator[None]:
+    """Lets an interrupt say what is kept of the work."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        done, total = results.done, results.finished.size
+        raise KeyboardInterrupt(
+            f"stopped after {done} of {total} cells; none is kept. Pass directory= to keep them "
+            "and to go on later."
+            if directory is None
+            else f"stopped; {done} of {total} cells are kept in {str(directory)!r}. Run the same "
+            "sweep again to go on."
+        ) from None
+
+
+@contextlib.contextmanager
+def _reporter(
+    progress: bool | Callable[[int, int], None], results: Results
+) -> Iterator[Callable[[int], None]]:
+    """Yields a function to call with the number of cells that are done."""
+    total = results.finished.size
+    if not progress or jax.process_index() != 0:
+        yield lambda done: None
+    elif callable(progress):
+        yield lambda done: progress(done, total)
+    else:
+        rich = import_extra("rich.progress")
+        columns = ("{task.description}", rich.BarColumn(), rich.MofNCompleteColumn())
+        with rich.Progress(*columns, rich.TimeRemainingColumn()) as bar:
+            row = bar.add_task("Training cells", total=total, completed=results.done)
+            yield lambda done: bar.update(row, completed=done)

@@ -1,0 +1,300 @@
+"""How a sweep trains: a cell's functions, compiled once for a group of cells, and their loop.
+
+All arrays of a group have a leading axis of `width` cells. On each device a group of one
+cell runs without `vmap`, so that it does what a hand-written loop does; larger ones run
+under `vmap`, and a mesh splits the axis over its devices under `shard_map`.
+"""
+
+import concurrent.futures
+import functools
+import itertools
+import os
+import threading
+import weakref
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from optax_decoupled._types import Scalar
+from optax_decoupled.sweep import batches
+from optax_decoupled.sweep.answers import checked_metrics
+from optax_decoupled.sweep.cell import Carry, Cell, KeyData, initial, seed_keys
+from optax_decoupled.sweep.grid import Group, Measured, Results
+from optax_decoupled.sweep.task import Batch, Metrics, ModelState, Task
+
+# The step of a small network takes less time than a call from Python: a call makes up to
+# so many steps, of batches that take up to so many bytes.
+_STEPS_PER_CALL = 50
+_BYTES_PER_CALL = 64 * 2**20
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+# id of a task -> what was compiled for all its sweeps, while the task lives. By identity,
+# because what a task holds may have no hash; the values hold its functions and not itself.
+_COMPILED: dict[int, dict[Any, Callable[..., Any]]] = {}
+
+
+def train(
+    cell: Cell, results: Results, vectorize: int | None, mesh: Mesh | None
+) -> Generator[tuple[Group, Measured]]:
+    """Trains what is not done; where `vectorize` is None, as many cells at a time as fit.
+
+    Close it to cancel the rest.
+    """
+    devices = mesh.size if mesh else 1
+    whole_seed = results.grid.shape[0] * results.grid.shape[1]
+    default = devices if jax.default_backend() == "cpu" else whole_seed
+    width = -(-min(vectorize or default, whole_seed) // devices) * devices
+    while groups := results.groups(width):
+        trainer = _make_trainer(cell, width, mesh)
+        try:
+            first = trainer.train(groups[0])  # alone, so that only one thread compiles
+        except jax.errors.JaxRuntimeError as error:
+            if vectorize or width <= devices or "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            width = max(1, width // devices // 2) * devices
+            continue
+        yield groups[0], first
+        yield from trainer.train_all(groups[1:])
+        return
+
+
+@dataclass(frozen=True)
+class _Trainer:
+    """The compiled functions of a sweep, and the loop that feeds them.
+
+    Attributes:
+      task: what is trained.
+      init: key data -> (params, model state), the same for every cell.
+      start: (params, model state, learning rates, weight decays) -> carry.
+      advance: (carry, batches, how many, first step, key data, learning rates, decays)
+        -> carry.
+      finish: (params, model state, diverged) -> (metrics, diverged), whole on every process.
+      per_cell: puts a host array of one value per cell on the devices.
+      width: cells per group.
+      steps_per_call: the length of the stacked batches that `advance` takes.
+      workers: threads, each of which drives a group of its own.
+      kind: structure, shapes and dtypes of the stacked batches.
+      stopped: whether threads are to give up.
+    """
+
+    task: Task
+    init: Callable[..., tuple[optax.Params, ModelState]]
+    start: Callable[..., Carry]
+    advance: Callable[..., Carry]
+    finish: Callable[..., tuple[Metrics, jax.Array]]
+    per_cell: Callable[[np.ndarray], Any]
+    width: int
+    steps_per_call: int
+    workers: int
+    kind: tuple[Any, Any]
+    stopped: threading.Event = field(default_factory=threading.Event)
+
+    def train_all(self, groups: Sequence[Group]) -> Iterator[tuple[Group, Measured]]:
+        """Trains groups and yields each as it finishes."""
+        if self.workers == 1:  # in order, as all processes of a mesh must
+            yield from ((group, self.train(group)) for group in groups)
+            return
+        pool = concurrent.futures.ThreadPoolExecutor(self.workers)
+        if pool.submit(_settings).result() != _settings():  # `with jax.enable_x64(True)`, say
+            pool.shutdown()
+            yield from replace(self, workers=1).train_all(groups)
+            return
+        try:
+            pending = {pool.submit(self.train, group): group for group in groups}
+            for future in concurrent.futures.as_completed(pending):
+                yield pending[future], future.result()
+        finally:
+            self.stopped.set()
+            pool.shutdown(cancel_futures=True)
+
+    def train(self, group: Group) -> Measured:
+        """Metrics and the step of divergence of each cell of a group."""
+        missing = (0, self.width - len(group.learning_rates))  # filled with the last cell
+        rates, decays = (
+            self.per_cell(np.pad(values.astype(np.float32), missing, "edge"))
+            for values in (group.learning_rates, group.weight_decays)
+        )
+        init_key, loss_key = seed_keys(group.seed)
+        carry = self.start(*self.init(init_key), rates, decays)
+        for first, count, stacked in self._calls(group.seed):
+            if self.stopped.is_set():
+                raise concurrent.futures.CancelledError
+            carry = self.advance(carry, stacked, count, first, loss_key, rates, decays)
+        metrics, diverged = jax.device_get(
+            self.finish(carry.params, carry.model_state, carry.diverged)
+        )
+        finite = np.all([np.isfinite(values) for values in metrics.values()], axis=0)
+        diverged = np.where((diverged < 0) & ~finite, self.task.steps, diverged)
+        metrics = {name: np.where(diverged < 0, x, np.nan) for name, x in metrics.items()}
+        cells = slice(len(group.learning_rates))
+        return Measured({name: x[cells] for name, x in metrics.items()}, diverged[cells])
+
+    def _calls(self, seed: int) -> Iterator[tuple[int, int, Batch]]:
+        """(first step, number of steps, stacked batches) for each call of `advance`."""
+        stream = itertools.islice(self.task.batches(seed), self.task.steps)
+        first = 0
+        while chunk := list(itertools.islice(stream, self.steps_per_call)):
+            yield first, len(chunk), self._stack(chunk, seed, first)
+            first += len(chunk)
+        if first < self.task.steps:
+            raise ValueError(
+                f"task.batches({seed}) ended after {first} batches; it must yield one for each of "
+                f"the steps={self.task.steps}. Repeat the data over epochs, or lower steps."
+            )
+
+    def _stack(self, chunk: list[Batch], seed: int, first: int) -> Batch:
+        filled = chunk + chunk[-1:] * (self.steps_per_call - len(chunk))
+        try:
+            stacked = jax.tree.map(lambda *x: np.stack(x), *filled)
+            if batches.kind(stacked) == self.kind:
+                return stacked
+        except ValueError:
+            pass  # other shapes or another structure
+        raise ValueError(
+            f"A batch of task.batches({seed}), one of {first} to {first + len(chunk) - 1}, differs "
+            "from the first batch in structure, shape or dtype; all must be alike. Drop or pad an "
+            "incomplete batch."
+        )
+
+
+def _make_trainer(cell: Cell, width: int, mesh: Mesh | None) -> _Trainer:
+    """Chooses how a group is driven on this backend; it compiles when it is first called.
+
+    Args:
+      cell: what is trained.
+      width: cells per group, a multiple of the number of devices of the mesh.
+      mesh: the devices that share a group, or None for the default device.
+    """
+    on_cpu = jax.default_backend() == "cpu"
+    # On CPU, XLA runs a convolution inside a loop about ten times slower than outside.
+    looped = not (on_cpu and cell.convolves)
+    task, steps_per_call = cell.task, _steps_per_call(cell) if looped else 1
+    advance = _many(cell.step) if looped else _one(cell.step)
+
+    over = functools.partial(_over_cells, width=width, mesh=mesh)
+    replicated, per_cell = _placements(mesh)
+    init = lambda: jax.jit(functools.partial(initial, task.init), out_shardings=replicated)
+    finish = lambda: jax.jit(over(_finish(task.evaluate), (0, 0, 0)), out_shardings=replicated)
+    return _Trainer(
+        task=task,
+        init=_compiled_once(task, ("init", mesh), init),
+        start=jax.jit(over(cell.start, (None, None, 0, 0))),
+        advance=jax.jit(over(advance, (0, None, None, None, None, 0, 0)), donate_argnums=0),
+        finish=_compiled_once(task, ("finish", width, mesh), finish),
+        per_cell=per_cell,
+        width=width,
+        steps_per_call=steps_per_call,
+        workers=_cores() if on_cpu and looped and mesh is None else 1,
+        kind=batches.kind(jax.tree.map(lambda x: np.stack([x] * steps_per_call), cell.batch)),
+    )
+
+
+def _steps_per_call(cell: Cell) -> int:
+    size = sum(np.asarray(x).nbytes for x in jax.tree.leaves(cell.batch))
+    return max(1, min(_STEPS_PER_CALL, cell.task.steps, _BYTES_PER_CALL // max(1, size)))
+
+
+def _compiled_once(task: Task, key: tuple[object, ...], jit: Callable[[], _Function]) -> _Function:
+    """What `jit` returns, once for all the sweeps of a task; it must not hold the task."""
+    if id(task) not in _COMPILED:
+        _COMPILED[id(task)] = {}
+        weakref.finalize(task, _COMPILED.pop, id(task))
+    compiled: dict[Any, Any] = _COMPILED[id(task)]
+    if key not in compiled:
+        compiled[key] = jit()
+    return compiled[key]
+
+
+def _over_cells(
+    function: Callable[..., Any], axes: tuple[int | None, ...], *, width: int, mesh: Mesh | None
+) -> Callable[..., Any]:
+    """`function` of one cell as one of `width` cells, split over the mesh.
+
+    Args:
+      function: its results are per cell.
+      axes: for each argument 0 if it has a value per cell, None if cells share it.
+      width: cells.
+      mesh: devices, or None.
+    """
+    if width > (mesh.size if mesh else 1):
+        mapped = jax.vmap(function, in_axes=axes)
+    else:
+
+        def mapped(*arguments: Any) -> Any:
+            own = [
+                x if axis is None else jax.tree.map(lambda a: a[0], x)
+                for x, axis in zip(arguments, axes, strict=True)
+            ]
+            return jax.tree.map(lambda a: jnp.asarray(a)[None], function(*own))
+
+    if mesh is None:
+        return mapped
+    cells = PartitionSpec(mesh.axis_names)
+    specs = tuple(PartitionSpec() if axis is None else cells for axis in axes)
+    return jax.shard_map(mapped, mesh=mesh, in_specs=specs, out_specs=cells, check_vma=False)
+
+
+def _placements(mesh: Mesh | None) -> tuple[NamedSharding | None, Callable[[np.ndarray], Any]]:
+    """The sharding of what all cells share, and a function that distributes values per cell."""
+    if mesh is None:
+        return None, lambda values: values
+    sharding = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+
+    def per_cell(values: np.ndarray) -> jax.Array:
+        return jax.make_array_from_callback(values.shape, sharding, lambda index: values[index])
+
+    return NamedSharding(mesh, PartitionSpec()), per_cell
+
+
+def _many(step: Callable[..., Carry]) -> Callable[..., Carry]:
+    """`step` over the first `count` of the stacked batches; any count runs the same program."""
+
+    def advance(
+        carry: Carry, stacked: Batch, count: Scalar, first: Scalar, *rest: KeyData | Scalar
+    ) -> Carry:
+        def body(i: Scalar, carry: Carry) -> Carry:
+            return step(carry, jax.tree.map(lambda x: x[i], stacked), first + i, *rest)
+
+        return jax.lax.fori_loop(0, count, body, carry)
+
+    return advance
+
+
+def _one(step: Callable[..., Carry]) -> Callable[..., Carry]:
+    """`step` on a stack of one batch, without a loop."""
+
+    def advance(
+        carry: Carry, stacked: Batch, count: Scalar, first: Scalar, *rest: KeyData | Scalar
+    ) -> Carry:
+        del count  # 1
+        return step(carry, jax.tree.map(lambda x: x[0], stacked), first, *rest)
+
+    return advance
+
+
+def _finish(
+    evaluate: Callable[[optax.Params, ModelState], Metrics],
+) -> Callable[..., tuple[Metrics, jax.Array]]:
+    def finish(
+        params: optax.Params, model_state: ModelState, diverged: jax.Array
+    ) -> tuple[Metrics, jax.Array]:
+        return checked_metrics(evaluate(params, model_state)), diverged
+
+    return finish
+
+
+def _settings() -> tuple[object, ...]:
+    """What JAX does in this thread: contexts do not reach other threads."""
+    values = tuple(getattr(jax.config, name, None) for name in jax.config.values)
+    return (*values, jax.sharding.get_abstract_mesh())
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,120 @@
+"""The slope of a valley is exact without noise, within its interval with it, and says why not."""
+
+import numpy as np
+import pytest
+
+from optax_decoupled import sweep
+
+
+def _synthetic(slope, *, noise=0.0, seeds=5, shift=0.0, one_sided=False, decays=14):
+    """A parabola in log2 of the decay, whose minimum moves by `slope` per doubling."""
+    rates, log_decays = 2.0 ** np.arange(-3, 4), np.arange(-decays, 0.0)
+    centre = -decays / 2 + shift + slope * np.log2(rates)
+    distance = log_decays - centre[:, None]
+    error = 6 + 0.1 * distance**2
+    if one_sided:  # too little decay does no harm, too much soon does
+        error = 6 + np.where(distance < 0, np.minimum(-0.1 * distance, 0.3), 3.0**distance - 1)
+    rng = np.random.default_rng(1)
+    per_seed = rng.normal(size=seeds)  # the luck of a seed, common to all cells
+    values = error[..., None] + per_seed + noise * rng.normal(size=(*error.shape, seeds))
+    return sweep.Landscape(rates, 2.0**log_decays, np.arange(seeds), {"error": values})
+
+
+@pytest.mark.parametrize("slope", [-1.0, 0.0, 1.0])
+@pytest.mark.parametrize("one_sided", [False, True])
+def test_valley_slope_is_exact_without_noise(slope, one_sided):
+    found = _synthetic(slope, one_sided=one_sided).valley_slope()
+    assert abs(found.slope - slope) < 0.01
+    assert found.high - found.low < 0.01
+    assert len(found.learning_rates) == 7
+
+
+@pytest.mark.parametrize("slope", [-1.0, 0.0, 1.0])
+def test_valley_slope_is_within_its_interval_under_noise(slope):
+    found = _synthetic(slope, noise=0.3).valley_slope()
+    assert abs(found.slope - slope) < 0.1
+    assert 0.05 < found.high - found.low < 0.5
+
+
+def test_valley_slope_leaves_out_rates_whose_best_decay_is_on_the_edge():
+    found = _synthetic(1.0, shift=5.0).valley_slope()
+    assert found.learning_rates == (0.125, 0.25, 0.5, 1.0)
+    assert abs(found.slope - 1) < 0.1
+
+
+def test_valley_slope_refuses_too_many_optima_on_the_edge():
+    with pytest.raises(ValueError, match="best decay of 2 of 7 learning rates inside the grid"):
+        _synthetic(1.0, shift=7.0).valley_slope()
+
+
+def _refusal(landscape):
+    with pytest.raises(ValueError, match="valley_slope found") as caught:
+        landscape.valley_slope()
+    return str(caught.value)
+
+
+def test_a_refusal_says_which_rates_are_best_at_which_edge():
+    largest = _refusal(_synthetic(1.0, shift=7.0))
+    assert "The best decay of learning rates 0.5, 1, 2, 4, 8 is the grid's largest, 0.5" in largest
+    assert largest.endswith("add larger ones.")
+    smallest = _refusal(_synthetic(0.0, shift=-9.0))
+    assert "The best decay of learning rates 0.125, 0.25, 0.5, 1, 2, 4, 8 is the grid's" in smallest
+    assert smallest.endswith("smallest, 6.1e-5, so it may lie below: add smaller ones.")
+
+
+def test_a_refusal_says_which_rates_do_not_train():
+    x = _synthetic(-1.0)
+    error = x.metrics["error"].copy()
+    error[2:] = np.nan
+    said = _refusal(sweep.Landscape(x.learning_rates, x.weight_decays, x.seeds, {"error": error}))
+    assert "At learning rates 0.5, 1, 2, 4, 8 even the best cell is worse" in said
+    assert "edge" not in said
+    assert "grid's smallest" not in said
+
+
+def test_a_refusal_of_too_few_rates_asks_for_more():
+    x = _synthetic(-1.0)
+    two = sweep.Landscape(
+        x.learning_rates[:2], x.weight_decays, x.seeds, {"error": x.metrics["error"][:2]}
+    )
+    assert "Add learning rates." in _refusal(two) or "closer" in _refusal(two)
+
+
+def test_a_slope_reads_as_a_sentence():
+    slope = sweep.ValleySlope(-0.93, -1.1, -0.8, (0.01, 0.02, 0.04), (1e-3, 5e-4, 2.5e-4))
+    assert str(slope) == (
+        "slope -0.93 (95 % interval -1.10 to -0.80): each doubling of the rate multiplies\n"
+        "the best weight decay by 0.525, over 3 learning rates, 0.01 to 0.04"
+    )
+    assert max(map(len, str(slope).splitlines())) <= 80
+    assert "interval" not in str(slope._replace(low=-0.93, high=-0.93))  # of one seed
+
+
+def test_valley_slope_survives_cliffs_diverged_cells_and_rates_that_do_not_train():
+    x = _synthetic(-1.0, noise=0.05)
+    error = x.metrics["error"].copy()
+    error[:, -3:] = np.nan  # too much decay diverges
+    error[:, -4] = 90.0
+    error[-1] = np.nan  # so does the highest rate
+    error[0] = 90 + 0.01 * np.arange(5)  # and the lowest does not train
+    found = sweep.Landscape(x.learning_rates, x.weight_decays, x.seeds, {"error": error})
+    slope = found.valley_slope()
+    assert abs(slope.slope + 1) < 0.2
+    assert set(slope.learning_rates) <= set(x.learning_rates[1:-1])
+
+
+def test_equal_counts_tie_in_float32_too():
+    """Means of counts that are equal differ by rounding, once they are float32 shares."""
+    counts = np.round(3 * _synthetic(-1.0, noise=0.3).metrics["error"])
+    assert len(np.unique(counts.sum(-1))) < counts.shape[0] * counts.shape[1] / 2
+    make = lambda error: sweep.Landscape(
+        2.0 ** np.arange(-3, 4), 2.0 ** np.arange(-14, 0.0), np.arange(5), {"error": error}
+    )
+    exact, rounded = make(counts), make((counts / 1647 * 100).astype(np.float32))
+    assert exact.ranked() == rounded.ranked()
+    assert exact.valley_slope() == rounded.valley_slope()
+
+
+def test_valley_slope_of_one_seed_has_an_empty_interval():
+    found = _synthetic(-1.0, seeds=1).valley_slope()
+    assert found.low == found.slope == found.high
