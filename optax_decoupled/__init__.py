@@ -4,16 +4,30 @@ from optax_decoupled._adam import scale_by_adam
 from optax_decoupled._convert import (
     l2_from_weight_decay,
     normalized_weight_decay,
+    transfer_weight_decay,
     weight_decay_from_half_life,
     weight_decay_from_pytorch,
     weight_decay_from_timescale,
+    weight_decay_to_half_life,
+    weight_decay_to_normalized,
     weight_decay_to_pytorch,
+    weight_decay_to_timescale,
 )
 from optax_decoupled._decay import (
     DecoupledWeightDecayState,
     add_decoupled_weight_decay,
     l2_to_grad,
     scale_adjusted_l2_to_grad,
+)
+from optax_decoupled._dynamics import (
+    Equilibrium,
+    WeightDynamics,
+    equilibrium_adamw,
+    equilibrium_lion,
+    equilibrium_sgd_l2,
+    equilibrium_sgdw,
+    rms_over_run,
+    weight_dynamics,
 )
 from optax_decoupled._explain import DecayReport, DecayRow, explain_weight_decay
 from optax_decoupled._masks import decay_mask, decay_rules
@@ -27,8 +41,10 @@ from optax_decoupled._optimizers import (
     sgdw,
     sgdwr,
 )
+from optax_decoupled._plan import DecayPlan, PlanRow, plan_weight_decay
 from optax_decoupled._rounding import apply_updates_with_stochastic_rounding
 from optax_decoupled._schedules import (
+    log_time_weight_decay,
     normalized_weight_decay_schedule,
     split_schedule,
     warm_restart_position,
@@ -38,9 +54,13 @@ from optax_decoupled._shardings import opt_state_shardings
 from optax_decoupled._version import __version__
 
 __all__ = [
+    "DecayPlan",
     "DecayReport",
     "DecayRow",
     "DecoupledWeightDecayState",
+    "Equilibrium",
+    "PlanRow",
+    "WeightDynamics",
     "__version__",
     "adam_l2",
     "adamw",
@@ -50,23 +70,35 @@ __all__ = [
     "decay_mask",
     "decay_rules",
     "decouple",
+    "equilibrium_adamw",
+    "equilibrium_lion",
+    "equilibrium_sgd_l2",
+    "equilibrium_sgdw",
     "explain_weight_decay",
     "l2_from_weight_decay",
     "l2_to_grad",
+    "log_time_weight_decay",
     "migrate_opt_state",
     "normalized_weight_decay",
     "normalized_weight_decay_schedule",
     "opt_state_shardings",
+    "plan_weight_decay",
+    "rms_over_run",
     "scale_adjusted_l2_to_grad",
     "scale_by_adam",
     "sgd_l2",
     "sgdw",
     "sgdwr",
     "split_schedule",
+    "transfer_weight_decay",
     "warm_restart_position",
     "warm_restarts",
     "weight_decay_from_half_life",
     "weight_decay_from_pytorch",
     "weight_decay_from_timescale",
+    "weight_decay_to_half_life",
+    "weight_decay_to_normalized",
     "weight_decay_to_pytorch",
+    "weight_decay_to_timescale",
+    "weight_dynamics",
 ]

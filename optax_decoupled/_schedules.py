@@ -148,6 +148,51 @@ def normalized_weight_decay_schedule(
     return schedule
 
 
+def log_time_weight_decay(
+    steps: Scalar, budget: Scalar = 4.0
+) -> Callable[[jax.typing.ArrayLike], jax.Array]:
+    r"""A decay that falls like 1/t, so that the weights average over a share of the past.
+
+    .. math:: λ_t = \frac{ω}{S/10 + t}
+
+    Early steps forget fast and late steps slowly. Over :math:`S` steps it adds up to
+    :math:`ω \ln 11 ≈ 2.4 ω`, where the constant decay :math:`ω/S` adds up to :math:`ω`.
+
+    Args:
+      steps: :math:`S > 0`, the length of the run.
+      budget: :math:`ω \ge 0`, dimensionless; at most ``steps / 10``.
+
+    Returns:
+      A schedule, int step of any shape → :math:`λ_t` of the same shape, for the
+      ``weight_decay`` of :func:`adamw` or :func:`add_decoupled_weight_decay`.
+
+    Raises:
+      TypeError, ValueError: for arguments out of range, and if the first step would remove
+        more than the whole weight.
+
+    Examples:
+      >>> import optax_decoupled as od
+      >>> decay = od.log_time_weight_decay(10_000)
+      >>> assert abs(decay(0) - 0.004) < 1e-8 and abs(decay(10_000) - 0.004 / 11) < 1e-9
+
+    References:
+      Ferbach et al., Logarithmic-time Schedules for Scaling Language Models with Momentum,
+      arXiv:2602.05298.
+    """
+    _checks.check_positive("steps", steps, "It is the length of the run.")
+    _checks.check_nonnegative("budget", budget, "The paper's value is 4.")
+    if _checks.is_static(steps) and _checks.is_static(budget) and budget > steps / 10:
+        raise ValueError(
+            f"budget={budget!r} over steps={steps!r} would remove {10 * budget / steps:.3g} of a "
+            "weight at the first step; at most 1 is allowed. Take at most steps / 10."
+        )
+
+    def schedule(step: jax.typing.ArrayLike) -> jax.Array:
+        return budget / (steps / 10 + jnp.asarray(step).astype(float))
+
+    return schedule
+
+
 def split_schedule(
     learning_rate_schedule: Schedule, peak: Scalar
 ) -> tuple[Any, Callable[[Any], Any]]:
@@ -200,6 +245,26 @@ def product_schedule(*factors: ScalarOrSchedule | None) -> Callable[[Any], Any]:
         return product
 
     return schedule
+
+
+def product_over_run(steps: int, *factors: ScalarOrSchedule | None) -> np.ndarray:
+    """The product of schedules and numbers at each of the steps 0, 1, ..., as float64[steps].
+
+    One compiled call for each schedule; the factors are multiplied in float64.
+    """
+    product = np.ones(steps)
+    for factor in factors:
+        if callable(factor):
+            values = jax.jit(jax.vmap(factor))(jnp.arange(steps, dtype=jnp.int32))
+            if values.shape != (steps,):
+                raise ValueError(
+                    f"schedule={factor!r} has shape {values.shape[1:]} at a step; it must be a "
+                    "scalar."
+                )
+            product *= np.asarray(values, float)
+        elif factor is not None:
+            product *= float(factor)
+    return product
 
 
 def _check_cycles(first_cycle_steps: Any, cycle_mult: Any) -> None:
