@@ -19,15 +19,14 @@ from optax_decoupled._decay import (
     l2_to_grad,
     scale_adjusted_l2_to_grad,
 )
-from optax_decoupled._dynamics import (
+from optax_decoupled._dynamics import WeightDynamics, weight_dynamics
+from optax_decoupled._equilibrium import (
     Equilibrium,
-    WeightDynamics,
     equilibrium_adamw,
     equilibrium_lion,
     equilibrium_sgd_l2,
     equilibrium_sgdw,
     rms_over_run,
-    weight_dynamics,
 )
 from optax_decoupled._explain import DecayReport, DecayRow, explain_weight_decay
 from optax_decoupled._masks import decay_mask, decay_rules
@@ -41,7 +40,8 @@ from optax_decoupled._optimizers import (
     sgdw,
     sgdwr,
 )
-from optax_decoupled._plan import DecayPlan, PlanRow, plan_weight_decay
+from optax_decoupled._plan import plan_weight_decay
+from optax_decoupled._plan_report import DecayPlan, PlanRow
 from optax_decoupled._rounding import apply_updates_with_stochastic_rounding
 from optax_decoupled._schedules import (
     log_time_weight_decay,

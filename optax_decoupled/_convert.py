@@ -345,7 +345,7 @@ def _check_share(weight_decay: Any) -> Any:
 
 
 def _ratio(name: str, sizes: Any) -> Any:
-    """old / new of a pair of sizes, 1 for None."""
+    """The old over the new of a pair of sizes, 1 for None."""
     if sizes is None:
         return 1.0
     if not (isinstance(sizes, tuple | list) and len(sizes) == 2):

@@ -6,22 +6,19 @@ table says by how much, and each row where its rule comes from.
 
 from __future__ import annotations
 
-import dataclasses
-import html
 import math
-import textwrap
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
 from optax_decoupled import _checks, _convert
-from optax_decoupled._dynamics import equilibrium_adamw, equilibrium_sgdw
+from optax_decoupled._equilibrium import equilibrium_adamw, equilibrium_sgdw
+from optax_decoupled._plan_report import DecayPlan, PlanRow
 from optax_decoupled._schedules import log_time_weight_decay, product_over_run
 from optax_decoupled._types import Scalar, ScalarOrSchedule
 
-WIDTH = 80
 # τ/S = 1.084 · TPP^−0.527, as quoted by the literature on Power Lines.
 _POWER_LINES = (1.084, -0.527)
 # From here on rules are said to disagree, below it a decay to hardly act.
@@ -30,17 +27,14 @@ _DISAGREE, _HARDLY = 4.0, 0.1
 _SETTLED = 0.05
 _LOST_BELOW = float(jnp.finfo(jnp.bfloat16).eps) / 4
 
-_VALIDITY = {
-    "normalized": "Best on CIFAR-10 and ImageNet32x32, with residual networks.",
-    "one epoch": "The best timescale lay between one epoch and the run, as models and data grew.",
-    "the run": "The best timescale lay between one epoch and the run, as models and data grew.",
-    "budget 4": "Language models of 45M to 2.6B parameters; λ = 4/S, counted in full steps.",
-    "log-time": "As budget 4, but falling like 1/(S/10 + t): pass log_time_weight_decay(steps).",
-    "tokens": (
-        "Language models of 111M to 3.3B parameters, one pass over the data. τ/S = 1.084·TPP^-0.527 "
-        "is quoted second-hand: the form is in the abstract, the exponent in a review."
-    ),
-}
+_IMAGES = "Best on CIFAR-10 and ImageNet32x32, with residual networks."
+_TIMESCALES = "The best timescale lay between one epoch and the run, as models and data grew."
+_POWER_LAW = (
+    "Language models of 111M to 3.3B parameters, one pass over the data. τ/S = 1.084·TPP^-0.527 "
+    "is quoted second-hand: the form is in the abstract, the exponent in a review of the paper."
+)
+_CONSTANT = "Language models of 45M to 2.6B parameters; λ = 4/S, counted in full steps."
+_FALLING = "As budget 4, but falling like 1/(S/10 + t): pass log_time_weight_decay(steps)."
 _FLAGS = {
     "hardly acts": "the budget is below 0.1, so less than a tenth of an initial weight goes.",
     "the run ends before equilibrium": "rms and rotation will not have settled.",
@@ -49,76 +43,6 @@ _FLAGS = {
         "or use apply_updates_with_stochastic_rounding."
     ),
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class PlanRow:
-    r"""One way to choose the decay of a run, and what it does over the run.
-
-    Attributes:
-      rule: ``"yours"``, or a short name of the rule.
-      weight_decay: :math:`λ`, the fraction of a weight removed per full step; the largest
-        of the run for a decay that moves.
-      budget: :math:`Ω = \sum c_t` over the run.
-      timescale: full steps over which the weights average, :math:`1/λ`; NaN if λ moves.
-      half_life: full steps in which decay alone halves a weight; NaN if λ moves.
-      left: :math:`\prod (1 - c_t)`, what the run leaves of an initial weight.
-      pytorch: the value for PyTorch and Optax, :math:`λ/α`, for SGD with momentum
-        :math:`λ(1 - m)/α`; NaN without a learning rate.
-      rms: the predicted root mean square of a normalized layer's weight, at equilibrium of the
-        full step; NaN without a learning rate, for SGD (it depends on the gradients) and if λ
-        moves.
-      rotation: the predicted angle per full step there, in radians.
-      source: where the rule was published.
-      note: where it holds, and what is remarkable about this run.
-    """
-
-    rule: str
-    weight_decay: float
-    budget: float
-    timescale: float
-    half_life: float
-    left: float
-    pytorch: float
-    rms: float
-    rotation: float
-    source: str
-    note: str
-
-    def __str__(self) -> str:
-        pairs = [f"{name} {cell}" for name, cell in zip(_HEADER[1:], _cells(self)[1:], strict=True)]
-        return f"{self.rule}: " + ", ".join(pair for pair in pairs if not pair.endswith(" -"))
-
-    def _repr_html_(self) -> str:
-        return _preformatted(str(self))
-
-
-@dataclasses.dataclass(frozen=True)
-class DecayPlan:
-    """What published rules would choose for a run; ``print`` it, or use it as data.
-
-    Attributes:
-      rows: one :class:`PlanRow` for each rule, the caller's value first.
-      steps: the length of the run.
-      notes: where the rules disagree, and what is remarkable about their rows.
-    """
-
-    rows: tuple[PlanRow, ...]
-    steps: int
-    notes: tuple[str, ...] = ()
-
-    def __str__(self) -> str:
-        title = f"Weight decay over {self.steps:,} steps, as a fraction removed per full step."
-        cells = [_cells(row, self.steps) for row in self.rows]
-        tables = [
-            _aligned([tuple(line[i] for i in columns) for line in (_HEADER, *cells)])
-            for columns in (_FIRST, _SECOND)
-        ]
-        sections = (tables[0], tables[1], map(_wrapped, self.notes))
-        return "\n\n".join(["\n".join(section) for section in ([title], *sections)]).rstrip()
-
-    def _repr_html_(self) -> str:
-        return _preformatted(str(self))
 
 
 def plan_weight_decay(
@@ -172,99 +96,101 @@ def plan_weight_decay(
       al., Power Lines, arXiv:2505.13738; Ferbach et al., arXiv:2602.05298.
     """
     _check_plan(steps, weight_decay, schedule, learning_rate, b1, momentum)
-    shape = _checked_shape(steps, schedule)
+    steps = int(steps)
+    run = _Run(steps, _checked_shape(steps, schedule), learning_rate, b1, momentum)
     rules = _rules(steps, steps_per_epoch, tokens_per_parameter)
-    yours = [] if weight_decay is None else [("yours", weight_decay, "", "")]
-    settings = (steps, shape, learning_rate, b1, momentum)
-    rows = tuple(_row(*rule, *settings) for rule in (*yours, *rules))
-    notes = (*_comparison(rows), *_flag_notes(rows), *_validity_notes(rules))
-    return DecayPlan(rows, int(steps), notes)
+    yours = [] if weight_decay is None else [_Rule("yours", weight_decay, "", "")]
+    rows = tuple(_row(rule, run) for rule in (*yours, *rules))
+    return DecayPlan(rows, steps, (*_comparison(rows), *_flag_notes(rows), *_validity_notes(rules)))
 
 
-_Rule = tuple[str, ScalarOrSchedule, str, str]
+class _Run(NamedTuple):
+    steps: int
+    shape: np.ndarray | None  # η_t at every step
+    learning_rate: Any
+    b1: Any
+    momentum: Any
+
+
+class _Rule(NamedTuple):
+    name: str
+    decay: Any  # a number or a schedule
+    source: str
+    validity: str
 
 
 def _rules(steps: int, steps_per_epoch: Any, tokens_per_parameter: Any) -> list[_Rule]:
-    """Name, decay, source and validity of the published rules that apply."""
-    rules: list[tuple[str, float, str, str]] = [
-        (f"normalized {norm}", norm / steps**0.5, "arXiv:1711.05101", "normalized")
-        for norm in (0.025, 0.05)
-    ]
-    if steps_per_epoch is not None:
-        _checks.check_positive("steps_per_epoch", steps_per_epoch, "It is a timescale.")
-        rules.append(("one epoch", 1 / float(steps_per_epoch), "arXiv:2405.13698", "one epoch"))
-    rules.append(("the run", 1 / steps, "arXiv:2405.13698", "the run"))
-    if tokens_per_parameter is not None:
-        _checks.check_positive("tokens_per_parameter", tokens_per_parameter, "20 is usual.")
-        factor, power = _POWER_LINES
-        share = factor * float(tokens_per_parameter) ** power
-        name = f"{float(tokens_per_parameter):g} tokens/param"
-        rules.append((name, 1 / (share * steps), "arXiv:2505.13738", "tokens"))
-    rules.append(("budget 4", 4 / steps, "arXiv:2602.05298", "budget 4"))
-    kept = [(*rule[:3], _VALIDITY.get(rule[3], rule[3])) for rule in rules if rule[1] < 1]
-    falling = [
-        ("log-time", log_time_weight_decay(steps), "arXiv:2602.05298", _VALIDITY["log-time"])
-    ]
-    return [*kept, *(falling if steps > 40 else [])]
+    """The published rules that apply and leave something of a weight after a step."""
+    epoch, tokens = steps_per_epoch, tokens_per_parameter
+    if epoch is not None:
+        _checks.check_positive("steps_per_epoch", epoch, "It is a timescale.")
+    if tokens is not None:
+        _checks.check_positive("tokens_per_parameter", tokens, "20 is usual.")
+    factor, power = _POWER_LINES
+    share = tokens and factor * float(tokens) ** power
+    falling = log_time_weight_decay(steps) if steps > 40 else None
+    table = (
+        _Rule("normalized 0.025", 0.025 / steps**0.5, "arXiv:1711.05101", _IMAGES),
+        _Rule("normalized 0.05", 0.05 / steps**0.5, "arXiv:1711.05101", _IMAGES),
+        _Rule("one epoch", epoch and 1 / float(epoch), "arXiv:2405.13698", _TIMESCALES),
+        _Rule("the run", 1 / steps, "arXiv:2405.13698", _TIMESCALES),
+        _Rule(
+            f"{float(tokens or 0):g} tokens/param",
+            share and 1 / share / steps,
+            "arXiv:2505.13738",
+            _POWER_LAW,
+        ),
+        _Rule("budget 4", 4 / steps, "arXiv:2602.05298", _CONSTANT),
+        _Rule("log-time", falling, "arXiv:2602.05298", _FALLING),
+    )
+    return [rule for rule in table if rule.decay and (callable(rule.decay) or rule.decay < 1)]
 
 
-def _row(
-    rule: str,
-    decay: ScalarOrSchedule,
-    source: str,
-    validity: str,
-    steps: int,
-    shape: np.ndarray | None,
-    learning_rate: Any,
-    b1: Any,
-    momentum: Any,
-) -> PlanRow:
-    moves = callable(decay)
-    decays = product_over_run(steps, decay)
-    removed = decays if shape is None else decays * shape
-    peak = float(decays.max())
+def _row(rule: _Rule, run: _Run) -> PlanRow:
+    decays = product_over_run(run.steps, rule.decay)
+    removed = decays if run.shape is None else decays * run.shape
     if not 0 <= removed.min() <= removed.max() <= 1:
         raise ValueError(
             f"weight_decay times schedule removes {removed.min():.3g} to {removed.max():.3g} of a "
-            f"weight in a step ({rule}); it must lie in [0, 1]. Check the units of both."
+            f"weight in a step ({rule.name}); it must lie in [0, 1]. Check the units of both."
         )
     with np.errstate(divide="ignore"):  # a decay of 1 leaves nothing
         budget, left = float(removed.sum()), float(np.exp(np.log1p(-removed).sum()))
-    flags = _flags(budget, left, float(removed.max()))
-    rms, rotation = _predicted(learning_rate, math.nan if moves else peak, b1, momentum)
-    per_rate = math.nan if learning_rate is None else float(learning_rate)
+    flags = [f"{flag.capitalize()}." for flag in _flags(budget, left, float(removed.max()))]
+    peak = float(decays.max())
+    steady = math.nan if callable(rule.decay) else peak
+    rms, rotation = _predicted(steady, run)
     return PlanRow(
-        rule=rule,
+        rule=rule.name,
         weight_decay=peak,
         budget=budget,
-        timescale=math.nan if moves else _convert.weight_decay_to_timescale(peak),
-        half_life=math.nan if moves else _convert.weight_decay_to_half_life(peak),
+        timescale=_convert.weight_decay_to_timescale(peak) + 0 * steady,
+        half_life=_convert.weight_decay_to_half_life(peak) + 0 * steady,
         left=left,
-        pytorch=peak * (1 - float(momentum or 0)) / per_rate,
+        pytorch=peak * (1 - float(run.momentum or 0)) / _rate(run),
         rms=rms,
         rotation=rotation,
-        source=source,
-        note=" ".join(filter(None, (validity, *(f"{flag.capitalize()}." for flag in flags)))),
+        source=rule.source,
+        note=" ".join(filter(None, (rule.validity, *flags))),
     )
 
 
-def _predicted(learning_rate: Any, decay: float, b1: Any, momentum: Any) -> tuple[float, float]:
-    """rms and rotation at equilibrium; only the first needs a rate, and SGD's a gradient too."""
+def _predicted(decay: float, run: _Run) -> tuple[float, float]:
+    """Its rms and rotation at equilibrium. The first needs a rate, and SGD's a gradient too."""
     if not 0 < decay < 1:
         return math.nan, math.nan
-    if momentum is not None:
-        return math.nan, float(equilibrium_sgdw(1.0, decay, momentum).rotation)
-    there = equilibrium_adamw(1.0, decay, b1)
-    rate = math.nan if learning_rate is None else float(learning_rate)
-    return float(there.rms) * rate, float(there.rotation)
+    if run.momentum is not None:
+        return math.nan, float(equilibrium_sgdw(1.0, decay, run.momentum).rotation)
+    there = equilibrium_adamw(1.0, decay, run.b1)
+    return float(there.rms) * _rate(run), float(there.rotation)
+
+
+def _rate(run: _Run) -> float:
+    return math.nan if run.learning_rate is None else float(run.learning_rate)
 
 
 def _flags(budget: float, left: float, largest: float) -> list[str]:
-    applies = (
-        budget < _HARDLY,
-        left**2 > _SETTLED,
-        0 < largest < _LOST_BELOW,
-    )
+    applies = (budget < _HARDLY, left**2 > _SETTLED, 0 < largest < _LOST_BELOW)
     return [flag for flag, holds in zip(_FLAGS, applies, strict=True) if holds]
 
 
@@ -280,11 +206,11 @@ def _comparison(rows: Sequence[PlanRow]) -> list[str]:
             f"The rules disagree by {high.budget / low.budget:.3g}x, from budget {low.budget:.3g} "
             f"({low.rule}) to {high.budget:.3g} ({high.rule}). Sweep this range."
         )
-    for row in rows[:1]:
-        if row.rule == "yours":
-            side = "below" if row.budget < low.budget else "above"
-            within = low.budget <= row.budget <= high.budget
-            notes.append(f"Yours lies {'within' if within else side} the range of the rules.")
+    yours = rows[0]
+    if yours.rule == "yours":
+        side = "below" if yours.budget < low.budget else "above"
+        within = low.budget <= yours.budget <= high.budget
+        notes.append(f"Yours lies {'within' if within else side} the range of the rules.")
     return notes
 
 
@@ -303,8 +229,8 @@ def _flag_notes(rows: Sequence[PlanRow]) -> list[str]:
 def _validity_notes(rules: Sequence[_Rule]) -> list[str]:
     """Where the rules hold, those of one sentence together."""
     named: dict[str, list[str]] = {}
-    for name, _, _, validity in rules:
-        named.setdefault(validity, []).append(name)
+    for rule in rules:
+        named.setdefault(rule.validity, []).append(rule.name)
     return [f"{', '.join(names)}: {validity}" for validity, names in named.items()]
 
 
@@ -344,66 +270,3 @@ def _check_plan(
     _checks.check_fraction("b1", b1, "0.9 is the usual value.")
     if momentum is not None:
         _checks.check_fraction("momentum", momentum, "0.0 is SGD without momentum.")
-
-
-_HEADER = (
-    "rule",
-    "per step",
-    "PyTorch",
-    "budget",
-    "left",
-    "timescale",
-    "of run",
-    "half-life",
-    "rms",
-    "rotation",
-    "source",
-)
-_FIRST, _SECOND = range(7), (0, 7, 8, 9, 10)
-
-
-def _cells(row: PlanRow, steps: int | None = None) -> tuple[str, ...]:
-    share = math.nan if steps is None else row.timescale / steps
-    return (
-        row.rule,
-        f"{row.weight_decay:.2e}",
-        _figure(row.pytorch),
-        _figure(row.budget),
-        f"{row.left:.1%}",
-        _steps(row.timescale),
-        _figure(share, 2),
-        _steps(row.half_life),
-        _figure(row.rms),
-        _figure(row.rotation),
-        row.source or "-",
-    )
-
-
-def _figure(value: float, digits: int = 3) -> str:
-    return "-" if math.isnan(value) else f"{value:.{digits}g}"
-
-
-def _steps(value: float) -> str:
-    if not math.isfinite(value):
-        return "-" if math.isnan(value) else "never"
-    return f"{value:,.0f}" if value < 1e7 else f"{value:.1e}"
-
-
-def _aligned(lines: Sequence[tuple[str, ...]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    ends = {0, *([len(widths) - 1] if lines[0][-1] == "source" else [])}
-    return [
-        "  ".join(
-            cell.ljust(width) if i in ends else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in lines
-    ]
-
-
-def _wrapped(text: str) -> str:
-    return textwrap.fill(text, WIDTH, subsequent_indent="  ")
-
-
-def _preformatted(text: str) -> str:
-    return f"<pre>{html.escape(text)}</pre>"

@@ -179,16 +179,16 @@ def log_time_weight_decay(
       Ferbach et al., Logarithmic-time Schedules for Scaling Language Models with Momentum,
       arXiv:2602.05298.
     """
-    _checks.check_positive("steps", steps, "It is the length of the run.")
-    _checks.check_nonnegative("budget", budget, "The paper's value is 4.")
-    if _checks.is_static(steps) and _checks.is_static(budget) and budget > steps / 10:
+    S = _checks.check_positive("steps", steps, "It is the length of the run.")
+    omega = _checks.check_nonnegative("budget", budget, "The paper's value is 4.")
+    if _checks.is_static(S) and _checks.is_static(omega) and omega > S / 10:
         raise ValueError(
-            f"budget={budget!r} over steps={steps!r} would remove {10 * budget / steps:.3g} of a "
+            f"budget={budget!r} over steps={steps!r} would remove {10 * omega / S:.3g} of a "
             "weight at the first step; at most 1 is allowed. Take at most steps / 10."
         )
 
     def schedule(step: jax.typing.ArrayLike) -> jax.Array:
-        return budget / (steps / 10 + jnp.asarray(step).astype(float))
+        return jnp.asarray(omega / (S / 10 + jnp.asarray(step).astype(float)))
 
     return schedule
 
@@ -263,7 +263,7 @@ def product_over_run(steps: int, *factors: ScalarOrSchedule | None) -> np.ndarra
                 )
             product *= np.asarray(values, float)
         elif factor is not None:
-            product *= float(factor)
+            product *= np.asarray(factor, float)
     return product
 
 
