@@ -261,7 +261,7 @@ def test_rules_that_disagree_are_named():
 
 def test_it_prints_within_eighty_columns():
     plan = od.plan_weight_decay(
-        20_000_000,
+        2_000_000,
         weight_decay=lambda t: 1.234e-5,
         learning_rate=3.333e-4,
         steps_per_epoch=12_345,
@@ -272,7 +272,7 @@ def test_it_prints_within_eighty_columns():
     for row in plan.rows:
         assert sum(line.startswith(row.rule) for line in lines) >= 2
         assert str(row).startswith(row.rule)
-    assert plan._repr_html_().startswith("<pre>Weight decay over 20,000,000 steps")
+    assert plan._repr_html_().startswith("<pre>Weight decay over 2,000,000 steps")
     assert plan.rows[0]._repr_html_().startswith("<pre>yours")
     with pytest.raises(dataclasses.FrozenInstanceError):
         plan.steps = 1
