@@ -1,6 +1,8 @@
 """The plan of a run, and the numbers between budgets that it is made of."""
 
 import dataclasses
+import pathlib
+import re
 import time
 
 import jax
@@ -341,3 +343,17 @@ def test_refuses(call, says):
 def test_a_value_of_pytorch_draws_the_usual_warning():
     with pytest.warns(UserWarning, match=r"weight_decay_from_pytorch\(0.1, 0.0003\) = 3e-05"):
         od.plan_weight_decay(1000, weight_decay=0.1, learning_rate=3e-4)
+
+
+def test_the_page_shows_what_the_plan_prints():
+    page = (pathlib.Path(od.__file__).parents[1] / "docs" / "plan_it.md").read_text()
+    shown = re.search(r"```text\n(.*?)\n```", page, re.DOTALL)
+    plan = od.plan_weight_decay(
+        STEPS,
+        weight_decay=DECAY,
+        learning_rate=3e-4,
+        steps_per_epoch=10_000,
+        tokens_per_parameter=20,
+    )
+    assert shown is not None
+    assert shown.group(1) == str(plan)
