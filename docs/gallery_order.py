@@ -8,6 +8,8 @@ ORDER = (
     "decay_rules",
     "bfloat16",
     "sharded",
+    "watch_loops",
+    "watch_weights",
     "landscape_nnx",
     "landscape_linen",
     "transformer_lm",

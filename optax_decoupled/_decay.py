@@ -27,7 +27,7 @@ import optax
 from optax_decoupled import _checks
 from optax_decoupled._dtypes import widen
 from optax_decoupled._masks import leaf_multipliers
-from optax_decoupled._schedules import check_decay_multiplier, peak_of, product, product_schedule
+from optax_decoupled._products import check_decay_multiplier, peak_of, product, product_schedule
 from optax_decoupled._toward import Toward
 from optax_decoupled._types import Leaf, Mask, PyTree, Scalar, ScalarOrSchedule
 

@@ -11,7 +11,7 @@ import optax
 from optax_decoupled import _checks
 from optax_decoupled._decay import required
 from optax_decoupled._dtypes import is_decayable, widen
-from optax_decoupled._schedules import product_schedule
+from optax_decoupled._products import product_schedule
 from optax_decoupled._stacked import Stacked, leading_axes, norm
 from optax_decoupled._types import Leaf, PyTree, Scalar, ScalarOrSchedule
 

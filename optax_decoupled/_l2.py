@@ -19,7 +19,7 @@ from optax_decoupled._adam import scale_by_adam
 from optax_decoupled._decay import map_decaying, required
 from optax_decoupled._masks import foreign_entries, leaf_multipliers
 from optax_decoupled._paths import named_leaves
-from optax_decoupled._schedules import check_multiplier, product_schedule
+from optax_decoupled._products import check_multiplier, product_schedule
 from optax_decoupled._sgd import momentum_sgd
 from optax_decoupled._types import Leaf, Mask, PyTree, Scalar, ScalarOrSchedule
 

@@ -14,11 +14,7 @@ from optax_decoupled import _checks
 from optax_decoupled._adam import scale_by_adam
 from optax_decoupled._decay import add_decoupled_weight_decay
 from optax_decoupled._masks import complement, hidden_matrices, intersection
-from optax_decoupled._schedules import (
-    check_multiplier,
-    peak_of,
-    product_schedule,
-)
+from optax_decoupled._products import check_multiplier, peak_of, product_schedule
 from optax_decoupled._sgd import momentum_sgd
 from optax_decoupled._toward import Toward
 from optax_decoupled._types import Mask, Scalar, ScalarOrSchedule, Schedule

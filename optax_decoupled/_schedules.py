@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -14,18 +13,12 @@ import numpy as np
 
 from optax_decoupled import _checks
 from optax_decoupled._convert import check_norm
-from optax_decoupled._dtypes import widen
-from optax_decoupled._types import Scalar, ScalarOrSchedule, Schedule
+from optax_decoupled._products import LOW, peak_of
+from optax_decoupled._types import Scalar, Schedule
 
 # Optax counts steps in int32, and its counters stop at this value.
 _LAST_STEP = 2**31 - 1
 _MAX_CYCLES = 1_000_000
-# Where a schedule is looked at when an optimizer is built: dense at first, then to 2**28.
-_SAMPLED = np.unique([*range(16), *np.round(2.0 ** np.arange(4, 28.5, 0.5))]).astype(np.int32)
-# A multiplier reaches 1. One that stays below this looks like a learning rate.
-_LOW = 0.3
-# A decay of which one update removes less than this does nothing in most runs.
-_FAINT = 5e-7
 
 
 def warm_restarts(
@@ -156,6 +149,51 @@ def normalized_weight_decay_schedule(
     return schedule
 
 
+def log_time_weight_decay(
+    steps: Scalar, budget: Scalar = 4.0
+) -> Callable[[jax.typing.ArrayLike], jax.Array]:
+    r"""A decay that falls like 1/t, so that the weights average over a share of the past.
+
+    .. math:: λ_t = \frac{ω}{S/10 + t}
+
+    Early steps forget fast and late steps slowly. Over :math:`S` steps it adds up to
+    :math:`ω \ln 11 ≈ 2.4 ω`, where the constant decay :math:`ω/S` adds up to :math:`ω`.
+
+    Args:
+      steps: :math:`S > 0`, the length of the run.
+      budget: :math:`ω \ge 0`, dimensionless; at most ``steps / 10``.
+
+    Returns:
+      A schedule, int step of any shape → :math:`λ_t` of the same shape, for the
+      ``weight_decay`` of :func:`adamw` or :func:`add_decoupled_weight_decay`.
+
+    Raises:
+      TypeError, ValueError: for arguments out of range, and if the first step would remove
+        more than the whole weight.
+
+    Examples:
+      >>> import optax_decoupled as od
+      >>> decay = od.log_time_weight_decay(10_000)
+      >>> assert abs(decay(0) - 0.004) < 1e-8 and abs(decay(10_000) - 0.004 / 11) < 1e-9
+
+    References:
+      Ferbach et al., Logarithmic-time Schedules for Scaling Language Models with Momentum,
+      arXiv:2602.05298.
+    """
+    S = _checks.check_positive("steps", steps, "It is the length of the run.")
+    omega = _checks.check_nonnegative("budget", budget, "The paper's value is 4.")
+    if _checks.is_static(S) and _checks.is_static(omega) and omega > S / 10:
+        raise ValueError(
+            f"budget={budget!r} over steps={steps!r} would remove {10 * omega / S:.3g} of a "
+            "weight at the first step; at most 1 is allowed. Take at most steps / 10."
+        )
+
+    def schedule(step: jax.typing.ArrayLike) -> jax.Array:
+        return jnp.asarray(omega / (S / 10 + jnp.asarray(step).astype(float)))
+
+    return schedule
+
+
 def split_schedule(
     learning_rate_schedule: Schedule, peak: Scalar
 ) -> tuple[Any, Callable[[jax.typing.ArrayLike], Any]]:
@@ -187,84 +225,13 @@ def split_schedule(
         )
     alpha = _checks.check_positive("peak", peak, "It is the learning rate of a full step.")
     reached = peak_of(learning_rate_schedule)
-    if reached and _checks.is_static(alpha) and not _LOW < reached / float(alpha) < 1.01:
+    if reached and _checks.is_static(alpha) and not LOW < reached / float(alpha) < 1.01:
         _checks.warn(
             f"peak={peak} is not the peak of learning_rate_schedule, which reaches {reached:.3g}: "
             f"as a multiplier it would reach {reached / float(alpha):.3g} instead of 1. Pass "
             f"peak={reached:.3g} unless this is meant."
         )
     return alpha, lambda step: learning_rate_schedule(step) / alpha
-
-
-def product_schedule(*factors: ScalarOrSchedule | None) -> Schedule:
-    """The product of schedules and constants as a schedule; None stands for 1."""
-
-    def schedule(count: Scalar) -> Scalar:
-        return product(*(factor(count) if callable(factor) else factor for factor in factors))
-
-    return schedule
-
-
-def product(*factors: Scalar | None) -> Scalar:
-    """The product of scalars; None stands for 1.
-
-    A constant stays a Python number until it meets an array, which keeps its precision;
-    arrays of fewer than 32 bits, in which the product might vanish, are widened. A constant
-    0 makes the product a constant 0, by which callers know that there is nothing to do.
-    """
-    if any(map(_checks.is_static_zero, factors)):
-        return 0.0
-    return math.prod(widen(factor) for factor in factors if factor is not None)
-
-
-def peak_of(multiplier: ScalarOrSchedule | None) -> float | None:
-    """The greatest value at a few dozen counts, from 0 to far; None if it cannot be known now."""
-    if multiplier is None:
-        return 1.0
-    if not callable(multiplier):
-        return float(np.asarray(multiplier)) if _checks.is_known(multiplier) else None
-    try:
-        values = jax.vmap(multiplier)(jnp.asarray(_SAMPLED))
-    except Exception:  # a schedule may be any function, also one that takes no batch of counts
-        return None
-    if isinstance(values, jax.core.Tracer):
-        return None
-    return float(np.max(np.asarray(values), initial=0.0, where=np.isfinite(values)))
-
-
-def check_multiplier(schedule: ScalarOrSchedule | None, learning_rate: ScalarOrSchedule) -> None:
-    """Warns where a schedule of the learning rate stands for a multiplier of step and decay."""
-    if not callable(schedule):
-        return
-    reached = peak_of(schedule)
-    if schedule is learning_rate:
-        problem = "learning_rate and schedule are one function, so the step is scaled by it twice"
-    elif reached is not None and 0 < reached < _LOW:
-        problem = f"schedule reaches {reached:.3g} at most, so no step is a full one"
-    else:
-        return
-    _checks.warn(f"{problem}. {_MULTIPLIER}")
-
-
-def check_decay_multiplier(
-    schedule: ScalarOrSchedule | None, weight_decay: ScalarOrSchedule
-) -> None:
-    """Warns where a schedule of the learning rate makes a decay vanish."""
-    if not callable(schedule) or not _checks.is_known(weight_decay):
-        return
-    decay, reached = float(np.asarray(weight_decay)), peak_of(schedule)
-    if reached is not None and 0 < reached < _LOW and 0 < decay * reached < _FAINT:
-        _checks.warn(
-            f"schedule reaches {reached:.3g} at most, so with weight_decay={weight_decay} no "
-            f"update removes more than {decay * reached:.3g} of a weight. {_MULTIPLIER}"
-        )
-
-
-_MULTIPLIER = (
-    "schedule is a multiplier, 1 for a full step, and no learning rate: make it of one by "
-    "peak, eta = split_schedule(learning_rate_schedule, peak), then pass "
-    "learning_rate=peak, schedule=eta."
-)
 
 
 def _check_cycles(first_cycle_steps: object, cycle_mult: object) -> None:

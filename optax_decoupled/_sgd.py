@@ -6,8 +6,8 @@ import optax
 
 from optax_decoupled import _checks
 from optax_decoupled._dtypes import in_float32
+from optax_decoupled._products import product_schedule
 from optax_decoupled._rounding import cast_first_moment
-from optax_decoupled._schedules import product_schedule
 from optax_decoupled._types import Scalar, ScalarOrSchedule
 
 

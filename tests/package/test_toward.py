@@ -131,7 +131,9 @@ def test_the_distance_falls_by_the_product_of_the_survivals(kind):
     for name, x in params.items():
         expected = (moved[name] - start[name]) * survival
         np.testing.assert_allclose(x - start[name], expected, rtol=1e-4, atol=1e-5)
-    assert float(optax.tree.get(state, "decay_rate")) == pytest.approx(DECAY * float(ETA(299)), rel=1e-4)
+    assert float(optax.tree.get(state, "decay_rate")) == pytest.approx(
+        DECAY * float(ETA(299)), rel=1e-4
+    )
 
 
 @pytest.mark.parametrize("target", [0.5, 3.0])

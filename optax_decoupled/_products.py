@@ -1,0 +1,112 @@
+"""Products of schedules and numbers, and whether a schedule is a multiplier at all."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.core
+import jax.numpy as jnp
+import numpy as np
+
+from optax_decoupled import _checks
+from optax_decoupled._dtypes import widen
+from optax_decoupled._types import Scalar, ScalarOrSchedule, Schedule
+
+# Where a schedule is looked at when an optimizer is built: dense at first, then to 2**28.
+_SAMPLED = np.unique([*range(16), *np.round(2.0 ** np.arange(4, 28.5, 0.5))]).astype(np.int32)
+# A multiplier reaches 1. One that stays below this looks like a learning rate.
+LOW = 0.3
+# A decay of which one update removes less than this does nothing in most runs.
+_FAINT = 5e-7
+
+
+def product_schedule(*factors: ScalarOrSchedule | None) -> Schedule:
+    """The product of schedules and constants as a schedule; None stands for 1."""
+
+    def schedule(count: Scalar) -> Scalar:
+        return product(*(factor(count) if callable(factor) else factor for factor in factors))
+
+    return schedule
+
+
+def product(*factors: Scalar | None) -> Scalar:
+    """The product of scalars; None stands for 1.
+
+    A constant stays a Python number until it meets an array, which keeps its precision;
+    arrays of fewer than 32 bits, in which the product might vanish, are widened. A constant
+    0 makes the product a constant 0, by which callers know that there is nothing to do.
+    """
+    if any(map(_checks.is_static_zero, factors)):
+        return 0.0
+    return math.prod(widen(factor) for factor in factors if factor is not None)
+
+
+def product_over_run(steps: int, *factors: ScalarOrSchedule | None) -> np.ndarray:
+    """The product of schedules and numbers at each of the steps 0, 1, ..., as float64[steps].
+
+    One compiled call for each schedule; the factors are multiplied in float64.
+    """
+    product = np.ones(steps)
+    for factor in factors:
+        if callable(factor):
+            values = jax.jit(jax.vmap(factor))(jnp.arange(steps, dtype=jnp.int32))
+            if values.shape != (steps,):
+                raise ValueError(
+                    f"schedule={factor!r} has shape {values.shape[1:]} at a step; it must be a "
+                    "scalar."
+                )
+            product *= np.asarray(values, float)
+        elif factor is not None:
+            product *= np.asarray(factor, float)
+    return product
+
+
+def peak_of(multiplier: ScalarOrSchedule | None) -> float | None:
+    """The greatest value at a few dozen counts, from 0 to far; None if it cannot be known now."""
+    if multiplier is None:
+        return 1.0
+    if not callable(multiplier):
+        return float(np.asarray(multiplier)) if _checks.is_known(multiplier) else None
+    try:
+        values = jax.vmap(multiplier)(jnp.asarray(_SAMPLED))
+    except Exception:  # a schedule may be any function, also one that takes no batch of counts
+        return None
+    if isinstance(values, jax.core.Tracer):
+        return None
+    return float(np.max(np.asarray(values), initial=0.0, where=np.isfinite(values)))
+
+
+def check_multiplier(schedule: ScalarOrSchedule | None, learning_rate: ScalarOrSchedule) -> None:
+    """Warns where a schedule of the learning rate stands for a multiplier of step and decay."""
+    if not callable(schedule):
+        return
+    reached = peak_of(schedule)
+    if schedule is learning_rate:
+        problem = "learning_rate and schedule are one function, so the step is scaled by it twice"
+    elif reached is not None and 0 < reached < LOW:
+        problem = f"schedule reaches {reached:.3g} at most, so no step is a full one"
+    else:
+        return
+    _checks.warn(f"{problem}. {_MULTIPLIER}")
+
+
+def check_decay_multiplier(
+    schedule: ScalarOrSchedule | None, weight_decay: ScalarOrSchedule
+) -> None:
+    """Warns where a schedule of the learning rate makes a decay vanish."""
+    if not callable(schedule) or not _checks.is_known(weight_decay):
+        return
+    decay, reached = float(np.asarray(weight_decay)), peak_of(schedule)
+    if reached is not None and 0 < reached < LOW and 0 < decay * reached < _FAINT:
+        _checks.warn(
+            f"schedule reaches {reached:.3g} at most, so with weight_decay={weight_decay} no "
+            f"update removes more than {decay * reached:.3g} of a weight. {_MULTIPLIER}"
+        )
+
+
+_MULTIPLIER = (
+    "schedule is a multiplier, 1 for a full step, and no learning rate: make it of one by "
+    "peak, eta = split_schedule(learning_rate_schedule, peak), then pass "
+    "learning_rate=peak, schedule=eta."
+)

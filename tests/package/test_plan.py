@@ -1,0 +1,359 @@
+"""The plan of a run, and the numbers between budgets that it is made of."""
+
+import dataclasses
+import pathlib
+import re
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import optax_decoupled as od
+
+STEPS = 100_000
+DECAY = od.weight_decay_from_pytorch(0.1, 3e-4)
+decays = st.floats(1e-9, 0.5)
+counts = st.floats(1.0, 1e9)
+
+
+def rows(steps=STEPS, **arguments):
+    return {row.rule: row for row in od.plan_weight_decay(steps, **arguments).rows}
+
+
+# The values that must come out.
+
+
+def test_the_worked_question():
+    """0.1 at a rate of 3e-4, for 100,000 steps."""
+    yours = rows(weight_decay=DECAY, learning_rate=3e-4)["yours"]
+    assert yours.weight_decay == pytest.approx(3e-5)
+    assert yours.timescale == pytest.approx(33_333.3, rel=1e-5)
+    assert yours.half_life == pytest.approx(23_105, abs=0.5)
+    assert yours.budget == pytest.approx(3.0)
+    assert yours.left == pytest.approx((1 - 3e-5) ** 100_000, rel=1e-9)
+    assert yours.pytorch == pytest.approx(0.1)
+    assert yours.rms == pytest.approx(od.equilibrium_adamw(3e-4, 3e-5).rms)
+    assert yours.rotation == pytest.approx(od.equilibrium_adamw(3e-4, 3e-5).rotation)
+    assert rows(250_000, weight_decay=DECAY)["yours"].budget == pytest.approx(7.5)
+    assert od.weight_decay_to_normalized(DECAY, steps=STEPS) == pytest.approx(0.00949, abs=5e-6)
+
+
+def test_what_the_rules_choose():
+    plan = rows(38_147, tokens_per_parameter=20, steps_per_epoch=5000)
+    expected = {
+        "normalized 0.025": 0.025 / 38_147**0.5,
+        "normalized 0.05": 0.05 / 38_147**0.5,
+        "one epoch": 1 / 5000,
+        "the run": 1 / 38_147,
+        "20 tokens/param": 1.17261e-4,
+        "budget 4": 4 / 38_147,
+        "log-time": 40 / 38_147,
+    }
+    assert list(plan) == list(expected)
+    np.testing.assert_allclose([r.weight_decay for r in plan.values()], [*expected.values()], 1e-5)
+    sources = {"1711.05101", "2405.13698", "2505.13738", "2602.05298"}
+    assert {row.source.removeprefix("arXiv:") for row in plan.values()} == sources
+    assert all(len(row.note) > 40 for row in plan.values())
+
+
+def test_normalized_decay_of_the_papers_example():
+    decay = od.normalized_weight_decay(0.05, batch_size=128, dataset_size=50_000, epochs=100)
+    assert decay == pytest.approx(2.52982e-4, rel=1e-5)
+    assert od.normalized_weight_decay(0.05, steps=50_000 * 100 / 128) == pytest.approx(decay)
+
+
+def test_twice_the_batch_and_four_times_the_tokens():
+    alpha = 3e-4
+    old = od.weight_decay_from_pytorch(0.28, alpha)
+    new = od.transfer_weight_decay(old, steps=(1000, 2000))
+    assert od.weight_decay_to_pytorch(new, 2**0.5 * alpha) == pytest.approx(0.098995, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "factor"),
+    [
+        (dict(width=(256, 1024)), 1.0),
+        (dict(width=(256, 1024), width_exponent=0.5), 0.5),
+        (dict(steps=(1000, 4000)), 0.25),
+        (dict(steps=(1000, 4000), exponent=0.5), 0.5),
+        (dict(steps=(1000, 4000), width=(256, 1024), width_exponent=0.5), 0.125),
+    ],
+)
+def test_what_carries_over(arguments, factor):
+    assert od.transfer_weight_decay(1e-4, **arguments) == pytest.approx(1e-4 * factor)
+
+
+def test_the_paper_s_exponent_keeps_the_normalized_decay_and_one_the_budget():
+    old, steps = 1e-4, (1000, 7000)
+    paper = od.transfer_weight_decay(old, steps=steps, exponent=0.5)
+    norms = [
+        od.weight_decay_to_normalized(x, steps=s) for x, s in zip((old, paper), steps, strict=True)
+    ]
+    assert norms[0] == pytest.approx(norms[1])
+    kept = od.transfer_weight_decay(old, steps=steps)
+    assert kept * 7000 == pytest.approx(old * 1000)
+    assert paper > 2 * kept
+
+
+def test_log_time_decay():
+    decay = od.log_time_weight_decay(10_000)
+    assert float(decay(0)) == pytest.approx(0.004)
+    assert float(decay(10_000)) == pytest.approx(3.63636e-4, rel=1e-5)
+    total = float(jnp.sum(jax.vmap(decay)(jnp.arange(10_000))))
+    assert total == pytest.approx(9.5916, rel=5e-4)
+    assert decay(jnp.arange(6).reshape(2, 3)).shape == (2, 3)
+    doubled = od.log_time_weight_decay(10_000, budget=8.0)
+    assert float(doubled(123)) == pytest.approx(2 * float(decay(123)))
+
+
+def test_log_time_decay_is_what_an_optimizer_applies():
+    tx = od.adamw(1e-3, od.log_time_weight_decay(1000))
+    params = jnp.ones(3)
+    state = optax.tree.set(tx.init(params), count=jnp.asarray(700))
+    updates, _ = tx.update(jnp.zeros(3), state, params)
+    np.testing.assert_allclose(updates, -4.0 / 800, rtol=1e-5)
+
+
+# There and back.
+
+
+@given(decays)
+def test_half_life_there_and_back(decay):
+    there = od.weight_decay_to_half_life(decay)
+    assert od.weight_decay_from_half_life(there) == pytest.approx(decay, rel=1e-6)
+
+
+@given(counts)
+def test_timescale_there_and_back(steps):
+    there = od.weight_decay_from_timescale(steps)
+    assert od.weight_decay_to_timescale(there) == pytest.approx(steps)
+
+
+@given(decays, counts)
+def test_normalized_there_and_back(decay, steps):
+    norm = od.weight_decay_to_normalized(decay, steps=steps)
+    assert od.normalized_weight_decay(norm, steps=steps) == pytest.approx(decay)
+
+
+@given(decays, counts, counts, st.floats(-2, 2))
+def test_transfer_there_and_back(decay, old, new, exponent):
+    there = od.transfer_weight_decay(decay, steps=(old, new), exponent=exponent)
+    back = od.transfer_weight_decay(there, steps=(new, old), exponent=exponent)
+    assert back == pytest.approx(decay)
+
+
+def test_no_decay_lasts_forever_and_a_whole_one_not_at_all():
+    assert od.weight_decay_to_half_life(0.0) == od.weight_decay_to_timescale(0) == np.inf
+    assert od.weight_decay_to_half_life(1.0) == 0.0
+
+
+@pytest.mark.parametrize(
+    "convert",
+    [
+        od.weight_decay_to_half_life,
+        od.weight_decay_to_timescale,
+        lambda c: od.weight_decay_to_normalized(c, steps=100),
+        lambda c: od.normalized_weight_decay(c, steps=100),
+        lambda c: od.transfer_weight_decay(c, steps=(1, 3), width=(1, 2), width_exponent=0.5),
+    ],
+)
+def test_arrays_and_tracers_convert_like_numbers(convert):
+    expected = convert(1e-3)
+    np.testing.assert_allclose(jax.jit(jax.vmap(convert))(jnp.full(3, 1e-3)), expected, rtol=1e-5)
+    assert type(expected) is float
+
+
+# The plan itself.
+
+SHAPES = {
+    "cosine": optax.cosine_decay_schedule(1.0, 10_000),
+    "warmup": optax.warmup_cosine_decay_schedule(0.0, 1.0, 500, 10_000),
+    "drops": optax.piecewise_constant_schedule(1.0, {3000: 0.1, 8000: 0.1}),
+    "restarts": od.warm_restarts(700, 2),
+    "number": 0.5,
+}
+
+
+@pytest.mark.parametrize("schedule", SHAPES.values(), ids=SHAPES)
+def test_budget_and_rest_are_those_of_the_run(schedule):
+    """The sum and the product, step by step in Python."""
+    at = schedule if callable(schedule) else lambda t: schedule
+    removed = np.array(
+        [1e-3 * float(x) for x in jax.vmap(lambda t: at(t) + 0.0 * t)(jnp.arange(10_000))]
+    )
+    yours = rows(10_000, weight_decay=1e-3, schedule=schedule)["yours"]
+    assert yours.budget == pytest.approx(removed.sum(), rel=1e-5)
+    assert yours.left == pytest.approx(np.prod(1 - removed), rel=1e-4)
+    assert yours.timescale == pytest.approx(1000)  # in full steps
+
+
+def test_left_is_what_the_optimizer_leaves():
+    schedule = SHAPES["warmup"]
+    tx = od.adamw(1e-3, 1e-3, schedule=schedule)
+
+    def step(carry, _):
+        theta, state = carry
+        updates, state = tx.update(jnp.zeros(()), state, theta)
+        return (optax.apply_updates(theta, updates), state), None
+
+    theta = jnp.ones(())
+    left = jax.lax.scan(step, (theta, tx.init(theta)), length=10_000)[0][0]
+    yours = rows(10_000, weight_decay=1e-3, schedule=schedule)["yours"]
+    assert yours.left == pytest.approx(float(left), rel=1e-3)
+    assert yours.left > 50 * rows(10_000, weight_decay=1e-3)["yours"].left  # without the schedule
+
+
+def test_a_decay_that_moves_has_no_timescale():
+    falling = rows(10_000)["log-time"]
+    assert falling.weight_decay == pytest.approx(0.004)
+    assert falling.budget == pytest.approx(9.5916, rel=5e-4)
+    assert np.isnan([falling.timescale, falling.half_life, falling.rms, falling.rotation]).all()
+    yours = rows(10_000, weight_decay=od.log_time_weight_decay(10_000))["yours"]
+    assert yours.budget == falling.budget
+
+
+def test_sgd_with_momentum_has_the_l2_coefficient_of_the_same_equilibrium():
+    plan = rows(weight_decay=1e-4, learning_rate=0.1, momentum=0.9)
+    yours = plan["yours"]
+    assert yours.pytorch == pytest.approx(1e-4)  # λ(1 − m)/α
+    turn = od.equilibrium_sgd_l2(0.1, yours.pytorch, 0.9).rotation
+    assert yours.rotation == pytest.approx(turn)
+    assert np.isnan(yours.rms)
+    assert yours.rotation != rows(weight_decay=1e-4, learning_rate=0.1)["yours"].rotation
+
+
+def test_without_a_rate_there_is_no_pytorch_value():
+    yours = rows(weight_decay=1e-4)["yours"]
+    assert np.isnan([yours.pytorch, yours.rms]).all()
+    assert yours.rotation == od.equilibrium_adamw(1.0, 1e-4).rotation
+
+
+def test_notes_say_what_is_remarkable():
+    weak = od.plan_weight_decay(1000, weight_decay=5e-5)
+    assert "Hardly acts." in weak.rows[0].note
+    assert "The run ends before equilibrium." in weak.rows[0].note
+    assert "Lost in bfloat16." in weak.rows[0].note
+    strong = od.plan_weight_decay(10_000, weight_decay=5e-3)
+    assert strong.rows[0].note == ""
+    assert any("below" in note for note in weak.notes)
+    assert any("above" in note for note in strong.notes)
+    assert any("within" in note for note in od.plan_weight_decay(STEPS, weight_decay=4e-5).notes)
+
+
+@pytest.mark.parametrize(("c", "lost"), [(2.0**-9 * 0.99, True), (2.0**-9 * 1.01, False)])
+def test_lost_in_bfloat16_is_what_bfloat16_loses(c, lost):
+    """The smallest fraction that changes any weight at all."""
+    theta = jnp.linspace(1, 2, 129, dtype=jnp.bfloat16)
+    shrunk = (theta.astype(jnp.float32) * (1 - c)).astype(jnp.bfloat16)
+    assert bool(jnp.all(shrunk == theta)) == lost
+    assert ("Lost in bfloat16." in rows(weight_decay=c)["yours"].note) == lost
+
+
+def test_rules_that_disagree_are_named():
+    disagreeing = od.plan_weight_decay(1_000_000, steps_per_epoch=100)
+    assert "disagree" in disagreeing.notes[0]
+    assert "one epoch" in disagreeing.notes[0]
+    assert not any("disagree" in note for note in od.plan_weight_decay(1).notes)
+
+
+def test_it_prints_within_eighty_columns():
+    plan = od.plan_weight_decay(
+        2_000_000,
+        weight_decay=lambda t: 1.234e-5,
+        learning_rate=3.333e-4,
+        steps_per_epoch=12_345,
+        tokens_per_parameter=1234.5,
+    )
+    lines = str(plan).splitlines()
+    assert max(map(len, lines)) <= 80
+    for row in plan.rows:
+        assert sum(line.startswith(row.rule) for line in lines) >= 2
+        assert str(row).startswith(row.rule)
+    assert plan._repr_html_().startswith("<pre>Weight decay over 2,000,000 steps")
+    assert plan.rows[0]._repr_html_().startswith("<pre>yours")
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        plan.steps = 1
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        plan.rows[0].budget = 1.0
+
+
+def test_a_million_steps_take_about_a_second():
+    shape = optax.warmup_cosine_decay_schedule(0.0, 1.0, 1000, 1_000_000)
+    od.plan_weight_decay(1000, schedule=SHAPES["cosine"])
+    start = time.perf_counter()
+    od.plan_weight_decay(1_000_000, weight_decay=1e-5, schedule=shape)
+    assert time.perf_counter() - start < 10  # 0.6 on an idle machine; step by step it is minutes
+
+
+def test_a_run_of_a_handful_of_steps_has_few_rules():
+    assert list(rows(1)) == ["normalized 0.025", "normalized 0.05"]
+    assert "log-time" not in rows(40)
+    assert "log-time" in rows(41)
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda: od.plan_weight_decay(0), "steps=0"),
+        (lambda: od.plan_weight_decay(-5), "steps=-5"),
+        (lambda: od.plan_weight_decay(10.5), "steps=10.5"),
+        (lambda: od.plan_weight_decay(1000, weight_decay=-1e-4), "weight_decay=-0.0001"),
+        (lambda: od.plan_weight_decay(1000, learning_rate=0.0), "learning_rate=0.0"),
+        (lambda: od.plan_weight_decay(1000, learning_rate=SHAPES["cosine"]), "split_schedule"),
+        (
+            lambda: od.plan_weight_decay(1000, schedule=optax.cosine_decay_schedule(3e-4, 1000)),
+            "split_schedule",
+        ),
+        (lambda: od.plan_weight_decay(1000, schedule=lambda t: -1.0), "must be finite"),
+        (lambda: od.plan_weight_decay(1000, schedule=lambda t: jnp.nan), "must be finite"),
+        (lambda: od.plan_weight_decay(1000, schedule=lambda t: jnp.ones(2)), "scalar"),
+        (lambda: od.plan_weight_decay(1000, weight_decay=lambda t: 2.0), "weight_decay times"),
+        (lambda: od.plan_weight_decay(1000, schedule=20_000.0), "weight_decay times"),
+        (lambda: od.plan_weight_decay(1000, b1=1.0), "b1=1.0"),
+        (lambda: od.plan_weight_decay(1000, momentum=1.0), "momentum=1.0"),
+        (lambda: od.plan_weight_decay(1000, steps_per_epoch=0), "steps_per_epoch=0"),
+        (lambda: od.plan_weight_decay(1000, tokens_per_parameter=-1), "tokens_per_parameter=-1"),
+        (lambda: od.normalized_weight_decay(0.05), "in one way"),
+        (lambda: od.normalized_weight_decay(0.05, batch_size=1, epochs=2), "in one way"),
+        (lambda: od.normalized_weight_decay(0.05, steps=9, epochs=2), "in one way"),
+        (lambda: od.normalized_weight_decay(0.05, steps=0), "steps=0"),
+        (lambda: od.weight_decay_to_normalized(-0.1, steps=9), "weight_decay=-0.1"),
+        (lambda: od.weight_decay_to_normalized(0.1, steps=0), "steps=0"),
+        (lambda: od.weight_decay_to_half_life(1.5), "weight_decay=1.5"),
+        (lambda: od.weight_decay_to_timescale(-1e-3), "weight_decay=-0.001"),
+        (lambda: od.transfer_weight_decay(1e-4), "neither steps nor width"),
+        (lambda: od.transfer_weight_decay(1e-4, steps=1000), "steps=1000"),
+        (lambda: od.transfer_weight_decay(1e-4, steps=(0, 10)), "steps=0"),
+        (lambda: od.transfer_weight_decay(1e-4, width=(1, 2), width_exponent=np.inf), "exponent"),
+        (lambda: od.log_time_weight_decay(0), "steps=0"),
+        (lambda: od.log_time_weight_decay(10, budget=4.0), "budget=4.0"),
+        (lambda: od.log_time_weight_decay(100, budget=-1.0), "budget=-1.0"),
+    ],
+)
+def test_refuses(call, says):
+    with pytest.raises((TypeError, ValueError), match=says):
+        call()
+
+
+def test_a_value_of_pytorch_draws_the_usual_warning():
+    with pytest.warns(UserWarning, match=r"weight_decay_from_pytorch\(0.1, 0.0003\) = 3e-05"):
+        od.plan_weight_decay(1000, weight_decay=0.1, learning_rate=3e-4)
+
+
+def test_the_page_shows_what_the_plan_prints():
+    page = (pathlib.Path(od.__file__).parents[1] / "docs" / "plan_it.md").read_text()
+    shown = re.search(r"```text\n(.*?)\n```", page, re.DOTALL)
+    plan = od.plan_weight_decay(
+        STEPS,
+        weight_decay=DECAY,
+        learning_rate=3e-4,
+        steps_per_epoch=10_000,
+        tokens_per_parameter=20,
+    )
+    assert shown is not None
+    assert shown.group(1) == str(plan)

@@ -1,0 +1,199 @@
+"""Where weights settle: the formulas against simulations by this package's optimizers."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import optax_decoupled as od
+
+# On random gradients, from 1.3 times the predicted rms.
+SIZE = 3000
+
+
+def plain(theta, noise):
+    """Gradients that know nothing of the weights."""
+    return noise
+
+
+def scale_invariant(theta, noise):
+    """The gradient of a loss that does not see ‖θ‖: orthogonal to θ, of norm 1/‖θ‖."""
+    square = theta @ theta
+    across = noise - theta * (theta @ noise) / square
+    return across / jnp.linalg.norm(across) / jnp.sqrt(square)
+
+
+def simulate(tx, steps, initial_rms, gradient=plain):
+    """The dynamics of every step, and the rms at the end."""
+
+    def step(carry, key):
+        theta, state = carry
+        grads = gradient(theta, jax.random.normal(key, (SIZE,)))
+        updates, state = tx.update(grads, state, theta)
+        measured = od.weight_dynamics(theta, updates)
+        return (optax.apply_updates(theta, updates), state), measured
+
+    theta = jax.random.normal(jax.random.key(1), (SIZE,))
+    theta *= initial_rms / jnp.sqrt(jnp.mean(theta**2))
+    keys = jax.random.split(jax.random.key(0), steps)
+    return jax.jit(lambda: jax.lax.scan(step, (theta, tx.init(theta)), keys)[1])()
+
+
+def settled(tx, predicted, gradient=plain):
+    """rms, rotation and growth after four relaxation times, averaged over as many more."""
+    after = int(4 * predicted.relaxation)
+    measured = simulate(tx, 3 * after, 1.3 * predicted.rms, gradient)
+    return [float(np.sqrt(np.mean(np.square(measured.rms[after:]))))] + [
+        float(np.mean(x[after:])) for x in measured[1:]
+    ]
+
+
+def assert_settles(tx, predicted, tolerance, gradient=plain):
+    rms, rotation, growth = settled(tx, predicted, gradient)
+    np.testing.assert_allclose([rms, rotation], predicted[:2], rtol=tolerance)
+    assert abs(growth) * predicted.relaxation < 0.01  # neither grows nor shrinks
+
+
+quiet = pytest.mark.filterwarnings("ignore:weight_decay:UserWarning")  # c = 0.01 on purpose
+
+
+@quiet
+@pytest.mark.parametrize(
+    ("alpha", "c", "b1", "rms", "rotation"),
+    [
+        (1e-3, 1e-3, 0.9, 0.02226, 0.010262),
+        (1e-2, 1e-3, 0.9, 0.2226, 0.010262),
+        (1e-3, 1e-2, 0.9, 0.006774, 0.032517),
+        (1e-3, 1e-3, 0.0, 0.022366, 0.044710),
+    ],
+)
+def test_adamw_settles_where_predicted(alpha, c, b1, rms, rotation):
+    predicted = od.equilibrium_adamw(alpha, c, b1)
+    np.testing.assert_allclose(predicted[:2], [rms, rotation], rtol=1e-4)
+    assert_settles(od.adamw(alpha, c, b1=b1), predicted, 0.02)
+
+
+def test_lion_settles_where_predicted():
+    tx = od.decouple(optax.lion(1e-3, b1=0.9, b2=0.99, weight_decay=0.0), 1e-3)
+    assert_settles(tx, od.equilibrium_lion(1e-3, 1e-3), 0.04)
+
+
+@pytest.mark.parametrize(("alpha", "momentum"), [(0.1, 0.9), (0.5, 0.9), (0.1, 0.0)])
+def test_sgdw_settles_where_predicted(alpha, momentum):
+    predicted = od.equilibrium_sgdw(alpha, 1e-3, momentum, size=SIZE)
+    assert_settles(od.sgdw(alpha, 1e-3, momentum=momentum), predicted, 0.01, scale_invariant)
+
+
+@pytest.mark.parametrize(("alpha", "momentum"), [(0.1, 0.9), (0.1, 0.0)])
+def test_sgd_with_l2_settles_where_predicted(alpha, momentum):
+    l2 = 1e-3 * (1 - momentum) / alpha
+    predicted = od.equilibrium_sgd_l2(alpha, l2, momentum, size=SIZE)
+    decoupled = od.equilibrium_sgdw(alpha, 1e-3, momentum, size=SIZE)
+    np.testing.assert_allclose(predicted, decoupled, rtol=1e-12)
+    assert_settles(od.sgd_l2(alpha, l2, momentum=momentum), predicted, 0.01, scale_invariant)
+
+
+def test_a_larger_gradient_is_a_larger_weight_of_the_same_rotation():
+    one, four = (od.equilibrium_sgdw(0.1, 1e-3, gradient_norm=g) for g in (1.0, 4.0))
+    assert four.rotation == one.rotation
+    assert four.rms == pytest.approx(2 * one.rms)
+
+
+@pytest.mark.parametrize(
+    ("tx", "predicted", "gradient"),
+    [
+        (od.adamw(1e-3, 1e-3), od.equilibrium_adamw(1e-3, 1e-3), plain),
+        (
+            od.sgdw(0.1, 1e-3, momentum=0.0),
+            od.equilibrium_sgdw(0.1, 1e-3, 0.0, size=SIZE),
+            scale_invariant,
+        ),
+    ],
+    ids=["adamw", "sgdw"],
+)
+def test_the_distance_falls_to_a_third_in_one_relaxation(tx, predicted, gradient):
+    """And not in half or twice the time: SGDW is twice as fast as AdamW at the same decay."""
+    steps = int(predicted.relaxation)
+    rms = simulate(tx, steps + 1, 1.2 * predicted.rms, gradient).rms
+    squares = np.asarray(rms, float) ** 2 / predicted.rms**2
+    if gradient is scale_invariant:
+        squares **= 2  # there the fourth power relaxes exponentially
+    assert (squares[-1] - 1) / (squares[0] - 1) == pytest.approx(np.exp(-1), rel=0.15)
+
+
+STEPS = 10_000
+cosine = optax.cosine_decay_schedule(1.0, STEPS)
+
+
+def test_the_rms_over_a_cosine_where_the_equilibrium_of_the_moment_fails():
+    start = od.equilibrium_adamw(1e-3, 1e-3).rms
+    predicted = od.rms_over_run(1e-3, 1e-3, cosine, STEPS, 2 * start)
+    measured = simulate(od.adamw(1e-3, 1e-3, schedule=cosine), STEPS, 2 * start).rms
+    assert predicted.shape == (STEPS + 1,)
+    np.testing.assert_allclose(measured, predicted[:-1], rtol=0.05)
+    eta = float(cosine(STEPS - 100))
+    momentary = od.equilibrium_adamw(1e-3 * eta, 1e-3 * eta).rms
+    assert predicted[-100] > 10 * momentary
+
+
+def test_corrected_decay_keeps_the_rms():
+    squared = lambda t: cosine(t) ** 2
+    start = od.equilibrium_adamw(1e-3, 1e-3).rms
+    predicted = od.rms_over_run(1e-3, 1e-3, cosine, STEPS, start, squared)
+    tx = od.adamw(1e-3, 1e-3, schedule=cosine, decay_schedule=squared)
+    measured = simulate(tx, STEPS, start).rms
+    np.testing.assert_allclose(predicted, start, rtol=0.01)
+    np.testing.assert_allclose(measured, start, rtol=0.05)
+    paper = od.rms_over_run(1e-3, 1e-3, cosine, STEPS, start)
+    assert paper[-1] < 0.6 * start  # the paper's decay lets it fall
+
+
+def test_the_recursion_over_a_run_is_its_own_closed_form():
+    c, alpha, steps = 2e-3, 1e-3, 5000
+    rms = od.rms_over_run(alpha, c, None, steps, 0.5)
+    keep = (1 - c) ** 2
+    t = np.arange(steps + 1)
+    squares = 0.25 * keep**t + alpha**2 * (1 - keep**t) / (1 - keep)
+    np.testing.assert_allclose(rms**2, squares, rtol=1e-10)
+    split = od.rms_over_run(lambda t: alpha, lambda t: c, 1.0, steps, 0.5)
+    np.testing.assert_allclose(split, rms, rtol=1e-4)
+
+
+@quiet
+@pytest.mark.parametrize(("c", "b1", "share"), [(1e-3, 0.0, 0.484), (1e-2, 0.9, 0.32)])
+def test_cautious_decay_acts_like_half_of_it_and_less_with_momentum(c, b1, share):
+    tx = od.adamw(1e-3, c, b1=b1, cautious=True)
+    there = settled(tx, od.equilibrium_adamw(1e-3, share * c, b1))
+    np.testing.assert_allclose(there[0], od.equilibrium_adamw(1e-3, share * c, b1).rms, rtol=0.02)
+    assert not np.isclose(there[0], od.equilibrium_adamw(1e-3, c, b1).rms, rtol=0.3)
+
+
+def test_equilibria_of_arrays_and_tracers():
+    rates = jnp.array([1e-3, 1e-2])
+    there = jax.jit(jax.vmap(lambda a: od.equilibrium_adamw(a, 1e-3)))(rates)
+    expected = [od.equilibrium_adamw(a, 1e-3).rms for a in (1e-3, 1e-2)]
+    np.testing.assert_allclose(there.rms, expected, rtol=1e-5)
+    assert type(od.equilibrium_lion(1e-4, 1e-3).rms) is float
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda: od.equilibrium_adamw(1e-3, 0.0), "weight_decay=0.0"),
+        (lambda: od.equilibrium_adamw(0.0, 1e-3), "learning_rate=0.0"),
+        (lambda: od.equilibrium_adamw(1e-3, 1e-3, 1.0), "b1=1.0"),
+        (lambda: od.equilibrium_lion(1e-3, 1e-3, b2=1.0), "b2=1.0"),
+        (lambda: od.equilibrium_sgdw(0.1, 1.0), "weight_decay=1.0"),
+        (lambda: od.equilibrium_sgdw(0.1, 1e-3, gradient_norm=0.0), "gradient_norm=0.0"),
+        (lambda: od.equilibrium_sgdw(0.1, 1e-3, size=0), "size=0"),
+        (lambda: od.equilibrium_sgd_l2(0.1, 0.0), "l2=0.0"),
+        (lambda: od.rms_over_run(1e-3, 1e-3, None, 0, 1.0), "steps=0"),
+        (lambda: od.rms_over_run(1e-3, 1e-3, None, 10, -1.0), "initial_rms=-1.0"),
+        (lambda: od.rms_over_run(1e-3, 1e-3, jnp.ones(2), 10, 1.0), "schedule has shape"),
+        (lambda: od.rms_over_run(1e-3, 1e-3, lambda t: jnp.ones(2), 10, 1.0), "shape"),
+    ],
+)
+def test_refuses(call, says):
+    with pytest.raises((TypeError, ValueError), match=says):
+        call()
