@@ -131,6 +131,19 @@ def test_a_weight_of_zero_has_no_direction():
     assert [float(x) for x in still] == [0.0, 0.0, 0.0]
 
 
+def test_in_float64_the_numbers_are_float32():
+    with jax.enable_x64(True):
+        theta, update = (np.asarray(x, np.float64) for x in random_pair(scale=1e-9))
+        measured = od.weight_dynamics({"w": theta, "n": jnp.arange(3)}, {"w": update, "n": None})
+        assert {x.dtype for x in jax.tree.leaves(measured)} == {np.dtype(np.float32)}
+    np.testing.assert_allclose(measured.rotation["w"], reference(theta, update)[1], rtol=1e-6)
+
+
+def test_more_elements_than_an_int32_counts():
+    large = jax.ShapeDtypeStruct((70_000, 70_000), jnp.float32)
+    assert "4899999744.0" in str(jax.make_jaxpr(od.weight_dynamics)(large, large))
+
+
 def test_a_tree_without_leaves():
     assert od.weight_dynamics({}, {}) == ({}, {}, {})
 
