@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from optax_decoupled._dtypes import is_decayable, widen
@@ -138,7 +139,7 @@ def _check_shapes(params: Any, moves: list[Any]) -> None:
 def _leading_axes(stacked: int | Mask, params: Any) -> list[int]:
     """The number of stacked axes of each of ``jax.tree.leaves(params)``."""
     leaves, _ = named_leaves(params)
-    if stacked is None or isinstance(stacked, int):
+    if stacked is None or isinstance(stacked, int | np.integer):
         counts: list[Any] = [stacked or 0] * len(leaves)
     else:
         try:

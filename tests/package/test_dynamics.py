@@ -89,7 +89,8 @@ def test_stacked_layers_are_measured_slice_by_slice():
             slices = [tree["scanned"][i, j] for tree in measured]
             np.testing.assert_allclose(slices, reference(theta[i, j], update[i, j]), rtol=1e-4)
         assert measured.rms["head"].shape == ()
-    one = od.weight_dynamics(layers, moves, stacked=1).growth["scanned"]
+    flat = ({"scanned": theta}, {"scanned": update})
+    one = od.weight_dynamics(*flat, stacked=np.int64(1)).growth["scanned"]
     np.testing.assert_allclose(one[2], reference(theta[2], update[2])[2], rtol=1e-4)
     whole = od.weight_dynamics(layers, moves).rotation["scanned"]
     assert abs(whole / measured.rotation["scanned"] - 1).max() > 0.05  # no mean of the slices
