@@ -6,6 +6,7 @@ length settle.
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -91,7 +92,7 @@ def weight_dynamics(
 def _motion(param: Leaf, update: Leaf, axes: int) -> tuple[jax.Array, ...]:
     """rms, rotation and growth of one leaf, by slices over its first axes."""
     if not is_decayable(param):
-        return (jnp.zeros(jnp.shape(param)[:axes]),) * 3
+        return (jnp.zeros(jnp.shape(param)[:axes], jnp.float32),) * 3
     theta, u = _widened(param, update)
     inner = tuple(range(axes, theta.ndim))
 
@@ -103,7 +104,7 @@ def _motion(param: Leaf, update: Leaf, axes: int) -> tuple[jax.Array, ...]:
     along = inner_product(theta, u) / nonzero
     across = u - along.astype(theta.dtype) * theta
     turned = inner_product(across, across) / nonzero
-    rms = jnp.sqrt(square / max(1, np.prod(theta.shape[axes:], dtype=int)))
+    rms = jnp.sqrt(square / float(max(1, math.prod(theta.shape[axes:]))))  # may not fit an int32
     rotation = jnp.arctan2(jnp.sqrt(turned), 1 + along)
     growth = along * (2 + along) + turned
     from_zero = jnp.where(turned > 0, jnp.inf, 0)

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from optax_decoupled._dtypes import widen
@@ -16,7 +17,7 @@ Stacked = int | Mask
 def leading_axes(stacked: Stacked, params: optax.Params) -> list[int]:
     """The number of stacked axes of each of ``jax.tree.leaves(params)``."""
     leaves, _ = named_leaves(params)
-    if stacked is None or isinstance(stacked, int):
+    if stacked is None or isinstance(stacked, int | np.integer):
         counts: list[object] = [stacked or 0] * len(leaves)
     else:
         try:

@@ -89,7 +89,8 @@ def test_stacked_layers_are_measured_slice_by_slice():
             slices = [tree["scanned"][i, j] for tree in measured]
             np.testing.assert_allclose(slices, reference(theta[i, j], update[i, j]), rtol=1e-4)
         assert measured.rms["head"].shape == ()
-    one = od.weight_dynamics(layers, moves, stacked=1).growth["scanned"]
+    flat = ({"scanned": theta}, {"scanned": update})
+    one = od.weight_dynamics(*flat, stacked=np.int64(1)).growth["scanned"]
     np.testing.assert_allclose(one[2], reference(theta[2], update[2])[2], rtol=1e-4)
     whole = od.weight_dynamics(layers, moves).rotation["scanned"]
     assert abs(whole / measured.rotation["scanned"] - 1).max() > 0.05  # no mean of the slices
@@ -129,6 +130,19 @@ def test_a_weight_of_zero_has_no_direction():
         moved, still = od.weight_dynamics(zero, one), od.weight_dynamics(zero, zero)
     assert [float(x) for x in moved] == [0.0, 0.0, np.inf]
     assert [float(x) for x in still] == [0.0, 0.0, 0.0]
+
+
+def test_in_float64_the_numbers_are_float32():
+    with jax.enable_x64(True):
+        theta, update = (np.asarray(x, np.float64) for x in random_pair(scale=1e-9))
+        measured = od.weight_dynamics({"w": theta, "n": jnp.arange(3)}, {"w": update, "n": None})
+        assert {x.dtype for x in jax.tree.leaves(measured)} == {np.dtype(np.float32)}
+    np.testing.assert_allclose(measured.rotation["w"], reference(theta, update)[1], rtol=1e-6)
+
+
+def test_more_elements_than_an_int32_counts():
+    large = jax.ShapeDtypeStruct((70_000, 70_000), jnp.float32)
+    assert "4899999744.0" in str(jax.make_jaxpr(od.weight_dynamics)(large, large))
 
 
 def test_a_tree_without_leaves():
