@@ -12,7 +12,7 @@ from optax_decoupled import _checks
 from optax_decoupled._decay import required
 from optax_decoupled._dtypes import is_decayable, widen
 from optax_decoupled._products import product_schedule
-from optax_decoupled._stacked import Stacked, leading_axes, norm
+from optax_decoupled._stacked import Stacked, leading_axes, norm, normalized
 from optax_decoupled._types import Leaf, PyTree, Scalar, ScalarOrSchedule
 
 
@@ -117,10 +117,8 @@ def _step(rate: Scalar, u: Leaf, p: Leaf, radius: jax.Array) -> Leaf:
     """What takes p to its new place on the sphere, in the dtype of u; arithmetic ≥ float32."""
     if u is None or isinstance(u, optax.MaskedNode) or not is_decayable(p):
         return u
-    axes = radius.ndim
-    theta, wide = widen(jnp.asarray(p)), widen(jnp.asarray(u))
+    axes, theta = radius.ndim, widen(jnp.asarray(p))
     radius = jnp.expand_dims(radius, tuple(range(axes, theta.ndim)))
-    size = norm(wide, axes)
-    moved = theta - widen(rate) * radius * wide / jnp.where(size > 0, size, 1)
+    moved = theta - widen(rate) * radius * normalized(jnp.asarray(u), axes)
     length = norm(moved, axes)
     return (moved * (radius / jnp.where(length > 0, length, 1)) - theta).astype(jnp.result_type(u))

@@ -35,9 +35,18 @@ def leading_axes(stacked: Stacked, params: optax.Params) -> list[int]:
 
 
 def norm(x: jax.Array, axes: int) -> jax.Array:
-    """‖x‖ of every slice, of x's rank, in at least float32; squares do not over- or underflow."""
+    """‖x‖ of every slice, of x's rank, in at least float32."""
+    return jnp.sqrt(jnp.sum(jnp.square(jnp.abs(widen(x))), axis=_inner(x, axes), keepdims=True))
+
+
+def normalized(x: jax.Array, axes: int) -> jax.Array:
+    """x/‖x‖ of every slice, 0 for 0; numbers so small or large that squares leave float32 too."""
     x = widen(x)
-    inner = tuple(range(axes, x.ndim))
-    largest = jnp.max(jnp.abs(x), axis=inner, keepdims=True, initial=0.0)
-    scale = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1)
-    return scale * jnp.sqrt(jnp.sum(jnp.square(jnp.abs(x) / scale), axis=inner, keepdims=True))
+    largest = jnp.max(jnp.abs(x), axis=_inner(x, axes), keepdims=True, initial=0.0)
+    x = x / jnp.where(largest > 0, largest, 1)
+    size = norm(x, axes)
+    return x / jnp.where(size > 0, size, 1)
+
+
+def _inner(x: jax.Array, axes: int) -> tuple[int, ...]:
+    return tuple(range(axes, x.ndim))
