@@ -21,7 +21,7 @@ import optax_decoupled as od
 from benchmarks.lib import language
 from benchmarks.lib.harness import RESULTS, environment, write_json
 from benchmarks.lib.readings import Comparison, chosen_by_half, paired, summary
-from benchmarks.lib.tables import markdown
+from benchmarks.lib.tables import markdown, of_grid
 from optax_decoupled import sweep
 
 QUESTION = (__doc__ or "").partition("\n")[0]
@@ -118,10 +118,7 @@ def cell(name: str, x: dict[str, Any]) -> str:
     mean = errors[..., : errors.shape[-1] // 2].mean(-1)
     place = np.unravel_index(np.nanargmin(mean), mean.shape)
     axes = zip(GRIDS[name][1:], ("learning_rates", "weight_decays"), place, strict=True)
-    return ", ".join(
-        f"{title} {x[key][i]:.2g}{' (at the edge)' if i in (0, len(x[key]) - 1) else ''}"
-        for (title, _), key, i in axes
-    )
+    return ", ".join(f"{title} {of_grid(x[key], i)}" for (title, _), key, i in axes)
 
 
 def axes_text(found: dict[str, Any]) -> str:

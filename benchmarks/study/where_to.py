@@ -25,7 +25,7 @@ from benchmarks.lib.drawing import save
 from benchmarks.lib.fine_tuning import SHOTS, STEPS, TASKS, Draw
 from benchmarks.lib.harness import RESULTS, environment, write_json
 from benchmarks.lib.readings import paired, points, rounded
-from benchmarks.lib.tables import bullets, image, markdown
+from benchmarks.lib.tables import bullets, image, markdown, of_grid
 
 QUESTION = " ".join((__doc__ or "").partition("\n\n")[0].split())
 RATES = 2.0 ** np.arange(-10, -5, 2)
@@ -122,8 +122,8 @@ def rows(name: str, record: dict[str, Any], pulls: dict[str, Errors]) -> list[li
         shown = [
             f"{x.mean():.1f} ± {x.std(ddof=1):.1f}" for x in reversed(compared(found).values())
         ]
-        size = "0" if pull == "none" else f"{record['weight_decays'][decay]:.2g}"
-        table.append([pull, f"{record['learning_rates'][rate]:.2g}", size, *shown])
+        size = "0" if pull == "none" else of_grid(record["weight_decays"], decay)
+        table.append([pull, of_grid(record["learning_rates"], rate), size, *shown])
     return table
 
 
