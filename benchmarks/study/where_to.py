@@ -24,7 +24,7 @@ from benchmarks.lib.data import digits
 from benchmarks.lib.drawing import save
 from benchmarks.lib.fine_tuning import SHOTS, STEPS, TASKS, Draw
 from benchmarks.lib.harness import RESULTS, environment, write_json
-from benchmarks.lib.readings import paired, points, rounded
+from benchmarks.lib.readings import Comparison, paired, points, rounded
 from benchmarks.lib.tables import bullets, image, markdown, of_grid
 
 QUESTION = " ".join((__doc__ or "").partition("\n\n")[0].split())
@@ -132,12 +132,15 @@ def sentences(pulls: dict[str, Errors]) -> list[str]:
     found = []
     for first, second in PAIRS:
         differences = {key: paired(half[first][key], half[second][key]) for key in ("new", "old")}
-        texts = [
-            f"on the {key} {points(x)}{' (may be chance)' if x.points.may_be_chance else ''}"
-            for key, x in differences.items()
-        ]
+        texts = [f"on the {key} {difference(x)}" for key, x in differences.items()]
         found.append(f"Error with “{first}” minus error with “{second}”: {'; '.join(texts)}.")
     return found
+
+
+def difference(x: Comparison) -> str:
+    if not any(x.points):
+        return "none"
+    return points(x) + (" (may be chance)" if x.points.may_be_chance else "")
 
 
 def draw(record: dict[str, Any], path: Path) -> None:
