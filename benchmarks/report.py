@@ -15,6 +15,7 @@ import json
 import os
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ import optax_decoupled as od
 from benchmarks.figures import verdicts
 from benchmarks.lib import docs_parts, step_parts
 from benchmarks.lib.harness import RESULTS, ROOT
+from benchmarks.study import hyperball, where_to
 
 PART = re.compile(r"(<!-- generated:(\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -78,8 +80,15 @@ def _run(code: str, namespace: dict[str, Any]) -> str:
     return f"```python\n{code}```\n\n```text\n{output.getvalue()}```\n"
 
 
+def study(name: str, report: Callable[[dict[str, Any]], str]) -> Callable[[], str]:
+    """What a study's script says of its results."""
+    return lambda: report(json.loads((RESULTS / f"{name}.json").read_text()))
+
+
 SECTIONS = {
     "explained": explained,
+    "where_to": study("where_to", where_to.report),
+    "hyperball": study("hyperball", hyperball.report),
     "verdicts": verdicts.report,
     **docs_parts.SECTIONS,
     **step_parts.SECTIONS,

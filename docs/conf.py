@@ -38,7 +38,11 @@ exclude_patterns = ["_build", "figures"]
 templates_path = ["_templates"]
 nitpicky = True
 # Other projects' objects: their inventories are on the network, and a build must not need it.
-nitpick_ignore_regex = [("py:.*", r"(collections|jax|numpy|optax|re)\..*")]
+# Our own aliases of types say their role in a signature and have no page.
+nitpick_ignore_regex = [
+    ("py:.*", r"(collections|jax|numpy|optax|re)\..*"),
+    ("py:class", "Leaf|PyTree"),
+]
 
 html_theme = "furo"
 html_title = "optax_decoupled"

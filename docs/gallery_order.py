@@ -10,6 +10,7 @@ ORDER = (
     "sharded",
     "watch_loops",
     "watch_weights",
+    "hyperball",
     "landscape_nnx",
     "landscape_linen",
     "transformer_lm",

@@ -18,6 +18,7 @@ class Case(NamedTuple):
       decay: the argument that turns the decay on.
       decoupled: zero gradients leave θ(1 − c).
       preconditioned: L2 passes through a preconditioner.
+      pulled: the decay is 0 at the initial weights, not at 0.
     """
 
     factory: Callable[..., optax.GradientTransformationExtraArgs]
@@ -26,6 +27,7 @@ class Case(NamedTuple):
     decay: str = "weight_decay"
     decoupled: bool = True
     preconditioned: bool = False
+    pulled: bool = False
 
     def make(self, **overrides: Any) -> optax.GradientTransformationExtraArgs:
         return self.factory(**{**self.kwargs, **overrides})
@@ -46,6 +48,10 @@ CASES = {
     "adamw nesterov": Case(od.adamw, {**ADAM, "learning_rate": 0.01, "nesterov": True}),
     "adamw scheduled": Case(od.adamw, {**ADAM, "schedule": SLOW}),
     "adamw cautious": Case(od.adamw, {**ADAM, "cautious": True}),
+    "adamw to the start": Case(
+        od.adamw, {**ADAM, "toward": od.toward_init()}, ("toward",), pulled=True
+    ),
+    "adamc": Case(od.adamc, {**ADAM, "schedule": SLOW}, static_args=("normalized",)),
     "sgdw": Case(od.sgdw, SGD),
     "sgdw nesterov": Case(
         od.sgdw, {**SGD, "learning_rate": 5e-4, "momentum": 0.95, "nesterov": True}

@@ -45,6 +45,11 @@ def folded(parts: list[str]) -> str:
     return f"<details>\n<summary>Numbers and sentences</summary>\n\n{inside}\n</details>\n"
 
 
+def of_grid(axis: list[float], place: int) -> str:
+    """A value of a grid's axis, and whether it is one of the ends."""
+    return f"{axis[place]:.2g}{' (at the edge)' if place in (0, len(axis) - 1) else ''}"
+
+
 def bullets(sentences: list[str]) -> str:
     return "".join(f"- {sentence}\n" for sentence in sentences)
 

@@ -1,4 +1,6 @@
-"""Orbax checkpoints of an AdamWR run: resumed in a fresh process, and killed while saving."""
+"""Orbax checkpoints: of an AdamWR run, resumed in a fresh process and killed while saving; of runs
+that are pulled to where they started.
+"""
 
 import pathlib
 import signal
@@ -6,9 +8,14 @@ import subprocess
 import sys
 import time
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import orbax.checkpoint as ocp
 import pytest
+
+import optax_decoupled as od
 
 PROGRAM = pathlib.Path(__file__).with_name("checkpointed_run.py")
 
@@ -66,3 +73,45 @@ def test_killed_while_saving_the_previous_checkpoint_restores(tmp_path, delay):
     resumed, whole = (_final(tmp_path / f"{x}.npz") for x in ("resumed", "whole"))
     for name, value in whole.items():
         np.testing.assert_array_equal(resumed[name], value)
+
+
+PULLED = {
+    "the start": lambda: od.adamw(0.01, 0.005, toward=od.toward_init()),
+    "its rms": lambda: od.adamw(0.01, 0.005, toward=od.toward_rms()),
+    "a sphere": lambda: od.hyperball(optax.scale_by_adam(), 0.01),
+}
+
+
+@pytest.mark.parametrize("name", PULLED)
+def test_what_weights_are_pulled_to_is_restored(name, tmp_path):
+    """Bit-equal to the run that went on; without what is kept the run goes elsewhere."""
+    tx = PULLED[name]()
+
+    @jax.jit
+    def step(run, t):
+        grads = jax.random.normal(jax.random.fold_in(jax.random.key(1), t), (8, 4))
+        updates, state = tx.update({"kernel": grads}, run["opt_state"], run["params"])
+        return {"params": optax.apply_updates(run["params"], updates), "opt_state": state}
+
+    def trained(run, first, last):
+        for t in range(first, last):
+            run = step(run, t)
+        return run
+
+    def begin(params):
+        return {"params": params, "opt_state": tx.init(params)}
+
+    start = {"kernel": jax.random.normal(jax.random.key(0), (8, 4))}
+    middle = trained(begin(start), 0, 20)
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "middle", middle)
+        checkpointer.wait_until_finished()
+        elsewhere = begin({"kernel": jnp.full((8, 4), 7.0)})  # nothing of it may survive
+        restored = checkpointer.restore(tmp_path / "middle", elsewhere)
+    whole, resumed = (trained(run, 20, 40)["params"]["kernel"] for run in (middle, restored))
+    np.testing.assert_array_equal(resumed, whole)
+
+    kept = "radius" if name == "a sphere" else "reference"
+    lost = {kept: optax.tree.get(elsewhere["opt_state"], kept)}
+    other = trained(middle | {"opt_state": optax.tree.set(middle["opt_state"], **lost)}, 20, 40)
+    assert np.abs(other["params"]["kernel"] - whole).max() > 0.1

@@ -245,14 +245,14 @@ def test_zero_gradients_decay_or_not(case):
     """Decoupled: θ(1 − c), the same fraction everywhere. Coupled: not a fraction of θ."""
     tx = case.make(**{case.decay: 5e-3})
     zeros = jax.tree.map(jnp.zeros_like, PARAMS)
-    updates, _ = tx.update(zeros, tx.init(PARAMS), PARAMS)
+    start = jax.tree.map(lambda p: p / 2, PARAMS)
+    updates, state = tx.update(zeros, tx.init(start), PARAMS)
     removed = -updates["kernel"] / PARAMS["kernel"]
     spread = float(jnp.ptp(removed) / jnp.max(jnp.abs(removed)))
     assert np.all(np.asarray(removed) > 0)
     # Without momentum's memory, the first step of SGD with L2 is a decay (Proposition 1).
     assert (spread > 1e-2) == case.preconditioned
-    _, state = tx.update(zeros, tx.init(PARAMS), PARAMS)
-    second, _ = tx.update(zeros, state, zeros)
+    second, _ = tx.update(zeros, state, start if case.pulled else zeros)
     remembered = float(jnp.max(jnp.abs(second["kernel"])))
     assert (remembered == 0.0) == case.decoupled
 
