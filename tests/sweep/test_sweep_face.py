@@ -92,8 +92,8 @@ def _interrupted(*arguments, cells):
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=60)
     assert process.returncode == -signal.SIGINT
-    assert errors.count("Traceback") == 1
-    assert len(errors.splitlines()) < 20
+    assert "Exception in thread" not in errors
+    assert len(errors.splitlines()) < 40
     return errors.splitlines()[-1]
 
 
@@ -115,3 +115,30 @@ def test_an_interrupt_without_a_directory_says_that_nothing_is_kept():
         r"keep them and to go on later\.",
         last,
     )
+
+
+class _Loses:
+    """Lets an interrupt come where Python drops what is raised."""
+
+    def __del__(self):
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_an_interrupt_that_python_drops_is_heard_at_the_next_cell(monkeypatch):
+    dropped, done = [], []
+
+    def progress(cells, total):
+        done.append(cells)
+        if cells == 3:
+            _Loses()
+
+    monkeypatch.setattr(sys, "unraisablehook", lambda lost: dropped.append(lost.exc_type))
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt, match="stopped after 3 of 12 cells"):
+            run(progress=progress)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert dropped == [KeyboardInterrupt]
+    assert done == [1, 2, 3]
