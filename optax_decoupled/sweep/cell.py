@@ -1,5 +1,7 @@
 """One cell of a sweep as pure functions, traced before anything is compiled or trained."""
 
+import functools
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
@@ -8,12 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.extend import core
 
 from optax_decoupled._types import Scalar
 from optax_decoupled.sweep import answers
 from optax_decoupled.sweep.batches import fingerprints, first_batch
-from optax_decoupled.sweep.jaxprs import describe, primitives
 from optax_decoupled.sweep.task import Batch, MakeOptimizer, Metrics, ModelState, Task
 
 # The data of a random key: uint32[n], on the host.
@@ -32,48 +32,34 @@ class Carry(NamedTuple):
     diverged: jax.Array
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Cell:
-    """One cell as pure functions, and what tracing them told.
+    """One cell as pure functions of its hyperparameters.
 
     Attributes:
       task: what is trained.
-      start: (params, model state, learning rate, weight decay) -> carry.
-      step: (carry, batch, t, key data, learning rate, weight decay) -> carry.
-      batch: the first batch.
-      traced: a whole cell of one step.
+      make_optimizer: (learning rate, weight decay) -> optimizer.
+      seed: the first one.
+      batch: its first batch.
     """
 
     task: Task
-    start: Callable[..., Carry]
-    step: Callable[..., Carry]
+    make_optimizer: MakeOptimizer
+    seed: int
     batch: Batch
-    traced: core.Jaxpr
-
-    @property
-    def convolves(self) -> bool:
-        return "conv_general_dilated" in primitives(self.traced)
-
-    def fingerprint(self, seeds: Sequence[int]) -> str:
-        """Of the computation, the arrays it holds and the batches; the same in every process."""
-        streams = [list(fingerprints(self.task, seed)) for seed in seeds]
-        return describe([self.traced, streams])
-
-
-def trace_cell(task: Task, make_optimizer: MakeOptimizer, seed: int) -> Cell:
-    """Traces a whole cell without compiling, which refuses tasks that do not fit together."""
-    answers.check_factory(make_optimizer)
 
     def start(
-        params: optax.Params, model_state: ModelState, learning_rate: Scalar, weight_decay: Scalar
+        self,
+        params: optax.Params,
+        model_state: ModelState,
+        learning_rate: Scalar,
+        weight_decay: Scalar,
     ) -> Carry:
-        optimizer = answers.checked_optimizer(make_optimizer(learning_rate, weight_decay))
-        return _strongly_typed(Carry(params, model_state, optimizer.init(params), jnp.int32(-1)))
-
-    def loss_of(*arguments: Any) -> tuple[jax.Array, ModelState]:
-        return answers.checked_loss(task.loss(*arguments))
+        opt_state = self._optimizer(learning_rate, weight_decay).init(params)
+        return _strongly_typed(Carry(params, model_state, opt_state, jnp.int32(-1)))
 
     def step(
+        self,
         carry: Carry,
         batch: Batch,
         t: Scalar,
@@ -83,26 +69,59 @@ def trace_cell(task: Task, make_optimizer: MakeOptimizer, seed: int) -> Cell:
     ) -> Carry:
         params, model_state, opt_state, diverged = carry
         key = jax.random.fold_in(jax.random.wrap_key_data(key_data), t)
-        value_and_grad = jax.value_and_grad(loss_of, has_aux=True)
+        value_and_grad = jax.value_and_grad(self._loss, has_aux=True)
         (loss, model_state), grads = value_and_grad(params, model_state, batch, key)
-        optimizer = answers.checked_optimizer(make_optimizer(learning_rate, weight_decay))
+        optimizer = self._optimizer(learning_rate, weight_decay)
         updates, opt_state = optimizer.update(grads, opt_state, params, value=loss)
         params = optax.apply_updates(params, updates)
         diverged = jnp.where((diverged < 0) & ~jnp.isfinite(loss), t, diverged)
         return _strongly_typed(Carry(params, model_state, opt_state, diverged))
 
-    def cell(
-        key_data: KeyData, batch: Batch, learning_rate: Scalar, weight_decay: Scalar
-    ) -> Metrics:
-        params, model_state = initial(task.init, key_data)
-        before = start(params, model_state, learning_rate, weight_decay)
-        after = step(before, batch, 0, key_data, learning_rate, weight_decay)
-        answers.check_unchanged(_called(before), _called(after))
-        return answers.checked_metrics(task.evaluate(after.params, after.model_state))
+    @functools.cached_property
+    def program(self) -> str:
+        """A whole cell of one step, as text. Tasks that do not fit together are refused here."""
+        key_data = seed_keys(self.seed)[0]
+        one = np.float32(1)
+        return jax.jit(self._whole).lower(key_data, self.batch, one, one).as_text()
 
-    batch = first_batch(task, seed)
-    traced = jax.make_jaxpr(cell)(seed_keys(seed)[0], batch, np.float32(1), np.float32(1))
-    return Cell(task, start, step, batch, traced)
+    @property
+    def convolves(self) -> bool:
+        return "stablehlo.convolution" in self.program
+
+    def fingerprint(self, seeds: Sequence[int]) -> str:
+        """Of the program, the arrays it holds and the batches; the same in every process.
+
+        What Python does in a callback from the program does not count.
+        """
+        streams = [fingerprint for seed in seeds for fingerprint in fingerprints(self.task, seed)]
+        return hashlib.sha256("".join([self.program, *streams]).encode()).hexdigest()
+
+    def _whole(
+        self, key_data: KeyData, batch: Batch, learning_rate: Scalar, weight_decay: Scalar
+    ) -> Metrics:
+        params, model_state = initial(self.task.init, key_data)
+        before = self.start(params, model_state, learning_rate, weight_decay)
+        after = self.step(before, batch, 0, key_data, learning_rate, weight_decay)
+        answers.check_unchanged(_called(before), _called(after))
+        return answers.checked_metrics(self.task.evaluate(after.params, after.model_state))
+
+    def _optimizer(
+        self, learning_rate: Scalar, weight_decay: Scalar
+    ) -> optax.GradientTransformationExtraArgs:
+        return answers.checked_optimizer(self.make_optimizer(learning_rate, weight_decay))
+
+    def _loss(
+        self, params: optax.Params, model_state: ModelState, batch: Batch, key: jax.Array
+    ) -> tuple[jax.Array, ModelState]:
+        return answers.checked_loss(self.task.loss(params, model_state, batch, key))
+
+
+def trace_cell(task: Task, make_optimizer: MakeOptimizer, seed: int) -> Cell:
+    """A cell that was traced without compiling, which refuses what does not fit together."""
+    answers.check_factory(make_optimizer)
+    cell = Cell(task, make_optimizer, seed, first_batch(task, seed))
+    _ = cell.program
+    return cell
 
 
 def initial(init: Init, key_data: KeyData) -> tuple[optax.Params, ModelState]:

@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from optax_decoupled import _checks
 from optax_decoupled.sweep.cell import trace_cell
 from optax_decoupled.sweep.grid import Results, make_grid
+from optax_decoupled.sweep.interrupt import answered, heard
 from optax_decoupled.sweep.landscape import Landscape
 from optax_decoupled.sweep.plot import import_extra
 from optax_decoupled.sweep.store import Directory, resume
@@ -38,7 +39,8 @@ def run(
     Args:
       task: what to train, see :class:`Task`.
       make_optimizer: ``(learning_rate, weight_decay) -> optimizer``, called while tracing:
-        its arguments are float32 tracers.
+        its arguments are float32 tracers. The optimizer's ``update`` gets ``value=loss``, if
+        it takes that, as :func:`optax.contrib.reduce_on_plateau` does.
       learning_rates: positive, increasing.
       weight_decays: positive, increasing. L2 coefficients, if ``make_optimizer`` takes those.
       seeds: distinct integers; without x64 also modulo 2³².
@@ -62,10 +64,13 @@ def run(
 
     Raises:
       TypeError, ValueError: for a grid that is not positive and increasing, repeated
-        seeds, batches that end early or change shape, metrics that are not scalars, and a
-        ``directory`` that holds another sweep (of another grid, task or version).
+        seeds, batches that end early or change shape, an optimizer in place of
+        ``make_optimizer``, functions of the task that do not return what they should, and a
+        ``directory`` that holds another sweep (of another grid, task or version) or a cell
+        from elsewhere.
       OSError: if the ``directory`` cannot be written or its disk is full. Like the others
         it is raised before anything is trained.
+      KeyboardInterrupt: says how many cells are kept.
 
     Examples:
       The best rate of a quadratic whose minimum lies at 1:
@@ -97,11 +102,16 @@ def run(
     results = Results(grid)
     if directory is not None:
         resume(results, directory, cell.fingerprint(grid.seeds), task.steps)
-    finished = contextlib.closing(train(cell, results, vectorize, mesh))
-    with _told(results, directory), _reporter(progress, results) as report, finished as groups:
-        for group, measured in groups:
+    with (
+        answered(results, directory),
+        heard() as check_interrupt,
+        _reporter(progress, results) as report,
+        contextlib.closing(train(cell, results, vectorize, mesh)) as finished,
+    ):
+        for group, measured in finished:
             results.add(group, measured)
             report(results.done)
+            check_interrupt()
     return Landscape(
         grid.learning_rates,
         grid.weight_decays,
@@ -109,22 +119,6 @@ def run(
         results.metrics,
         results.diverged,
     )
-
-
-@contextlib.contextmanager
-def _told(results: Results, directory: Directory | None) -> Iterator[None]:
-    """Lets an interrupt say what is kept of the work."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        done, total = results.done, results.finished.size
-        raise KeyboardInterrupt(
-            f"stopped after {done} of {total} cells; none is kept. Pass directory= to keep them "
-            "and to go on later."
-            if directory is None
-            else f"stopped; {done} of {total} cells are kept in {str(directory)!r}. Run the same "
-            "sweep again to go on."
-        ) from None
 
 
 @contextlib.contextmanager

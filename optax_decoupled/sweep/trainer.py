@@ -5,14 +5,12 @@ cell runs without `vmap`, so that it does what a hand-written loop does; larger 
 under `vmap`, and a mesh splits the axis over its devices under `shard_map`.
 """
 
-import concurrent.futures
 import functools
 import itertools
-import os
 import threading
 import weakref
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import jax
@@ -27,6 +25,7 @@ from optax_decoupled.sweep.answers import checked_metrics
 from optax_decoupled.sweep.cell import Carry, Cell, KeyData, initial, seed_keys
 from optax_decoupled.sweep.grid import Group, Measured, Results
 from optax_decoupled.sweep.task import Batch, Metrics, ModelState, Task
+from optax_decoupled.sweep.threads import cores, in_threads, settings_reach_threads
 
 # The step of a small network takes less time than a call from Python: a call makes up to
 # so many steps, of batches that take up to so many bytes.
@@ -81,7 +80,7 @@ class _Trainer:
       steps_per_call: the length of the stacked batches that `advance` takes.
       workers: threads, each of which drives a group of its own.
       kind: structure, shapes and dtypes of the stacked batches.
-      stopped: whether threads are to give up.
+      stop: whether threads are to give up.
     """
 
     task: Task
@@ -94,25 +93,15 @@ class _Trainer:
     steps_per_call: int
     workers: int
     kind: tuple[Any, Any]
-    stopped: threading.Event = field(default_factory=threading.Event)
+    stop: threading.Event = field(default_factory=threading.Event)
 
     def train_all(self, groups: Sequence[Group]) -> Iterator[tuple[Group, Measured]]:
         """Trains groups and yields each as it finishes."""
-        if self.workers == 1:  # in order, as all processes of a mesh must
+        if self.workers == 1 or not settings_reach_threads():
+            # In order, as all processes of a mesh must.
             yield from ((group, self.train(group)) for group in groups)
             return
-        pool = concurrent.futures.ThreadPoolExecutor(self.workers)
-        if pool.submit(_settings).result() != _settings():  # `with jax.enable_x64(True)`, say
-            pool.shutdown()
-            yield from replace(self, workers=1).train_all(groups)
-            return
-        try:
-            pending = {pool.submit(self.train, group): group for group in groups}
-            for future in concurrent.futures.as_completed(pending):
-                yield pending[future], future.result()
-        finally:
-            self.stopped.set()
-            pool.shutdown(cancel_futures=True)
+        yield from in_threads(self.train, groups, self.workers, self.stop)
 
     def train(self, group: Group) -> Measured:
         """Metrics and the step of divergence of each cell of a group."""
@@ -124,8 +113,8 @@ class _Trainer:
         init_key, loss_key = seed_keys(group.seed)
         carry = self.start(*self.init(init_key), rates, decays)
         for first, count, stacked in self._calls(group.seed):
-            if self.stopped.is_set():
-                raise concurrent.futures.CancelledError
+            if self.stop.is_set():
+                raise InterruptedError("the sweep was closed")  # which nobody waits to hear
             carry = self.advance(carry, stacked, count, first, loss_key, rates, decays)
         metrics, diverged = jax.device_get(
             self.finish(carry.params, carry.model_state, carry.diverged)
@@ -191,7 +180,7 @@ def _make_trainer(cell: Cell, width: int, mesh: Mesh | None) -> _Trainer:
         per_cell=per_cell,
         width=width,
         steps_per_call=steps_per_call,
-        workers=_cores() if on_cpu and looped and mesh is None else 1,
+        workers=cores() if on_cpu and looped and mesh is None else 1,
         kind=batches.kind(jax.tree.map(lambda x: np.stack([x] * steps_per_call), cell.batch)),
     )
 
@@ -288,13 +277,3 @@ def _finish(
         return checked_metrics(evaluate(params, model_state)), diverged
 
     return finish
-
-
-def _settings() -> tuple[object, ...]:
-    """What JAX does in this thread: contexts do not reach other threads."""
-    values = tuple(getattr(jax.config, name, None) for name in jax.config.values)
-    return (*values, jax.sharding.get_abstract_mesh())
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -144,9 +144,9 @@ def test_convolutions_run_outside_of_loops():
 
 
 def test_seeds_of_64_bits():
-    task = dataclasses.replace(TASK, init=lambda key: (jax.random.normal(key, (3,)), ()))
+    task = dataclasses.replace(TASK, evaluate=lambda params, state: {"error": params[0]})
     with jax.enable_x64(True):
-        error = run(task, seeds=[0, 2**32]).metrics["error"]
+        error = run(task, learning_rates=[0.1], seeds=[0, 2**32]).metrics["error"]
     assert (error[..., 0] != error[..., 1]).all()
 
 
@@ -155,12 +155,13 @@ def test_cells_obey_the_settings_of_the_calling_thread():
         TASK, evaluate=lambda params, state: {"error": jnp.finfo(params.dtype).bits * 1.0}
     )
     with jax.enable_x64(True):
-        assert (run(task).metrics["error"] == 64).all()
-    assert (run(task).metrics["error"] == 32).all()
+        assert (run(task, learning_rates=[0.1]).metrics["error"] == 64).all()
+    assert (run(task, learning_rates=[0.1]).metrics["error"] == 32).all()
 
 
 def test_diverged_cells_are_recorded_and_break_no_statistic():
-    result = run(learning_rates=[0.01, 0.1, 1e30])
+    plain = lambda rate, decay: od.sgdw(rate, decay, momentum=0.0)
+    result = run(make_optimizer=plain, learning_rates=[0.01, 0.1, 1e30])
     assert np.isnan(result.metrics["error"][2]).all()
     assert (result.diverged[:2] == -1).all()
     assert (result.diverged[2] == 1).all()  # the loss of step 1 is the first to overflow
@@ -170,7 +171,7 @@ def test_diverged_cells_are_recorded_and_break_no_statistic():
 
 
 def test_a_metric_that_is_not_finite_counts_as_diverged():
-    task = dataclasses.replace(TASK, evaluate=lambda p, s: {"error": jnp.log(-p[0])})
+    task = dataclasses.replace(TASK, evaluate=lambda p, s: {"error": jnp.log(-jnp.sum(p**2))})
     result = run(task, learning_rates=[0.1])
     assert (result.diverged == TASK.steps).all()
     with pytest.raises(ValueError, match="In every cell a seed diverged"):

@@ -176,17 +176,17 @@ def test_twenty_kills_lose_and_repeat_nothing(tmp_path):
     rng = random.Random(0)
     directory, saved = tmp_path / "cells", tmp_path / "killed.npz"
     command = [sys.executable, "-c", KILLED, str(directory), str(saved)]
-    files, kills = {}, 0
+    kept, kills = {}, 0
     for _ in range(20):
-        before = files
+        before = kept
         code = _kill_during_training(command, directory, rng)
         kills += code == -signal.SIGKILL
-        files = files(directory)
-        assert before.items() <= files.items()
+        kept = files(directory)
+        assert before.items() <= kept.items()
     assert kills == 20
-    assert 20 < len(files) < 600
+    assert 20 < len(kept) < 600
     subprocess.run(command, check=True, env=environment())
-    assert files.items() <= files(directory).items()
+    assert kept.items() <= files(directory).items()
     assert len(files(directory)) == 600
     assert not list(directory.glob("*.partial"))
     whole = tmp_path / "whole.npz"

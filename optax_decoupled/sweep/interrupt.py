@@ -1,0 +1,55 @@
+"""Ctrl-C during a sweep: heard whenever it comes, and answered in one sentence."""
+
+import contextlib
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from types import FrameType
+
+from optax_decoupled.sweep.grid import Results
+from optax_decoupled.sweep.store import Directory
+
+
+@contextlib.contextmanager
+def answered(results: Results, directory: Directory | None) -> Iterator[None]:
+    """Lets an interrupt say what is kept of the work."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        done, total = results.done, results.finished.size
+        raise KeyboardInterrupt(
+            f"stopped after {done} of {total} cells; none is kept. Pass directory= to keep them "
+            "and to go on later."
+            if directory is None
+            else f"stopped; {done} of {total} cells are kept in {str(directory)!r}. Run the same "
+            "sweep again to go on."
+        ) from None
+
+
+@contextlib.contextmanager
+def heard() -> Iterator[Callable[[], None]]:
+    """Yields a function that raises an interrupt that was lost.
+
+    Python drops what is raised in callbacks, such as those of JAX at each garbage
+    collection, and with it an interrupt that comes while one runs.
+    """
+    came = False
+
+    def hear(number: int, frame: FrameType | None) -> None:
+        nonlocal came
+        came = True
+        signal.default_int_handler(number, frame)
+
+    def check() -> None:
+        if came:
+            raise KeyboardInterrupt
+
+    ours = threading.current_thread() is threading.main_thread()
+    if not ours or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield check
+        return
+    signal.signal(signal.SIGINT, hear)
+    try:
+        yield check
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)

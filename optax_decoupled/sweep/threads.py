@@ -1,0 +1,74 @@
+"""Work in threads that end when nobody waits for it any longer.
+
+A pool of `concurrent.futures` that is interrupted while it starts a thread never ends.
+"""
+
+import os
+import queue
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
+
+import jax
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+
+
+def in_threads(
+    work: Callable[[_Item], _Result], items: Sequence[_Item], workers: int, stop: threading.Event
+) -> Iterator[tuple[_Item, _Result]]:
+    """Yields items with the results of `work` as they are done, or raises the first error.
+
+    Args:
+      work: what is done with an item.
+      items: in the order in which they are begun.
+      workers: threads.
+      stop: is set at the end and when this is closed; `work` may look at it to give up.
+    """
+    todo: queue.SimpleQueue[_Item] = queue.SimpleQueue()
+    done: queue.SimpleQueue[tuple[_Item, _Result] | BaseException] = queue.SimpleQueue()
+    for item in items:
+        todo.put(item)
+
+    def run() -> None:
+        while not stop.is_set():
+            try:
+                item = todo.get_nowait()
+            except queue.Empty:
+                return
+            try:
+                done.put((item, work(item)))
+            except BaseException as error:
+                done.put(error)
+
+    threads = [threading.Thread(target=run, daemon=True) for _ in range(workers)]
+    try:
+        for thread in threads:
+            thread.start()
+        for _ in items:
+            answer = done.get()
+            if isinstance(answer, BaseException):
+                raise answer
+            yield answer
+    finally:
+        stop.set()
+        for thread in threads:
+            if thread.is_alive():
+                thread.join()
+
+
+def settings_reach_threads() -> bool:
+    """Not so in a context such as `with jax.enable_x64(True)`."""
+    _, theirs = next(in_threads(lambda _: _settings(), [None], 1, threading.Event()))
+    return theirs == _settings()
+
+
+def _settings() -> tuple[object, ...]:
+    values = tuple(getattr(jax.config, name, None) for name in jax.config.values)
+    return (*values, jax.sharding.get_abstract_mesh())
+
+
+def cores() -> int:
+    """That this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
