@@ -1,7 +1,9 @@
 """One optimizer on small samples of its parameters: a compiled update, the rest is NumPy."""
 
 import functools
-from collections.abc import Sequence
+import math
+import re
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -17,12 +19,25 @@ from optax_decoupled._paths import named_leaves
 # A leaf's array or number for each parameter; amplitudes and results are float64[parameters].
 Leaves = list[Any]
 Amplitude = float | np.ndarray
+# Which of the distinct leaves each leaf of (grads, state, params) is, and their tree.
+Layout = tuple[tuple[int, ...], Any]
 
 MAX_STEPS = 100  # how far to look for an update that moves anything
 # Weights up to which an optimizer is measured at full size if samples will not do: 64 MiB
 # of float32, of which AdamW needs seven copies.
 FULL_SIZE = 2**24
 
+_INTEGER = re.compile(r"\d+")
+_INIT = "tx.init fails on these params"
+_BIND = (
+    "\nIf it needs more arguments, bind them: "
+    "optax.GradientTransformation(tx.init, functools.partial(tx.update, value=...))."
+)
+_NOT_SAMPLED = (
+    "tx cannot be measured on samples of these {:,} weights, because it holds arrays of their "
+    "shapes or depends on their number, and they are too many to measure it on all. Explain it for "
+    "fewer or narrower layers of the same names."
+)
 _INJECT_HINT = (
     "A mask function under optax.inject_hyperparams is taken for a schedule, unless it is named "
     'in static_args=("mask",).'
@@ -56,76 +71,106 @@ class Probe:
         self.tx = tx
         leaves, self.treedef = jax.tree.flatten(params)
         self.dtypes = [jnp.result_type(x) for x in leaves]
-        self.wide = [
-            np.float32 if is_narrow(jax.ShapeDtypeStruct((), d)) else d for d in self.dtypes
-        ]
+        self.wide = [np.float32 if is_narrow(np.empty(0, d)) else d for d in self.dtypes]
         self.decays = [is_decayable(x) for x in leaves]
+        self._shares = state is None  # with a state of its own, no parameter is like another
+        self._places: dict[Any, list[str]] = {}
+        self._init = jax.jit(functools.partial(_told, tx.init, _INIT, ""))
+        self._update = jax.jit(self._update_distinct, static_argnums=0)
         full = [jnp.shape(x) for x in leaves]
-        expected, program = self._trace(full)
-        state = None if state is None else _fitting(state, expected)
+        states = self._states(full)
+        like = next(states)
+        if state is not None:
+            _check_fits(state, [like, *states])
         _check_shapes("grads", grads, params)
         given = self._per_parameter(grads)
-        shapes, like = self._smallest(full, expected, program)
+        wide = self._shapes(full)
+        trees, structure = jax.tree.flatten((wide, like, wide))
+        program = self._program(full, (tuple(range(len(trees))), structure), trees)
+        for shapes in sample.samples(full):
+            if self._take(shapes, leaves, state, given, None if shapes == full else program):
+                break
         self.is_sampled = shapes != full
-        self._init, self._update = jax.jit(tx.init), jax.jit(tx.update)
-        self._set_parameters(leaves, shapes)
-        self._set_gradients(given, shapes)
-        self._like = like[0]
-        self.start = self.fresh(self.natural)
-        if state is not None:
-            (own,) = (x for x in like if jax.tree.structure(x) == jax.tree.structure(state))
-            self.start = jax.tree.map(
-                lambda x, s: _cast(sample.sampled(x, s.shape), s.dtype), state, own
-            )
         self.start = _foreign.at_cycle_start(self.start)
         self._find_copies()
 
-    def _smallest(
-        self, full: list[sample.Shape], expected: list[Any], program: sample.Fingerprint
-    ) -> tuple[list[sample.Shape], list[Any]]:
-        """The smallest shapes at which the optimizer does the same, and its states there."""
-        for shapes in sample.samples(full):
-            if shapes == full:
-                break
-            try:
-                states, small_program = self._trace(shapes)
-            except ValueError:  # it holds arrays of other shapes
-                continue
-            structures = [list(map(jax.tree.structure, x)) for x in (states, expected)]
-            if small_program == program and structures[0] == structures[1]:
-                return shapes, states
-        weights = sum(map(np.prod, full))
-        if weights > FULL_SIZE:
-            raise ValueError(
-                f"tx cannot be measured on samples of these {weights:,.0f} weights, because it "
-                "holds arrays of their shapes or depends on their number, and they are too many "
-                "to measure it on all. Explain it for fewer or narrower layers of the same names."
-            )
-        return full, expected
+    def _take(
+        self,
+        shapes: list[sample.Shape],
+        leaves: Leaves,
+        state: optax.OptState | None,
+        given: Leaves,
+        program: sample.Fingerprint | None,
+    ) -> bool:
+        """Samples everything to these shapes; whether the optimizer is this program there."""
+        weights = sum(map(math.prod, shapes))
+        if program is None and weights > FULL_SIZE:
+            raise ValueError(_NOT_SAMPLED.format(weights))
+        try:
+            states = self._states(shapes)
+            self._like = next(states)
+            self._set_parameters(leaves, shapes)
+            self._set_gradients(given, shapes)
+            self.start = self.fresh(self.natural)
+            if state is not None:
+                own = (x for x in (self._like, *states) if _same(x, state))
+                cast = lambda x, s: _cast(sample.sampled(x, s.shape), s.dtype)
+                self.start = jax.tree.map(cast, state, next(own))
+            if program is None:
+                return True
+            arguments = self._distinct(self._grads(1.0, 0.0, False), self.start, self.params(1.0))
+            return self._program(shapes, *arguments) == program
+        except ValueError:  # it holds arrays of other shapes
+            if program is None:
+                raise
+            return False
 
-    def _trace(self, shapes: Sequence[sample.Shape]) -> tuple[list[Any], sample.Fingerprint]:
-        """The states before the first and after some updates, as shapes, and the program."""
+    def _shapes(self, shapes: list[sample.Shape]) -> optax.Params:
         like = zip(shapes, self.wide, strict=True)
-        params = self.treedef.unflatten(jax.ShapeDtypeStruct(*leaf) for leaf in like)
+        return self.treedef.unflatten(jax.ShapeDtypeStruct(*leaf) for leaf in like)
 
-        def first(params: Any) -> Any:
-            state = _told(self.tx.init, "tx.init fails on these params", "", params)
-            return state, self._told_update(params, state, params)[1]
+    def _states(self, shapes: list[sample.Shape]) -> Iterator[optax.OptState]:
+        """The initial state and later ones, as shapes: some gain leaves at the first updates."""
+        params = self._shapes(shapes)
+        state = self._init.trace(params).out_info
+        state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)
+        yield state
+        for _ in range(2):
+            state = jax.eval_shape(self._told_update, params, state, params)[1]
+            yield state
 
-        jaxpr, states = jax.make_jaxpr(first, return_shape=True)(params)
-        states, structures = list(states), list(map(jax.tree.structure, states))
-        if structures[0] == structures[1]:
-            return states[:1], sample.fingerprint(jaxpr)
-        later = jax.eval_shape(self._told_update, params, states[1], params)[1]
-        distinct = states + [later] * (jax.tree.structure(later) != structures[1])
-        return distinct, sample.fingerprint(jaxpr)
+    def _program(
+        self, shapes: list[sample.Shape], layout: Layout, distinct: Leaves
+    ) -> sample.Fingerprint:
+        """What is done by init, and by an update of a state of the initial structure."""
+        init = self._init.trace(self._shapes(shapes)).jaxpr
+        update = self._update.trace(layout, distinct).jaxpr
+        return [*sample.fingerprint(init), *sample.fingerprint(update)]
 
     def _told_update(self, *arguments: Any) -> tuple[Any, Any]:
-        way_out = (
-            "\nIf it needs more arguments, bind them: "
-            "optax.GradientTransformation(tx.init, functools.partial(tx.update, value=...))."
-        )
-        return _told(self.tx.update, "tx.update(grads, state, params) fails", way_out, *arguments)
+        return _told(self.tx.update, "tx.update(grads, state, params) fails", _BIND, *arguments)
+
+    def _update_distinct(self, layout: Layout, distinct: Leaves) -> tuple[Any, Any]:
+        """tx.update on trees whose equal leaves are given once, and so compiled once."""
+        index, structure = layout
+        return self._told_update(*structure.unflatten(distinct[i] for i in index))
+
+    def _distinct(self, *trees: Any) -> tuple[Layout, Leaves]:
+        """How grads, state and params are made of distinct leaves, and these.
+
+        Only leaves of one place in repeated layers are compared, so that what is equal
+        remains so from one update to the next.
+        """
+        leaves, structure = jax.tree.flatten(trees)
+        if structure not in self._places:
+            paths, _ = jax.tree_util.tree_flatten_with_path(trees)
+            self._places[structure] = [_INTEGER.sub("#", jax.tree_util.keystr(p)) for p, _ in paths]
+        index, distinct = [], {}
+        for place, x in zip(self._places[structure], leaves, strict=True):
+            shared = self._shares and _is_device_array(x)
+            content = np.asarray(x).tobytes() if shared else id(x)
+            index.append(distinct.setdefault((place, content), (len(distinct), x))[0])
+        return (tuple(index), structure), [x for _, x in distinct.values()]
 
     def _per_parameter(self, grads: optax.Updates | None) -> Leaves:
         if grads is None:
@@ -141,7 +186,8 @@ class Probe:
     def _set_parameters(self, leaves: Leaves, shapes: list[sample.Shape]) -> None:
         like = list(zip(leaves, shapes, strict=True))
         self.natural = np.array([sample.natural_amplitude(*x) for x in like])
-        made = {key: sample.pattern(*key) for key in zip(shapes, self.wide, strict=True)}
+        keys = set(zip(shapes, self.wide, strict=True))
+        made = {key: sample.pattern(*key) for key in keys}
         pairs = [made[key] for key in zip(shapes, self.wide, strict=True)]
         self.v, self.g = [v for v, _ in pairs], [g for _, g in pairs]
         fixed = zip(like, self.decays, strict=True)
@@ -149,6 +195,10 @@ class Probe:
 
     def _set_gradients(self, given: Leaves, shapes: list[sample.Shape]) -> None:
         """The caller's, their zeros filled by small synthetic ones; and others of their size."""
+        keys = zip(shapes, self.wide, self.natural, map(id, given), strict=True)
+        first: dict[Any, int] = {}
+        alike = [first.setdefault(key, i) for i, key in enumerate(keys)]
+        self._alike = alike if self._shares else list(range(len(shapes)))
         leaves = zip(given, shapes, self.decays, strict=True)
         given = [sample.sampled(g, s) if d and g is not None else None for g, s, d in leaves]
         size = np.array([0.0 if g is None else sample.root_mean_square(g) for g in given])
@@ -161,19 +211,24 @@ class Probe:
         ]
 
     def params(self, amplitude: Amplitude, dtypes: Sequence[Any] | None = None) -> optax.Params:
-        each = np.broadcast_to(amplitude, len(self.v))
-        leaves = zip(each, self.v, dtypes or self.wide, self._fixed, strict=True)
+        """amplitude·v, equal leaves as one array."""
+        make = functools.cache(lambda i, a, dtype: (a * self.v[i]).astype(dtype))
+        each = np.broadcast_to(amplitude, len(self.v)).tolist()
+        leaves = zip(self._alike, each, dtypes or self.wide, self._fixed, strict=True)
         return self.treedef.unflatten(
-            (a * v).astype(dtype) if fixed is None else fixed for a, v, dtype, fixed in leaves
+            make(*leaf) if fixed is None else fixed for *leaf, fixed in leaves
         )
 
     def _grads(self, factor: float, shift: Amplitude, other: bool) -> optax.Updates:
-        each = np.broadcast_to(shift, len(self.v))
+        @functools.cache
+        def make(i: int, k: float) -> np.ndarray:
+            return (factor * units[i] + k * self.v[i]).astype(self.wide[i])
+
         units = self._other_g if other else self.g
-        leaves = zip(units, self.v, each, self.wide, self._fixed, strict=True)
+        each = np.broadcast_to(shift, len(self.v)).tolist()
+        leaves = zip(self._alike, each, self._fixed, strict=True)
         return self.treedef.unflatten(
-            (factor * g + k * v).astype(dtype) if fixed is None else np.zeros_like(fixed)
-            for g, v, k, dtype, fixed in leaves
+            make(i, k) if fixed is None else np.zeros_like(fixed) for i, k, fixed in leaves
         )
 
     def fresh(self, amplitude: Amplitude) -> optax.OptState:
@@ -230,7 +285,7 @@ class Probe:
     def _call(
         self, grads: optax.Updates, state: optax.OptState, params: optax.Params
     ) -> tuple[Leaves, optax.OptState]:
-        updates, after = self._update(grads, state, params)
+        updates, after = self._update(*self._distinct(grads, state, params))
         leaves = zip(self.treedef.flatten_up_to(updates), self.v, self.decays, strict=True)
         return [
             np.asarray(u) if decays and u is not None else np.zeros(v.shape, np.float32)
@@ -297,12 +352,11 @@ def _told(function: Any, what: str, way_out: str, *arguments: Any) -> Any:
         raise ValueError(text) from error
 
 
-def _fitting(state: optax.OptState, expected: Sequence[Any]) -> optax.OptState:
-    """The state, if it has the structure and shapes of one of those expected."""
+def _check_fits(state: optax.OptState, expected: Sequence[optax.OptState]) -> None:
+    """The state must have the structure and shapes of one of those expected."""
     for like in expected:
-        if jax.tree.structure(state) == jax.tree.structure(like):
-            _check_shapes("state", state, like)
-            return state
+        if _same(state, like):
+            return _check_shapes("state", state, like)
     given, own = ({"/".join(p) for p, _ in named_leaves(tree)[0]} for tree in (state, expected[0]))
     differences = [f"{path!r} is missing" for path in sorted(own - given)]
     differences += [f"{path!r} is unexpected" for path in sorted(given - own)]
@@ -312,6 +366,14 @@ def _fitting(state: optax.OptState, expected: Sequence[Any]) -> optax.OptState:
         "Pass tx.init(params) or a later state of the same optimizer; that of Flax's nnx.Optimizer "
         "is its opt_state, for nnx.state(model, nnx.Param) as params."
     )
+
+
+def _same(tree: Any, other: Any) -> bool:
+    return jax.tree.structure(tree) == jax.tree.structure(other)
+
+
+def _is_device_array(x: Any) -> bool:
+    return isinstance(x, jax.Array) and not jnp.issubdtype(x.dtype, jax.dtypes.extended)
 
 
 def _check_shapes(name: str, tree: Any, expected: Any) -> None:

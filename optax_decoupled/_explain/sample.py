@@ -71,7 +71,7 @@ def _operations(jaxpr: Jaxpr) -> Iterator[tuple[Any, ...]]:
         if count and name not in ("div", "mul"):
             terms[equation.outvars[0]] = count
         scalars = [_number(x.val) for x in inputs if isinstance(x, core.Literal)]
-        if count and scalars in ([float(count)], [float(np.float32(1 / count))]):
+        if count and scalars in ([repr(float(count))], [repr(float(np.float32(1 / count)))]):
             scalars = ["mean"]
         options = [x for x in equation.params.values() if isinstance(x, bool | int | float | str)]
         kinds = [(v.aval.ndim, v.aval.dtype) for v in equation.outvars if hasattr(v.aval, "ndim")]
@@ -91,8 +91,9 @@ def _terms(equation: Any, terms: dict[Any, int]) -> int:
     return 0
 
 
-def _number(x: Any) -> Any:
-    return np.asarray(x).item() if np.size(x) == 1 and _is_plain(x) else str(x)
+def _number(x: Any) -> str:
+    """A scalar as text, for NaN is not NaN."""
+    return repr(np.asarray(x).item()) if np.size(x) == 1 and _is_plain(x) else str(x)
 
 
 def _is_plain(x: Any) -> bool:

@@ -165,8 +165,8 @@ def notes(
         (any(repeats), _REPEATED),
         (
             cautious,
-            f"Cautious decay: in this update {sum(cautious) / max(len(cautious), 1):.0%} of the elements decay, each "
-            "by this fraction. Half-lives are of those that decay in every update.",
+            f"Cautious decay: in this update {sum(cautious) / max(len(cautious), 1):.0%} of the "
+            "elements decay, each by this fraction. Half-lives are of those that always do.",
         ),
         (
             _of_kind(rows, "toward"),

@@ -137,7 +137,7 @@ def examine(p: Probe) -> Findings:
         fraction=fraction,
         steady=steady,
         double=memory.decoupled > 0,
-        moves=(at_large.update != 0) | (sizes == 0),
+        moves=(at_natural.update != 0) | (sizes == 0),
         finite=np.isfinite(at_large.update),
         share=share,
         silent=calls - p.calls_per_step,
