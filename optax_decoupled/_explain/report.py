@@ -92,7 +92,7 @@ class DecayReport:
         decaying = [row for row in self.rows if row.kind in DECAYING]
         counts = f"{len(decaying)} of {len(self.rows)} parameters decay"
         sizes = f"{_weights(decaying):,} of {_weights(self.rows):,} weights"
-        title = f"Weight decay: {counts} ({sizes})."
+        title = textwrap.fill(f"Weight decay: {counts} ({sizes}).", WIDTH)
         remarks = [("! ", text) for text in self.warnings] + [("  ", text) for text in self.notes]
         wrapped = [
             textwrap.fill(text, WIDTH, initial_indent=mark, subsequent_indent="  ")
@@ -145,9 +145,9 @@ def _weights(rows: Sequence[DecayRow]) -> int:
 
 
 def _table(rows: Sequence[DecayRow]) -> list[str]:
-    lines = [_cells(group) for group in _groups(rows)]
-    indices = [rows.index(group[0]) for group in _groups(rows)]
-    names = _distinct([name for name, *_ in lines], indices, WIDTH)
+    groups = _groups(rows)
+    lines = [_cells([rows[i] for i in group]) for group in groups]
+    names = _distinct([name for name, *_ in lines], [first for first, *_ in groups])
     header = ("parameter", "n", "shape", "kind", "decay", "half-life (updates)")
     widths = [max(map(len, column)) for column in zip(header, *lines, strict=True)]
     rest = sum(widths[1:]) + len(_GAP) * (len(widths) - 1)
@@ -156,16 +156,16 @@ def _table(rows: Sequence[DecayRow]) -> list[str]:
     return [*_block(header[0], header[1:], widths), *_cut(blocks)]
 
 
-def _groups(rows: Sequence[DecayRow]) -> list[list[DecayRow]]:
-    """Rows that share a line: alike, of paths that differ in their integers alone."""
-    groups: dict[tuple[Any, ...], list[DecayRow]] = {}
-    for row in rows:
+def _groups(rows: Sequence[DecayRow]) -> list[list[int]]:
+    """Indices of rows that share a line: alike, of paths that differ in their integers alone."""
+    groups: dict[tuple[Any, ...], list[int]] = {}
+    for i, row in enumerate(rows):
         key = (_INTEGER.sub("#", row.path), *_cells([row])[2:])
-        groups.setdefault(key, []).append(row)
+        groups.setdefault(key, []).append(i)
     split = []
     for group in groups.values():
-        complete = math.prod(map(len, _slots(group))) == len(group)
-        split += [group] if complete else [[row] for row in group]
+        complete = math.prod(map(len, _slots([rows[i] for i in group]))) == len(group)
+        split += [group] if complete else [[i] for i in group]
     return split
 
 
@@ -214,11 +214,11 @@ def _steps(half_life: float) -> str:
     return f"{half_life:,.0f}" if half_life < 1e7 else f"{half_life:.1e}"
 
 
-def _distinct(names: Sequence[str], indices: Sequence[int], width: int) -> list[str]:
-    """Names of at most this width; those that would read the same end in their row's index."""
-    short = [_shortened(name, width) for name in names]
+def _distinct(names: Sequence[str], indices: Sequence[int]) -> list[str]:
+    """Names that fit the page; those that would read the same end in their row's index."""
+    short = [_shortened(name, WIDTH) for name in names]
     return [
-        name if short.count(name) == 1 else _shortened(name, width - len(f" [{i}]")) + f" [{i}]"
+        name if short.count(name) == 1 else _shortened(name, WIDTH - len(f" [{i}]")) + f" [{i}]"
         for name, i in zip(short, indices, strict=True)
     ]
 

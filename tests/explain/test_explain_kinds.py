@@ -390,6 +390,12 @@ def test_an_update_that_holds_the_norm_is_constrained(radius):
     assert kinds(od.explain_weight_decay(optax.adam(LR), small_params())) == {"none"}
 
 
+def test_what_clips_weights_is_not_cautious():
+    """It lets the same elements alone, whatever the gradients."""
+    make, _ = BROKEN["a projection"]
+    assert "cautious" not in kinds(od.explain_weight_decay(make(), small_params()))
+
+
 def test_a_large_decay_warns_whoever_made_the_optimizer():
     params = {"w": jnp.ones((8, 16))}
     for rate, warns in [(0.1, True), (0.01, True), (0.0099, False)]:
