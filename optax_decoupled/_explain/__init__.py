@@ -4,14 +4,11 @@ The optimizer is a black box: `sample` and `probe` ask it for updates of small s
 `verdict` says what they mean, `report` and `text` say it to people.
 """
 
-import reprlib
-
-import jax
-import jax.core
 import optax
 
 from optax_decoupled import _foreign, _paths
 from optax_decoupled._explain import report, text, verdict
+from optax_decoupled._explain.arguments import check_arguments
 from optax_decoupled._explain.probe import Probe
 from optax_decoupled._explain.report import DecayReport, DecayRow
 
@@ -71,16 +68,17 @@ def explain_weight_decay(
       >>> assert {row.kind for row in od.explain_weight_decay(broken, params).rows} == {"growing"}
     """
     tx, own_state = _foreign.transform_and_state(tx)
-    _check_arguments(tx, params, state, grads)
+    check_arguments(tx, params, state, grads)
     state = own_state if state is None else state
     params, state, grads = (_foreign.without_boxes(tree) for tree in (params, state, grads))
     probe = Probe(tx, params, state, grads)
     found = verdict.examine(probe)
-    named = [("/".join(path), leaf) for path, leaf in _paths.named_leaves(params)[0]]
-    columns = (x.tolist() for x in (found.kind, found.fraction, found.steady))
+    leaves, columns = _paths.named_leaves(params)[0], (found.kind, found.fraction, found.steady)
     rows = tuple(
-        report.make_row(*leaf, *measured, found.period)
-        for leaf, *measured in zip(named, probe.kept_as, *columns, strict=True)
+        report.make_row("/".join(path), leaf, kept_as, kind, decay, steady, found.period)
+        for (path, leaf), kept_as, kind, decay, steady in zip(
+            leaves, probe.kept_as, *(x.tolist() for x in columns), strict=True
+        )
     )
     return DecayReport(
         rows=rows,
@@ -93,17 +91,3 @@ def explain_weight_decay(
             sampled=probe.is_sampled,
         ),
     )
-
-
-def _check_arguments(tx: object, *trees: object) -> None:
-    if not (callable(getattr(tx, "init", None)) and callable(getattr(tx, "update", None))):
-        raise TypeError(
-            f"tx={reprlib.repr(tx)} must be an optax.GradientTransformation (init and update), and "
-            "the first argument: explain_weight_decay(tx, params). Call the optimizer's factory "
-            "first, e.g. optax.adamw(1e-3)."
-        )
-    if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(trees)):
-        raise TypeError(
-            "explain_weight_decay got traced arrays, but it reports numbers. Call it outside "
-            "jit, grad and scan; tx.update may be a jitted function."
-        )

@@ -14,7 +14,17 @@ import optax
 from optax_decoupled import _foreign
 from optax_decoupled._dtypes import is_decayable, is_narrow
 from optax_decoupled._explain import sample
-from optax_decoupled._paths import named_leaves
+from optax_decoupled._explain.arguments import (
+    BIND,
+    INIT,
+    NOT_SAMPLED,
+    UPDATE,
+    check_fits,
+    check_shapes,
+    per_parameter,
+    same_structure,
+    told,
+)
 
 # A leaf's array or number for each parameter; amplitudes and results are float64[parameters].
 Leaves = list[Any]
@@ -28,20 +38,6 @@ MAX_STEPS = 100  # how far to look for an update that moves anything
 FULL_SIZE = 2**24
 
 _INTEGER = re.compile(r"\d+")
-_INIT = "tx.init fails on these params"
-_BIND = (
-    "\nIf it needs more arguments, bind them: "
-    "optax.GradientTransformation(tx.init, functools.partial(tx.update, value=...))."
-)
-_NOT_SAMPLED = (
-    "tx cannot be measured on samples of these {:,} weights, because it holds arrays of their "
-    "shapes or depends on their number, and they are too many to measure it on all. Explain it for "
-    "fewer or narrower layers of the same names."
-)
-_INJECT_HINT = (
-    "A mask function under optax.inject_hyperparams is taken for a schedule, unless it is named "
-    'in static_args=("mask",).'
-)
 
 
 class Probe:
@@ -75,22 +71,21 @@ class Probe:
         self.decays = [is_decayable(x) for x in leaves]
         self._shares = state is None  # with a state of its own, no parameter is like another
         self._places: dict[Any, list[str]] = {}
-        self._init = jax.jit(functools.partial(_told, tx.init, _INIT, ""))
+        self._init = jax.jit(functools.partial(told, tx.init, INIT, ""))
         self._update = jax.jit(self._update_distinct, static_argnums=0)
         full = [jnp.shape(x) for x in leaves]
         states = self._states(full)
         like = next(states)
         if state is not None:
-            _check_fits(state, [like, *states])
-        _check_shapes("grads", grads, params)
-        given = self._per_parameter(grads)
+            check_fits(state, [like, *states])
+        check_shapes("grads", grads, params)
+        given = per_parameter(grads, self.treedef)
         wide = self._shapes(full)
         trees, structure = jax.tree.flatten((wide, like, wide))
         program = self._program(full, (tuple(range(len(trees))), structure), trees)
         for shapes in sample.samples(full):
             if self._take(shapes, leaves, state, given, None if shapes == full else program):
                 break
-        self.is_sampled = shapes != full
         self.start = _foreign.at_cycle_start(self.start)
         self._find_copies()
 
@@ -103,9 +98,9 @@ class Probe:
         program: sample.Fingerprint | None,
     ) -> bool:
         """Samples everything to these shapes; whether the optimizer is this program there."""
-        weights = sum(map(math.prod, shapes))
+        self.is_sampled, weights = program is not None, sum(map(math.prod, shapes))
         if program is None and weights > FULL_SIZE:
-            raise ValueError(_NOT_SAMPLED.format(weights))
+            raise ValueError(NOT_SAMPLED.format(weights))
         try:
             states = self._states(shapes)
             self._like = next(states)
@@ -113,7 +108,7 @@ class Probe:
             self._set_gradients(given, shapes)
             self.start = self.fresh(self.natural)
             if state is not None:
-                own = (x for x in (self._like, *states) if _same(x, state))
+                own = (x for x in (self._like, *states) if same_structure(x, state))
                 cast = lambda x, s: _cast(sample.sampled(x, s.shape), s.dtype)
                 self.start = jax.tree.map(cast, state, next(own))
             if program is None:
@@ -148,7 +143,7 @@ class Probe:
         return [*sample.fingerprint(init), *sample.fingerprint(update)]
 
     def _told_update(self, *arguments: Any) -> tuple[Any, Any]:
-        return _told(self.tx.update, "tx.update(grads, state, params) fails", _BIND, *arguments)
+        return told(self.tx.update, UPDATE, BIND, *arguments)
 
     def _update_distinct(self, layout: Layout, distinct: Leaves) -> tuple[Any, Any]:
         """tx.update on trees whose equal leaves are given once, and so compiled once."""
@@ -172,17 +167,6 @@ class Probe:
             index.append(distinct.setdefault((place, content), (len(distinct), x))[0])
         return (tuple(index), structure), [x for _, x in distinct.values()]
 
-    def _per_parameter(self, grads: optax.Updates | None) -> Leaves:
-        if grads is None:
-            return [None] * len(self.dtypes)
-        try:
-            return self.treedef.flatten_up_to(grads)
-        except ValueError as error:
-            raise ValueError(
-                f"grads has the structure {jax.tree.structure(grads)}; it must be that of "
-                f"params, {self.treedef}. Pass what you pass to tx.update, or None."
-            ) from error
-
     def _set_parameters(self, leaves: Leaves, shapes: list[sample.Shape]) -> None:
         like = list(zip(leaves, shapes, strict=True))
         self.natural = np.array([sample.natural_amplitude(*x) for x in like])
@@ -194,21 +178,12 @@ class Probe:
         self._fixed = [None if decays else sample.sampled(*x) for x, decays in fixed]
 
     def _set_gradients(self, given: Leaves, shapes: list[sample.Shape]) -> None:
-        """The caller's, their zeros filled by small synthetic ones; and others of their size."""
         keys = zip(shapes, self.wide, self.natural, map(id, given), strict=True)
         first: dict[Any, int] = {}
         alike = [first.setdefault(key, i) for i, key in enumerate(keys)]
         self._alike = alike if self._shares else list(range(len(shapes)))
-        leaves = zip(given, shapes, self.decays, strict=True)
-        given = [sample.sampled(g, s) if d and g is not None else None for g, s, d in leaves]
-        size = np.array([0.0 if g is None else sample.root_mean_square(g) for g in given])
-        size[size == 0] = size.max(initial=0) or 1.0
-        # Of other relative sizes: with equal ones Adam's memory is invisible.
-        self._other_g = [z / 3 * np.flip(g) for z, g in zip(size, self.g, strict=True)]
-        self.g = [
-            z * g if x is None else np.where(x == 0, z * g / 1024, x)
-            for x, g, z in zip(given, self.g, size, strict=True)
-        ]
+        given = [g if decays else None for g, decays in zip(given, self.decays, strict=True)]
+        self.g, self._other_g = sample.gradients(given, self.g, shapes)
 
     def params(self, amplitude: Amplitude, dtypes: Sequence[Any] | None = None) -> optax.Params:
         """amplitude·v, equal leaves as one array."""
@@ -323,16 +298,13 @@ class Probe:
         self, state: optax.OptState, amplitude: Amplitude, **kwargs: Any
     ) -> tuple[Leaves, optax.OptState, optax.OptState, int]:
         """The first update that moves anything, the states before and after it, the calls."""
-        calls = 0
-        for _ in range(MAX_STEPS + 1):
+        steps = calls = 0
+        while True:
             updates, after = self.step(state, amplitude, **kwargs)
-            calls += self.calls_per_step
-            if any(map(np.any, updates)) or not any(self.decays):
-                break
-            state, before = after, state
-        else:
-            state, calls = before, calls
-        return updates, state, after, calls
+            steps, calls = steps + 1, calls + self.calls_per_step
+            if any(map(np.any, updates)) or not any(self.decays) or steps > MAX_STEPS:
+                return updates, state, after, calls
+            state = after
 
     @functools.cached_property
     def epsilon(self) -> np.ndarray:
@@ -341,51 +313,8 @@ class Probe:
         return np.array([float(jnp.finfo(d).eps) if decays else 0.0 for d, decays in dtypes])
 
 
-def _told(function: Any, what: str, way_out: str, *arguments: Any) -> Any:
-    """The function's result, or a ValueError that shows its error."""
-    try:
-        return function(*arguments)
-    except Exception as error:
-        known = "static_args" in str(error) or not _foreign.came_through_injection(error)
-        hint = "" if known else f" {_INJECT_HINT}"
-        text = f"{what} with {type(error).__name__}: {error}{hint}{way_out}"
-        raise ValueError(text) from error
-
-
-def _check_fits(state: optax.OptState, expected: Sequence[optax.OptState]) -> None:
-    """The state must have the structure and shapes of one of those expected."""
-    for like in expected:
-        if _same(state, like):
-            return _check_shapes("state", state, like)
-    given, own = ({"/".join(p) for p, _ in named_leaves(tree)[0]} for tree in (state, expected[0]))
-    differences = [f"{path!r} is missing" for path in sorted(own - given)]
-    differences += [f"{path!r} is unexpected" for path in sorted(given - own)]
-    raise ValueError(
-        "state is not what this tx has for these params: "
-        f"{', '.join(differences[:3]) or 'its containers are of other types'}. "
-        "Pass tx.init(params) or a later state of the same optimizer; that of Flax's nnx.Optimizer "
-        "is its opt_state, for nnx.state(model, nnx.Param) as params."
-    )
-
-
-def _same(tree: Any, other: Any) -> bool:
-    return jax.tree.structure(tree) == jax.tree.structure(other)
-
-
 def _is_device_array(x: Any) -> bool:
     return isinstance(x, jax.Array) and not jnp.issubdtype(x.dtype, jax.dtypes.extended)
-
-
-def _check_shapes(name: str, tree: Any, expected: Any) -> None:
-    """Where both have a leaf, it must have the same shape."""
-    wanted = dict(named_leaves(expected)[0])
-    for path, leaf in named_leaves(tree)[0]:
-        shape = jnp.shape(wanted.get(path, leaf))
-        if jnp.shape(leaf) != shape:
-            raise ValueError(
-                f"{name} at {'/'.join(path)!r} has shape {jnp.shape(leaf)}; for these params it "
-                f"must be {shape}. Pass what belongs to the same parameters, or None."
-            )
 
 
 def _leaves(tree: Any) -> dict[Any, Any]:

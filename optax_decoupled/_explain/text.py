@@ -80,6 +80,22 @@ _NONLINEAR = (
     "clipped decay, one to a target norm, or decay of some elements only. Its half-life depends on "
     "the weights."
 )
+_LATER = (
+    "Measured at update {} from this state: before it nothing moves (a warmup from 0, or gradient "
+    "accumulation)."
+)
+_PERIOD = (
+    "{} calls of update make one that counts: the decay is what that one removes, half-lives count "
+    "the calls."
+)
+_CAUTIOUS = (
+    "Cautious decay: in this update {:.0%} of the elements decay, each by this fraction. "
+    "Half-lives are of those that always do."
+)
+_TOWARD = (
+    "Pulled to values that the state keeps, and not to 0: {}. Fractions are of the difference."
+)
+_CONSTRAINED = "The update holds a norm fixed, so no decay can change it: {}."
 _COPIES = "The state keeps copies of the parameters; they were probed together with them."
 _SYNTHETIC = (
     "Coupled fractions depend on the gradients, here synthetic ones of size 1; pass grads= to use "
@@ -94,7 +110,7 @@ _REPEATED = (
     "update alone; half-lives count the later ones, unless those vary."
 )
 _SMALL = (
-    "The decay of {} is below {:.0e} per update. If it should be more: schedule is a multiplier, 1 "
+    "The decay of {} is below 1e-07 per update. If it should be more: schedule is a multiplier, 1 "
     "for a full step, and not a learning rate (split_schedule makes it of one); early in a warmup "
     "it is small."
 )
@@ -139,48 +155,34 @@ def notes(
       synthetic: whether the gradients are synthetic.
       sampled: whether the arrays were samples.
     """
-    faint = [row for row in _of_kind(rows, "decoupled") if abs(row.decay_per_step) < _FAINT]
     still, coupled = _chosen(rows, ~found.moves), _of_kind(rows, "coupled")
-    cautious = found.share[found.kind == "cautious"].tolist()
-    repeats = [
-        c != s
-        for c, s, kind in zip(found.fraction, found.steady, found.kind, strict=True)
-        if kind == "coupled"
-    ]
     texts = (
-        (
-            found.silent,
-            f"Measured at update {(found.silent or 0) + 1} from this state: before it nothing "
-            "moves (a warmup from 0, or gradient accumulation).",
-        ),
-        (
-            found.period > 1,
-            f"{found.period} calls of update make one that counts: the decay is what that one "
-            "removes, half-lives count the calls.",
-        ),
+        (found.silent, _LATER.format((found.silent or 0) + 1)),
+        (found.period > 1, _PERIOD.format(found.period)),
         (0 < len(still) < len(rows), f"Not moved by this update: {_listing(still)}."),
         (has_copies, _COPIES),
         (synthetic and coupled, _SYNTHETIC),
         (sampled and coupled, _SAMPLED),
-        (any(repeats), _REPEATED),
-        (
-            cautious,
-            f"Cautious decay: in this update {sum(cautious) / max(len(cautious), 1):.0%} of the "
-            "elements decay, each by this fraction. Half-lives are of those that always do.",
-        ),
-        (
-            _of_kind(rows, "toward"),
-            f"Pulled to values that the state keeps, and not to 0: "
-            f"{_listing(_of_kind(rows, 'toward'))}. Fractions are of the difference.",
-        ),
-        (
-            _of_kind(rows, "constrained"),
-            "The update holds a norm fixed, so no decay can change it: "
-            f"{_listing(_of_kind(rows, 'constrained'))}.",
-        ),
-        (faint, _SMALL.format(_listing(faint), _FAINT)),
+        (coupled and _is_repeated(found), _REPEATED),
     )
-    return tuple(text for applies, text in texts if applies)
+    return (*(text for applies, text in texts if applies), *_notes_on_kinds(rows, found))
+
+
+def _notes_on_kinds(rows: Sequence[DecayRow], found: Findings) -> list[str]:
+    share = found.share[found.kind == "cautious"]
+    faint = [row for row in _of_kind(rows, "decoupled") if abs(row.decay_per_step) < _FAINT]
+    texts = [_CAUTIOUS.format(float(np.mean(share)))] if share.size else []
+    named = (
+        (_TOWARD, _of_kind(rows, "toward")),
+        (_CONSTRAINED, _of_kind(rows, "constrained")),
+        (_SMALL, faint),
+    )
+    return texts + [text.format(_listing(chosen)) for text, chosen in named if chosen]
+
+
+def _is_repeated(found: Findings) -> bool:
+    """Whether later updates repeat a coupled decay, or may."""
+    return bool(np.any((found.fraction != found.steady) & (found.kind == "coupled")))
 
 
 def _chosen(rows: Sequence[DecayRow], mask: np.ndarray) -> list[DecayRow]:
