@@ -19,7 +19,7 @@ FAINT = 2.0**-6
 # Two fractions that differ by more, relative, are different; rounding comes on top.
 TOLERANCE = 1e-2
 # The amplitude at which momentum and squared gradients both show L2, from 1e-7 to 1.
-MEMORABLE = 2.0**12
+_MEMORABLE = 2.0**12
 # A memory smaller than this, relative to the next update, is rounding.
 _ROUNDING = 1e-5
 # The decoupled part that counts, relative to the whole fraction.
@@ -65,7 +65,6 @@ class Memory(NamedTuple):
     """What later updates remember of the parameters, for each leaf, float64[n].
 
     Attributes:
-      immediate: the fraction removed by one update at the amplitude of `leak`.
       remembered: whether the next update depends on the parameters of this one.
       leak: how much, as a fraction of them; positive if it shrinks them.
       second: the fraction removed by the second of two updates at natural amplitude.
@@ -73,7 +72,6 @@ class Memory(NamedTuple):
         the parameters explain.
     """
 
-    immediate: np.ndarray
     remembered: np.ndarray
     leak: np.ndarray
     second: np.ndarray
@@ -189,7 +187,7 @@ def measure_memory(
         minus = two_steps(*opposite, -p.natural if flip else p.natural)
         return np.array([(minus[0] - plus[0]) / 2, (minus[1] - plus[1]) / 2, plus[2]])
 
-    immediate, leak, size = odd_part(np.full_like(zero, MEMORABLE))
+    _, leak, size = odd_part(np.full_like(zero, _MEMORABLE))
     remembered = abs(leak) > _ROUNDING * size
     _, second, scale = odd_part(p.natural, flip=True) / p.natural
     decoupled = zero
@@ -203,7 +201,7 @@ def measure_memory(
             explains_it = c - most < _SIGNIFICANT * c
             decoupled = np.where(explains_it & (most > 8 * as_l2[-1][0]), 0.0, decoupled)
     second = np.where(abs(second) > 1e-6 * scale, abs(second), 0.0)
-    return Memory(immediate / MEMORABLE, remembered, leak, second, decoupled)
+    return Memory(remembered, leak, second, decoupled)
 
 
 def _beside_l2(fraction: np.ndarray, leak: np.ndarray, as_l2: np.ndarray) -> np.ndarray:

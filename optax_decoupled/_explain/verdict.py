@@ -120,7 +120,7 @@ def _traits(
         remembered=memory.remembered & ~held,
         uneven=uneven,
         nonlinear=uneven & free & ~memory.remembered,
-        linear=memory.remembered & ~uneven & (abs(memory.immediate - c) < TOLERANCE * abs(c)),
+        linear=memory.remembered & ~(uneven | held),
         cautious=np.zeros_like(uneven),
     )
 

@@ -390,6 +390,24 @@ def test_an_update_that_holds_the_norm_is_constrained(radius):
     assert kinds(od.explain_weight_decay(optax.adam(LR), small_params())) == {"none"}
 
 
+def test_decay_scaled_by_the_gradient_is_coupled():
+    """And not decoupled, though at one gradient it is one fraction."""
+    add = lambda g, p: jax.tree.map(lambda g, p: g + 1e-2 * jnp.linalg.norm(g) * p, g, p)
+    report = od.explain_weight_decay(
+        optax.chain(optax.stateless(add), optax.sgd(LR)), small_params()
+    )
+    assert kinds(report) == {"coupled"}
+
+
+@pytest.mark.parametrize("c", [3e-7, 1e-6])
+def test_a_faint_decay_is_seen_beside_copies_of_the_parameters(c):
+    """Whose rounding is larger, but not along the parameters."""
+    tx = optax.contrib.schedule_free_adamw(LR, weight_decay=c / LR)
+    report = od.explain_weight_decay(tx, small_params())
+    assert kinds(report) == {"decoupled"}
+    np.testing.assert_allclose([row.decay_per_step for row in report.rows], c, rtol=0.1)
+
+
 def test_what_clips_weights_is_not_cautious():
     """It lets the same elements alone, whatever the gradients."""
     make, _ = BROKEN["a projection"]
