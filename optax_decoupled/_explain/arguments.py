@@ -54,11 +54,12 @@ def told(function: Callable[..., Any], what: str, way_out: str, *arguments: Any)
         raise ValueError(text) from error
 
 
-def check_fits(state: optax.OptState, expected: Sequence[optax.OptState]) -> None:
-    """The state must have the structure and shapes of one of those expected."""
+def fitting(state: optax.OptState, expected: Sequence[optax.OptState]) -> optax.OptState:
+    """The one of the expected states that has the structure and shapes of this one."""
     for like in expected:
         if same_structure(state, like):
-            return check_shapes("state", state, like)
+            check_shapes("state", state, like)
+            return like
     given, own = ({"/".join(p) for p, _ in named_leaves(tree)[0]} for tree in (state, expected[0]))
     differences = [f"{path!r} is missing" for path in sorted(own - given)]
     differences += [f"{path!r} is unexpected" for path in sorted(given - own)]

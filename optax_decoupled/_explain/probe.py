@@ -13,18 +13,7 @@ import optax
 
 from optax_decoupled import _foreign
 from optax_decoupled._dtypes import is_decayable, is_narrow
-from optax_decoupled._explain import sample
-from optax_decoupled._explain.arguments import (
-    BIND,
-    INIT,
-    NOT_SAMPLED,
-    UPDATE,
-    check_fits,
-    check_shapes,
-    per_parameter,
-    same_structure,
-    told,
-)
+from optax_decoupled._explain import arguments, sample
 
 # A leaf's array or number for each parameter; amplitudes and results are float64[parameters].
 Leaves = list[Any]
@@ -71,15 +60,14 @@ class Probe:
         self.decays = [is_decayable(x) for x in leaves]
         self._shares = state is None  # with a state of its own, no parameter is like another
         self._places: dict[Any, list[str]] = {}
-        self._init = jax.jit(functools.partial(told, tx.init, INIT, ""))
+        self._init = jax.jit(functools.partial(arguments.told, tx.init, arguments.INIT, ""))
         self._update = jax.jit(self._update_distinct, static_argnums=0)
         full = [jnp.shape(x) for x in leaves]
-        states = self._states(full)
-        like = next(states)
+        like = next(self._states(full))
         if state is not None:
-            check_fits(state, [like, *states])
-        check_shapes("grads", grads, params)
-        given = per_parameter(grads, self.treedef)
+            like = arguments.fitting(state, list(self._states(full)))
+        arguments.check_shapes("grads", grads, params)
+        given = arguments.per_parameter(grads, self.treedef)
         wide = self._shapes(full)
         trees, structure = jax.tree.flatten((wide, like, wide))
         program = self._program(full, (tuple(range(len(trees))), structure), trees)
@@ -99,8 +87,8 @@ class Probe:
     ) -> bool:
         """Samples everything to these shapes; whether the optimizer is this program there."""
         self.is_sampled, weights = program is not None, sum(map(math.prod, shapes))
-        if program is None and weights > FULL_SIZE:
-            raise ValueError(NOT_SAMPLED.format(weights))
+        if program is None and weights > max(FULL_SIZE, 2**12 * len(shapes)):
+            raise ValueError(arguments.NOT_SAMPLED.format(weights))
         try:
             states = self._states(shapes)
             self._like = next(states)
@@ -108,13 +96,13 @@ class Probe:
             self._set_gradients(given, shapes)
             self.start = self.fresh(self.natural)
             if state is not None:
-                own = (x for x in (self._like, *states) if same_structure(x, state))
+                own = (x for x in (self._like, *states) if arguments.same_structure(x, state))
                 cast = lambda x, s: _cast(sample.sampled(x, s.shape), s.dtype)
                 self.start = jax.tree.map(cast, state, next(own))
             if program is None:
                 return True
-            arguments = self._distinct(self._grads(1.0, 0.0, False), self.start, self.params(1.0))
-            return self._program(shapes, *arguments) == program
+            given_once = self._distinct(self._grads(1.0, 0.0, False), self.start, self.params(1.0))
+            return self._program(shapes, *given_once) == program
         except ValueError:  # it holds arrays of other shapes
             if program is None:
                 raise
@@ -142,8 +130,8 @@ class Probe:
         update = self._update.trace(layout, distinct).jaxpr
         return [*sample.fingerprint(init), *sample.fingerprint(update)]
 
-    def _told_update(self, *arguments: Any) -> tuple[Any, Any]:
-        return told(self.tx.update, UPDATE, BIND, *arguments)
+    def _told_update(self, *trees: Any) -> tuple[Any, Any]:
+        return arguments.told(self.tx.update, arguments.UPDATE, arguments.BIND, *trees)
 
     def _update_distinct(self, layout: Layout, distinct: Leaves) -> tuple[Any, Any]:
         """tx.update on trees whose equal leaves are given once, and so compiled once."""
@@ -232,14 +220,9 @@ class Probe:
         kept = list(self.dtypes)
         for wide in set(dtypes.values()):
             which = {path for path, dtype in dtypes.items() if dtype == wide}
-            both = [
-                self._call(
-                    self._grads(1.0, 0.0, False),
-                    self._following(state, sign * self.natural, which),
-                    self.params(self.natural),
-                )[0]
-                for sign in (1, -1)
-            ]
+            states = [self._following(state, s * self.natural, which) for s in (1, -1)]
+            trees = self._grads(1.0, 0.0, False), self.params(self.natural)
+            both = [self._call(trees[0], state, trees[1])[0] for state in states]
             kept = [
                 wide if np.any(a != b) and _digits(wide) > _digits(k) else k
                 for a, b, k in zip(*both, kept, strict=True)

@@ -91,3 +91,11 @@ def test_hyperparameters_that_underflow_are_named():
     report = od.explain_weight_decay(optax.inject_hyperparams(optax.adamw)(LR), params)
     assert "not finite" in report.warnings[0]
     assert "hyperparam_dtype" in report.warnings[0]
+
+
+def test_copies_of_float16_parameters_do_not_overflow():
+    params = jax.tree.map(lambda p: p.astype(jnp.float16), small_params())
+    tx = optax.contrib.schedule_free_adamw(LR, weight_decay=1.0)
+    report = od.explain_weight_decay(tx, params)
+    assert kinds(report) == {"decoupled"}
+    np.testing.assert_allclose([row.decay_per_step for row in report.rows], LR, rtol=1e-2)

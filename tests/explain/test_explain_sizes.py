@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from explaining import LR, by_path, cases, small_params
+from explaining import LR, by_path, cases, small_params, trained
 
 import optax_decoupled as od
 from optax_decoupled._explain import probe, sample
@@ -56,6 +56,12 @@ def test_samples_are_smaller_and_keep_the_order_of_the_sides(shape):
     for sides in small:
         assert math.prod(sides) < math.prod(shape)
         assert np.argsort(sides[-2:]).tolist() == np.argsort(shape[-2:]).tolist()
+
+
+def test_a_state_that_has_gained_leaves_is_sampled_too():
+    tx = optax.chain(optax.adamw(LR), optax.monitor({"norm": optax.tree.norm}))
+    _, state = trained(tx, WIDE, 1)
+    assert Probe(tx, WIDE, state, None).is_sampled
 
 
 def _scaled(coefficient):
