@@ -4,15 +4,17 @@ import importlib
 import types
 
 from optax_decoupled._adam import scale_by_adam
-from optax_decoupled._convert import (
-    l2_from_weight_decay,
+from optax_decoupled._budget import (
     normalized_weight_decay,
     transfer_weight_decay,
+    weight_decay_to_normalized,
+)
+from optax_decoupled._convert import (
+    l2_from_weight_decay,
     weight_decay_from_half_life,
     weight_decay_from_pytorch,
     weight_decay_from_timescale,
     weight_decay_to_half_life,
-    weight_decay_to_normalized,
     weight_decay_to_pytorch,
     weight_decay_to_timescale,
 )

@@ -125,17 +125,12 @@ def add_decoupled_weight_decay(
     _checks.check_flag("cautious", cautious)
     check_decay_multiplier(schedule, weight_decay)
     _check_toward(toward)
-    rate_at = product_schedule(weight_decay, schedule)
+    rate_at, decay = product_schedule(weight_decay, schedule), _cautious if cautious else _all
 
     def init_fn(params: optax.Params) -> DecoupledWeightDecayState | PulledWeightDecayState:
         leaf_multipliers(mask, params)  # a mask that does not fit fails here
         start = DecoupledWeightDecayState(jnp.zeros([], jnp.int32), jnp.zeros([], jnp.float32))
         return PulledWeightDecayState(*start, toward.init(params)) if toward else start
-
-    def decay(u: jax.Array, p: jax.Array, c: jax.Array, *r: jax.Array) -> jax.Array:
-        distance = p - r[0] if r else p
-        removed = c * distance
-        return u - (jnp.where(_same_direction(u, distance), 0, removed) if cautious else removed)
 
     def update_fn(
         updates: optax.Updates,
@@ -156,6 +151,15 @@ def add_decoupled_weight_decay(
         return updates, state._replace(count=count, decay_rate=jnp.asarray(rate, jnp.float32))
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _all(u: jax.Array, p: jax.Array, c: jax.Array, *r: jax.Array) -> jax.Array:
+    return u - c * (p - r[0] if r else p)
+
+
+def _cautious(u: jax.Array, p: jax.Array, c: jax.Array, *r: jax.Array) -> jax.Array:
+    distance = p - r[0] if r else p
+    return u - jnp.where(_same_direction(u, distance), 0, c * distance)
 
 
 def _check_toward(toward: object) -> None:

@@ -1,6 +1,10 @@
 """All that we know of other people's optimizers: the names in their states, and their habits."""
 
+import traceback
+from typing import Any
+
 import jax
+import jax.numpy as jnp
 
 from optax_decoupled._types import PyTree
 
@@ -30,3 +34,65 @@ def accumulates(state: PyTree) -> bool:
     """Whether a state holds a wrapper that applies updates only now and then."""
     holds = lambda node: not ACCUMULATORS.isdisjoint(getattr(node, "_fields", ()))
     return any(map(holds, jax.tree.leaves(state, is_leaf=holds)))
+
+
+# Transforms whose state holds what happened since their last update: (field, name or None).
+_CYCLES = {"ApplyEvery": ("count", "grad_acc"), "SAMState": ("steps_since_sync",)}
+
+
+def at_cycle_start(state: PyTree) -> Any:
+    """The state with apply_every and SAM at the first of the calls that make one update."""
+
+    def is_cycle(node: PyTree) -> bool:
+        return type(node).__name__ in _CYCLES
+
+    def start(node: PyTree) -> Any:
+        if not is_cycle(node):
+            return node
+        fields = {name: getattr(node, name) for name in _CYCLES[type(node).__name__]}
+        return node._replace(**jax.tree.map(jnp.zeros_like, fields))
+
+    return jax.tree.map(start, state, is_leaf=is_cycle)
+
+
+def is_perturbed(state: PyTree) -> bool:
+    """Whether SAM has moved the parameters away, to come back in a later call."""
+
+    def is_sam(node: PyTree) -> bool:
+        return hasattr(node, "steps_since_sync")
+
+    nodes = jax.tree.leaves(state, is_leaf=is_sam)
+    return any(is_sam(node) and bool(node.steps_since_sync) for node in nodes)
+
+
+def injected(state: PyTree) -> list[dict[str, Any]]:
+    """The hyperparameters in the states of optax.inject_hyperparams."""
+
+    def is_injected(node: PyTree) -> bool:
+        return isinstance(getattr(node, "hyperparams", None), dict)
+
+    nodes = jax.tree.leaves(state, is_leaf=is_injected)
+    return [node.hyperparams for node in nodes if is_injected(node)]
+
+
+def came_through_injection(error: BaseException) -> bool:
+    """Whether an error was raised inside optax.inject_hyperparams."""
+    frames = traceback.walk_tb(error.__traceback__)
+    return any("inject_hyperparams" in frame.f_code.co_qualname for frame, _ in frames)
+
+
+def without_boxes(tree: PyTree) -> Any:
+    """Flax NNX variables as their arrays, as nnx.Optimizer passes them to tx.update."""
+
+    def is_box(node: PyTree) -> bool:
+        return hasattr(node, "get_value") and hasattr(node, "get_metadata")
+
+    return jax.tree.map(lambda x: x.get_value() if is_box(x) else x, tree, is_leaf=is_box)
+
+
+def transform_and_state(optimizer: Any) -> tuple[Any, Any]:
+    """The transform of an nnx.Optimizer and its state; of anything else itself and None."""
+    inner = getattr(optimizer, "tx", None)
+    if callable(getattr(optimizer, "init", None)) or not callable(getattr(inner, "init", None)):
+        return optimizer, None
+    return inner, getattr(optimizer, "opt_state", None)

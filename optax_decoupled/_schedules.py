@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from optax_decoupled import _checks
-from optax_decoupled._convert import check_norm
+from optax_decoupled._budget import check_norm
 from optax_decoupled._products import LOW, peak_of
 from optax_decoupled._types import Scalar, Schedule
 

@@ -1,328 +1,316 @@
-"""The measurements behind `explain_weight_decay`: one optimizer, synthetic parameters.
+"""One optimizer on small samples of its parameters: a compiled update, the rest is NumPy."""
 
-Memory and compile time are why this looks as it does. Parameters of one shape, dtype
-and size share one synthetic array, and only sums leave the compiled functions: what is
-done for one parameter is forgotten before the next, and done once for equal ones.
-"""
-
-import dataclasses
 import functools
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+import math
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from optax_decoupled._dtypes import is_decayable
-from optax_decoupled._explain import arrays, programs
+from optax_decoupled import _foreign
+from optax_decoupled._dtypes import is_decayable, is_narrow
+from optax_decoupled._explain import arguments, sample
+
+# A leaf's array or number for each parameter; amplitudes and results are float64[parameters].
+Leaves = list[Any]
+Amplitude = float | np.ndarray
+# Which of the distinct leaves each leaf of (grads, state, params) is, and their tree.
+Layout = tuple[tuple[int, ...], Any]
 
 MAX_STEPS = 100  # how far to look for an update that moves anything
+# Weights up to which an optimizer is measured at full size if samples will not do: 64 MiB
+# of float32, of which AdamW needs seven copies.
+FULL_SIZE = 2**24
+
+_INTEGER = re.compile(r"\d+")
 
 
-class Data(NamedTuple):
-    """The arrays of a probe, passed to its compiled functions as arguments.
-
-    Attributes:
-      patterns: pairs of unit parameters and unit gradients, one for each placement.
-      fixed: for each leaf the parameter if it cannot decay, else None.
-      state: the optimizer state to start from; None for the initial one.
-      grads: for each leaf the caller's gradient, or None.
-      scales: for each leaf the size of a synthetic gradient, or None for 1.
-    """
-
-    patterns: list[tuple[jax.Array, jax.Array]]
-    fixed: list[Any]
-    state: Any
-    grads: list[Any]
-    scales: list[Any]
-
-
-class Response(NamedTuple):
-    """What an update has that is odd in the parameters, for each leaf, float64[n].
-
-    Attributes:
-      fraction: the c of the best fit d = -c·v.
-      odd: the norm of d.
-      residual: the norm of d + c·v, relative to that of d.
-      update: the norm of the update itself.
-      own_noise: the norm of d that rounding of the update may cause.
-      noise: the norm of d that any rounding may cause.
-      fraction_noise: the same as a fraction.
-    """
-
-    fraction: np.ndarray
-    odd: np.ndarray
-    residual: np.ndarray
-    update: np.ndarray
-    own_noise: np.ndarray
-    noise: np.ndarray
-    fraction_noise: np.ndarray
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
 class Probe:
-    """An optimizer and the shapes of its parameters.
-
-    Amplitudes have one entry for each of the `kinds`; results one for each leaf.
+    """Updates of an optimizer at multiples of synthetic parameters v and gradients g.
 
     Attributes:
-      tx: the optimizer.
-      treedef: the parameters' tree.
-      leaves: shape and dtype of each parameter.
-      kinds: distinct (placement, dtype, natural amplitude) of parameters.
-      kind_of: which of them each leaf is.
-      state_def: the state's tree.
-      state_dtypes: those of its leaves for parameters of at least float32.
-      copies: for each of its leaves, whether it is a copy of a parameter.
-      kept_as: for each parameter the dtype in which it is kept: its own, or that of a
-        copy of which its update is made.
-      skip: updates to take before the measured one.
+      start: the state to start from.
+      natural: a power of two near the size of each parameter.
+      decays: whether it can decay.
+      v: the unit parameters, of size 1 to 2.
+      kept_as: the dtype in which each parameter is kept: its own, or that of a wider copy
+        of which its update is made.
+      follows: paths of leaves of the state that are copies of the parameters and move with
+        them, such as schedule-free's z.
+      references: paths of those that stay, such as what the parameters are pulled to.
+      is_sampled: whether the arrays are samples.
+      calls_per_step: calls of tx.update that make one update, 1 but for SAM.
     """
 
-    tx: optax.GradientTransformation
-    treedef: Any
-    leaves: list[jax.ShapeDtypeStruct]
-    kinds: list[tuple[int, Any, float]]
-    kind_of: list[int]
-    state_def: Any
-    state_dtypes: list[Any]
-    copies: list[bool]
-    kept_as: list[Any]
-    skip: int = 0
+    def __init__(
+        self,
+        tx: optax.GradientTransformation,
+        params: optax.Params,
+        state: optax.OptState | None,
+        grads: optax.Updates | None,
+    ):
+        self.tx = tx
+        leaves, self.treedef = jax.tree.flatten(params)
+        self.dtypes = [jnp.result_type(x) for x in leaves]
+        self.wide = [np.float32 if is_narrow(np.empty(0, d)) else d for d in self.dtypes]
+        self.decays = [is_decayable(x) for x in leaves]
+        self._shares = state is None  # with a state of its own, no parameter is like another
+        self._places: dict[Any, list[str]] = {}
+        self._init = jax.jit(functools.partial(arguments.told, tx.init, arguments.INIT, ""))
+        self._update = jax.jit(self._update_distinct, static_argnums=0)
+        full = [jnp.shape(x) for x in leaves]
+        like = next(self._states(full))
+        if state is not None:
+            like = arguments.fitting(state, list(self._states(full)))
+        arguments.check_shapes("grads", grads, params)
+        given = arguments.per_parameter(grads, self.treedef)
+        wide = self._shapes(full)
+        trees, structure = jax.tree.flatten((wide, like, wide))
+        program = self._program(full, (tuple(range(len(trees))), structure), trees)
+        for shapes in sample.samples(full):
+            if self._take(shapes, leaves, state, given, None if shapes == full else program):
+                break
+        self.start = _foreign.at_cycle_start(self.start)
+        self._find_copies()
 
-    @property
-    def natural(self) -> np.ndarray:
-        return np.array([amplitude for _, _, amplitude in self.kinds])
+    def _take(
+        self,
+        shapes: list[sample.Shape],
+        leaves: Leaves,
+        state: optax.OptState | None,
+        given: Leaves,
+        program: sample.Fingerprint | None,
+    ) -> bool:
+        """Samples everything to these shapes; whether the optimizer is this program there."""
+        self.is_sampled, weights = program is not None, sum(map(math.prod, shapes))
+        if program is None and weights > max(FULL_SIZE, 2**12 * len(shapes)):
+            raise ValueError(arguments.NOT_SAMPLED.format(weights))
+        try:
+            states = self._states(shapes)
+            self._like = next(states)
+            self._set_parameters(leaves, shapes)
+            self._set_gradients(given, shapes)
+            self.start = self.fresh(self.natural)
+            if state is not None:
+                own = (x for x in (self._like, *states) if arguments.same_structure(x, state))
+                cast = lambda x, s: _cast(sample.sampled(x, s.shape), s.dtype)
+                self.start = jax.tree.map(cast, state, next(own))
+            if program is None:
+                return True
+            given_once = self._distinct(self._grads(1.0, 0.0, False), self.start, self.params(1.0))
+            return self._program(shapes, *given_once) == program
+        except ValueError:  # it holds arrays of other shapes
+            if program is None:
+                raise
+            return False
 
-    def per_leaf(self, amplitudes: np.ndarray) -> np.ndarray:
-        return amplitudes[np.array(self.kind_of, int)]
+    def _shapes(self, shapes: list[sample.Shape]) -> optax.Params:
+        like = zip(shapes, self.wide, strict=True)
+        return self.treedef.unflatten(jax.ShapeDtypeStruct(*leaf) for leaf in like)
 
-    def response(self, data: Data, amplitudes: np.ndarray, factor: float) -> Response:
-        """Two updates from one state at ±amplitude·unit, gradients scaled by factor."""
-        sums = self._update_sums(data, arrays.scalars(amplitudes), _twice(factor))
-        dv, dd, vv, uu = arrays.to_numpy(sums)
-        size = self.per_leaf(amplitudes) * np.sqrt(vv) + 1e-300
-        eps = np.array([arrays.epsilon(leaf) for leaf in self.leaves])
-        own_noise = 16 * eps * np.sqrt(uu)
-        # A transform with copies of the parameters may return the difference of two.
-        noise = own_noise + (4 * eps * size if any(self.copies) else 0.0)
-        explained = dv**2 / (vv * dd + 1e-300)
-        return Response(
-            fraction=-dv / (size * np.sqrt(vv) + 1e-300),
-            odd=np.sqrt(dd),
-            residual=np.sqrt(np.clip(1 - explained, 0, 1)),
-            update=np.sqrt(uu),
-            own_noise=own_noise,
-            noise=noise,
-            fraction_noise=noise / size,
-        )
+    def _states(self, shapes: list[sample.Shape]) -> Iterator[optax.OptState]:
+        """The initial state and later ones, as shapes: some gain leaves at the first updates."""
+        params = self._shapes(shapes)
+        state = self._init.trace(params).out_info
+        state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)
+        yield state
+        for _ in range(2):
+            state = jax.eval_shape(self._told_update, params, state, params)[1]
+            yield state
 
-    def changes_state(self, data: Data, amplitude: float) -> bool:
-        """Whether the state after one update depends on the sign of the parameters."""
-        amplitudes = np.full_like(self.natural, amplitude)
-        sums = self._state_sums(data, arrays.scalars(amplitudes), _twice(1.0))
-        diff, size = arrays.to_numpy(sums)
-        return bool(np.any(diff > (64 * np.finfo(np.float32).eps) ** 2 * size))
+    def _program(
+        self, shapes: list[sample.Shape], layout: Layout, distinct: Leaves
+    ) -> sample.Fingerprint:
+        """What is done by init, and by an update of a state of the initial structure."""
+        init = self._init.trace(self._shapes(shapes)).jaxpr
+        update = self._update.trace(layout, distinct).jaxpr
+        return [*sample.fingerprint(init), *sample.fingerprint(update)]
 
-    def two_steps(self, data: Data, *starts: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Two updates, at `first` and then at `second`, projected on the unit parameters v.
+    def _told_update(self, *trees: Any) -> tuple[Any, Any]:
+        return arguments.told(self.tx.update, arguments.UPDATE, arguments.BIND, *trees)
 
-        Each start is (first, shift, second); the first gradient is shifted by `shift`·v.
-        Returns for each the rows ⟨u₁, v⟩/⟨v, v⟩, ⟨u₂, v⟩/⟨v, v⟩ and ‖u₂‖/‖v‖, where u₂ is
-        the next update that moves anything.
+    def _update_distinct(self, layout: Layout, distinct: Leaves) -> tuple[Any, Any]:
+        """tx.update on trees whose equal leaves are given once, and so compiled once."""
+        index, structure = layout
+        return self._told_update(*structure.unflatten(distinct[i] for i in index))
+
+    def _distinct(self, *trees: Any) -> tuple[Layout, Leaves]:
+        """How grads, state and params are made of distinct leaves, and these.
+
+        Only leaves of one place in repeated layers are compared, so that what is equal
+        remains so from one update to the next.
         """
-        results = []
-        amplitudes = [[arrays.scalars(x) for x in start] for start in starts]
-        running = [self._two_step_sums(data, *x) for x in amplitudes]
-        for given, sums in zip(amplitudes, running, strict=True):
-            uv1, uv2, uu2, vv = arrays.to_numpy(sums)
-            if not uu2.any():
-                uv1, uv2, uu2, vv = arrays.to_numpy(self._patient_two_step_sums(data, *given))
-            vv = vv + 1e-300
-            results.append(np.array([uv1 / vv, uv2 / vv, np.sqrt(uu2 / vv)]))
-        return results
+        leaves, structure = jax.tree.flatten(trees)
+        if structure not in self._places:
+            paths, _ = jax.tree_util.tree_flatten_with_path(trees)
+            self._places[structure] = [_INTEGER.sub("#", jax.tree_util.keystr(p)) for p, _ in paths]
+        index, distinct = [], {}
+        for place, x in zip(self._places[structure], leaves, strict=True):
+            shared = self._shares and _is_device_array(x)
+            content = np.asarray(x).tobytes() if shared else id(x)
+            index.append(distinct.setdefault((place, content), (len(distinct), x))[0])
+        return (tuple(index), structure), [x for _, x in distinct.values()]
 
-    def held(self, data: Data, amplitudes: np.ndarray) -> np.ndarray:
-        """The fractions removed by three updates in a row while the parameters are held."""
-        plus, minus = (
-            arrays.to_numpy(self._held_sums(data, arrays.scalars(sign * amplitudes)))
-            for sign in (1, -1)
-        )
-        return (minus[1:] - plus[1:]) / (2 * plus[0] * self.per_leaf(amplitudes) + 1e-300)
+    def _set_parameters(self, leaves: Leaves, shapes: list[sample.Shape]) -> None:
+        like = list(zip(leaves, shapes, strict=True))
+        self.natural = np.array([sample.natural_amplitude(*x) for x in like])
+        keys = set(zip(shapes, self.wide, strict=True))
+        made = {key: sample.pattern(*key) for key in keys}
+        pairs = [made[key] for key in zip(shapes, self.wide, strict=True)]
+        self.v, self.g = [v for v, _ in pairs], [g for _, g in pairs]
+        fixed = zip(like, self.decays, strict=True)
+        self._fixed = [None if decays else sample.sampled(*x) for x, decays in fixed]
 
-    def advance(self, data: Data, donate: bool) -> Data:
-        """Takes an update; `donate` lets it overwrite the state that it starts from."""
-        advance = self._advance_in_place if donate else self._advance
-        state = advance(data.state, data._replace(state=None), arrays.scalars(self.natural))
-        return data._replace(state=state)
+    def _set_gradients(self, given: Leaves, shapes: list[sample.Shape]) -> None:
+        keys = zip(shapes, self.wide, self.natural, map(id, given), strict=True)
+        first: dict[Any, int] = {}
+        alike = [first.setdefault(key, i) for i, key in enumerate(keys)]
+        self._alike = alike if self._shares else list(range(len(shapes)))
+        given = [g if decays else None for g, decays in zip(given, self.decays, strict=True)]
+        self.g, self._other_g = sample.gradients(given, self.g, shapes)
 
-    @functools.cached_property
-    def _update(self) -> Any:
-        return jax.jit(self.tx.update)
-
-    @functools.cached_property
-    def _init(self) -> Any:
-        return jax.jit(self.tx.init)
-
-    @functools.cached_property
-    def _update_sums(self) -> Any:
-        def sums(data: Data, amplitudes: list[Any], factors: Any) -> Any:
-            (plus, _), (minus, _) = self._pair(data, amplitudes, factors)
-            pairs = zip(*map(self.treedef.flatten_up_to, (plus, minus)), strict=True)
-            units = self._units(data)
-            return [
-                arrays.odd_sums(*pair, v) if arrays.is_update(pair[0]) else np.zeros(4, np.float32)
-                for pair, v in zip(pairs, units, strict=True)
-            ]
-
-        return programs.PerParameter(sums)
-
-    @functools.cached_property
-    def _state_sums(self) -> Any:
-        def sums(data: Data, amplitudes: list[Any], factors: Any) -> Any:
-            (_, plus), (_, minus) = self._pair(data, amplitudes, factors)
-            pairs = zip(jax.tree.leaves(plus), jax.tree.leaves(minus), self.copies, strict=True)
-            return [np.zeros(2, np.float32)] + [
-                arrays.difference_sums(x, y)
-                for x, y, is_copy in pairs
-                if is_decayable(x) and not is_copy
-            ]
-
-        return programs.PerParameter(sums)
-
-    @functools.cached_property
-    def _two_step_sums(self) -> Any:
-        return programs.PerParameter(functools.partial(self._two_steps, patient=False))
-
-    @functools.cached_property
-    def _patient_two_step_sums(self) -> Any:
-        return programs.PerParameter(functools.partial(self._two_steps, patient=True))
-
-    def _two_steps(self, data: Data, first: Any, shift: Any, second: Any, patient: bool) -> Any:
-        """The projections of both updates."""
-        params, grads = self._params(data, first), self._grads(data, 1.0, shift)
-        updates, state = self._update(grads, self._start(data, params), params)
-        before = self.treedef.flatten_up_to(updates)
-        params, grads = self._params(data, second), self._other_grads(data)
-        state = self._with_copies(state, params)
-        if patient:
-            state, _ = self._until_moving(grads, state, params)
-        updates, _ = self._update(grads, state, params)
-        both = zip(before, self.treedef.flatten_up_to(updates), self._units(data), strict=True)
-        return [
-            arrays.projection_sums(u1, u2, v) if arrays.is_update(u1) else np.zeros(4, np.float32)
-            for u1, u2, v in both
-        ]
-
-    @functools.cached_property
-    def _held_sums(self) -> Any:
-        def sums(data: Data, amplitudes: list[Any]) -> Any:
-            params, grads = self._params(data, amplitudes), self._grads(data, 1.0)
-            state, updates = self._start(data, params), []
-            for _ in range(3):
-                update, state = self._update(grads, self._with_copies(state, params), params)
-                updates.append(self.treedef.flatten_up_to(update))
-            return [
-                arrays.projections(v, *u) if arrays.is_update(u[0]) else np.zeros(4, np.float32)
-                for v, *u in zip(self._units(data), *updates, strict=True)
-            ]
-
-        return programs.PerParameter(sums)
-
-    @functools.cached_property
-    def _advance(self) -> Any:
-        return jax.jit(self._next_state)
-
-    @functools.cached_property
-    def _advance_in_place(self) -> Any:
-        return jax.jit(self._next_state, donate_argnums=0)
-
-    def _next_state(self, state: Any, data: Data, amplitudes: Any) -> Any:
-        data = data._replace(state=state)
-        params, grads = self._params(data, amplitudes), self._grads(data, np.float32(1))
-        before = self._start(data, params)
-        _, after = self._update(grads, before, params)
-        return arrays.cast_like(after, before)
-
-    def _until_moving(self, grads: Any, state: Any, params: Any) -> tuple[Any, Any]:
-        """The first state from which an update moves anything, and the updates before it.
-
-        Computing the update twice, to look and to go on, is what keeps one state in memory.
-        """
-
-        def still(carry: tuple[Any, Any]) -> Any:
-            updates, _ = self._update(grads, carry[0], params)
-            return ~arrays.moves_anything(updates) & (carry[1] < MAX_STEPS)
-
-        def step(carry: tuple[Any, Any]) -> tuple[Any, Any]:
-            _, state = self._update(grads, carry[0], params)
-            return arrays.cast_like(state, carry[0]), carry[1] + 1
-
-        return jax.lax.while_loop(still, step, (state, jnp.int32(0)))
-
-    def _pair(self, data: Data, amplitudes: list[Any], factors: Any) -> list[tuple[Any, Any]]:
-        results = []
-        for sign, factor in zip((1, -1), factors, strict=True):
-            params = self._params(data, [sign * a for a in amplitudes])
-            grads = self._grads(data, factor)
-            results.append(self._update(grads, self._start(data, params), params))
-        return results
-
-    def _units(self, data: Data, which: int = 0) -> list[jax.Array]:
-        """Unit parameters (which=0) or gradients (1) for each leaf, at least float32."""
-        made = [arrays.complete(data.patterns[k][which], dtype) for k, dtype, _ in self.kinds]
-        return [made[kind] for kind in self.kind_of]
-
-    def _params(self, data: Data, amplitudes: Sequence[Any]) -> Any:
-        made = [
-            (amplitude * arrays.complete(data.patterns[k][0], dtype)).astype(arrays.wide(dtype))
-            for amplitude, (k, dtype, _) in zip(amplitudes, self.kinds, strict=True)
-        ]
+    def params(self, amplitude: Amplitude, dtypes: Sequence[Any] | None = None) -> optax.Params:
+        """amplitude·v, equal leaves as one array."""
+        make = functools.cache(lambda i, a, dtype: (a * self.v[i]).astype(dtype))
+        each = np.broadcast_to(amplitude, len(self.v)).tolist()
+        leaves = zip(self._alike, each, dtypes or self.wide, self._fixed, strict=True)
         return self.treedef.unflatten(
-            made[kind] if fixed is None else fixed
-            for kind, fixed in zip(self.kind_of, data.fixed, strict=True)
+            make(*leaf) if fixed is None else fixed for *leaf, fixed in leaves
         )
 
-    def _grads(self, data: Data, factor: Any, shift: Sequence[Any] | None = None) -> Any:
-        units = self._units(data, 1)
-        given = zip(units, data.scales, data.grads, data.fixed, strict=True)
-        grads = [arrays.gradient(factor, *leaf) for leaf in given]
-        if shift is not None:
-            shifts = [shift[kind] for kind in self.kind_of]
-            shifted = zip(grads, self._units(data), shifts, strict=True)
-            grads = [(g + s * v).astype(g.dtype) for g, v, s in shifted]
-        return self.treedef.unflatten(grads)
+    def _grads(self, factor: float, shift: Amplitude, other: bool) -> optax.Updates:
+        @functools.cache
+        def make(i: int, k: float) -> np.ndarray:
+            return (factor * units[i] + k * self.v[i]).astype(self.wide[i])
 
-    def _other_grads(self, data: Data) -> Any:
-        """Gradients of other relative sizes: with equal ones Adam's memory is invisible."""
-        units = [jnp.flip(unit) / 3 for unit in self._units(data, 1)]
-        leaves = zip(units, data.scales, data.fixed, strict=True)
-        return self.treedef.unflatten(arrays.gradient(1.0, g, s, None, f) for g, s, f in leaves)
+        units = self._other_g if other else self.g
+        each = np.broadcast_to(shift, len(self.v)).tolist()
+        leaves = zip(self._alike, each, self._fixed, strict=True)
+        return self.treedef.unflatten(
+            make(i, k) if fixed is None else np.zeros_like(fixed) for i, k, fixed in leaves
+        )
 
-    def _start(self, data: Data, params: Any) -> Any:
-        """The state to start from, with copies of the parameters that follow `params`."""
-        given = self._fresh(params) if data.state is None else data.state
-        leaves = zip(jax.tree.leaves(given), self.state_dtypes, strict=True)
-        state = self.state_def.unflatten(arrays.cast(x, dtype) for x, dtype in leaves)
-        for _ in range(self.skip):
-            before, grads = self._params(data, arrays.scalars(self.natural)), self._grads(data, 1.0)
-            _, after = self._update(grads, self._with_copies(state, before), before)
-            state = arrays.cast_like(after, state)
-        return state if data.state is None and not self.skip else self._with_copies(state, params)
+    def fresh(self, amplitude: Amplitude) -> optax.OptState:
+        """The initial state of parameters in their own dtypes, as that of wide ones."""
+        state = self._init(self.params(amplitude, self.dtypes))
+        return jax.tree.map(lambda x, s: _cast(x, s.dtype), state, self._like)
 
-    def _with_copies(self, state: Any, params: Any) -> Any:
-        if not any(self.copies):
+    def _find_copies(self) -> None:
+        """Leaves of the initial state that change sign with the parameters, and what they do."""
+        plus, minus = (_leaves(self.fresh(sign)) for sign in (1.0, -1.0))
+        self.follows = {path for path, x in plus.items() if _differ(x, minus[path])}
+        self.references: set[Any] = set()
+        self.kept_as = list(self.dtypes)
+        if not self.follows:
+            return
+        _, before, _, _ = self.until_moving(self.start, self.natural)
+        before = self._following(before, self.natural, self.follows)
+        after = _leaves(self._call(self._grads(1.0, 0.0, False), before, self.params(-1.0))[1])
+        start = _leaves(before)
+        self.references = {path for path in self.follows if not _differ(start[path], after[path])}
+        self.follows -= self.references
+        self.kept_as = self._find_kept_as(before)
+
+    def _find_kept_as(self, state: optax.OptState) -> list[Any]:
+        dtypes = {path: x.dtype for path, x in _leaves(state).items() if path in self.follows}
+        kept = list(self.dtypes)
+        for wide in set(dtypes.values()):
+            which = {path for path, dtype in dtypes.items() if dtype == wide}
+            states = [self._following(state, s * self.natural, which) for s in (1, -1)]
+            trees = self._grads(1.0, 0.0, False), self.params(self.natural)
+            both = [self._call(trees[0], state, trees[1])[0] for state in states]
+            kept = [
+                wide if np.any(a != b) and _digits(wide) > _digits(k) else k
+                for a, b, k in zip(*both, kept, strict=True)
+            ]
+        return kept
+
+    def _following(
+        self, state: optax.OptState, amplitude: Amplitude, which: set[Any]
+    ) -> optax.OptState:
+        """The state with some copies of the parameters as they are at this amplitude."""
+        if not which:
             return state
-        leaves = zip(*map(jax.tree.leaves, (self._fresh(params), state)), self.copies, strict=True)
-        return self.state_def.unflatten(arrays.cast(f, s.dtype) if c else s for f, s, c in leaves)
+        copies = _leaves(self.fresh(amplitude))
+        return jax.tree_util.tree_map_with_path(
+            lambda path, x: _cast(copies[path], x.dtype) if path in which else x, state
+        )
 
-    def _fresh(self, params: Any) -> Any:
-        leaves = zip(jax.tree.leaves(params), self.leaves, strict=True)
-        return self._init(self.treedef.unflatten(arrays.cast(x, y.dtype) for x, y in leaves))
+    def _call(
+        self, grads: optax.Updates, state: optax.OptState, params: optax.Params
+    ) -> tuple[Leaves, optax.OptState]:
+        updates, after = self._update(*self._distinct(grads, state, params))
+        leaves = zip(self.treedef.flatten_up_to(updates), self.v, self.decays, strict=True)
+        return [
+            np.asarray(u) if decays and u is not None else np.zeros(v.shape, np.float32)
+            for u, v, decays in leaves
+        ], after
+
+    def step(
+        self,
+        state: optax.OptState,
+        amplitude: Amplitude,
+        *,
+        factor: float = 1.0,
+        shift: Amplitude = 0.0,
+        other: bool = False,
+        along: bool = False,
+    ) -> tuple[Leaves, optax.OptState]:
+        """The update at amplitude·v for factor·g + shift·v, and the state after it.
+
+        It is one call of tx.update, but for SAM, whose last one undoes the others. `along`
+        moves the references with the parameters, `other` takes other gradients.
+        """
+        grads, params = self._grads(factor, shift, other), self.params(amplitude)
+        which = self.follows | self.references if along else self.follows
+        total, state = self._call(grads, self._following(state, amplitude, which), params)
+        calls = 1
+        while _foreign.is_perturbed(state):
+            tree = self.treedef.unflatten(total)
+            moved = jax.tree.map(lambda p, u: (p + u).astype(p.dtype), params, tree)
+            updates, state = self._call(grads, state, moved)
+            total, calls = [x + u for x, u in zip(total, updates, strict=True)], calls + 1
+        self.calls_per_step = calls
+        return total, state
+
+    def until_moving(
+        self, state: optax.OptState, amplitude: Amplitude, **kwargs: Any
+    ) -> tuple[Leaves, optax.OptState, optax.OptState, int]:
+        """The first update that moves anything, the states before and after it, the calls."""
+        steps = calls = 0
+        while True:
+            updates, after = self.step(state, amplitude, **kwargs)
+            steps, calls = steps + 1, calls + self.calls_per_step
+            if any(map(np.any, updates)) or not any(self.decays) or steps > MAX_STEPS:
+                return updates, state, after, calls
+            state = after
+
+    @functools.cached_property
+    def epsilon(self) -> np.ndarray:
+        """Of the arithmetic on each parameter."""
+        dtypes = zip(self.wide, self.decays, strict=True)
+        return np.array([float(jnp.finfo(d).eps) if decays else 0.0 for d, decays in dtypes])
 
 
-def _twice(factor: float) -> tuple[np.float32, np.float32]:
-    """One argument for each of two updates: XLA would keep in memory what they share."""
-    return np.float32(factor), np.float32(factor)
+def _is_device_array(x: Any) -> bool:
+    return isinstance(x, jax.Array) and not jnp.issubdtype(x.dtype, jax.dtypes.extended)
+
+
+def _leaves(tree: Any) -> dict[Any, Any]:
+    return dict(jax.tree_util.tree_flatten_with_path(tree)[0])
+
+
+def _differ(x: Any, y: Any) -> bool:
+    return is_decayable(x) and bool(np.any(np.asarray(x) != np.asarray(y)))
+
+
+def _cast(x: Any, dtype: Any) -> Any:
+    return x if x.dtype == dtype else x.astype(dtype)
+
+
+def _digits(dtype: Any) -> int:
+    return int(jnp.finfo(dtype).nmant) if jnp.issubdtype(dtype, jnp.inexact) else 0

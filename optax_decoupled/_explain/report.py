@@ -1,6 +1,7 @@
 """What `explain_weight_decay` returns: rows, warnings and their printed table."""
 
 import dataclasses
+import html
 import math
 import re
 import textwrap
@@ -9,9 +10,14 @@ from typing import Any, Literal
 
 import jax.numpy as jnp
 
-Kind = Literal["none", "decoupled", "coupled", "growing"]
+Kind = Literal[
+    "none", "decoupled", "cautious", "toward", "nonlinear", "coupled", "growing", "constrained"
+]
+# Kinds that shrink a parameter, or what it differs by from what it is pulled to.
+DECAYING = ("decoupled", "cautious", "toward", "nonlinear", "coupled")
 
-WIDTH = 100
+WIDTH = 80
+_GAP = "  "
 _MAX_LINES = 40
 _TAIL = 8
 _INTEGER = re.compile(r"\d+")
@@ -26,17 +32,23 @@ class DecayRow:
       shape: its shape.
       dtype: its dtype.
       kind: ``"none"``; ``"decoupled"``: one fraction of every element, whatever the
-        gradients; ``"coupled"``: passes through momentum, preconditioner or a trust
-        ratio, so that the fraction depends on the gradients; ``"growing"``: the wrong
-        sign.
-      decay_per_step: the fraction of the parameter removed by one update
-        (dimensionless): 0.0 for ``"none"``, negative for ``"growing"``, the mean over
-        elements for ``"coupled"`` and for cautious decay.
-      half_life: updates until decay alone has halved the parameter,
-        :math:`\ln 2 / -\ln(1 - c)`; infinite where nothing is removed. Where momentum
-        repeats a decay, :math:`c` is what each of many updates removes; NaN if that
-        depends on their gradients, as with Adam's moments, or on the step, or if the
-        momentum outlasts the decay.
+        gradients; ``"cautious"``: the same, of the elements that the gradients let decay;
+        ``"toward"``: one fraction of the difference from something other than 0, which
+        the state keeps; ``"nonlinear"``: depends on no gradient, but is not one fraction
+        (L1, a clipped or target-norm decay, decay of some elements); ``"coupled"``:
+        passes through momentum, preconditioner or a trust ratio, so that the fraction
+        depends on the gradients; ``"growing"``: the wrong sign; ``"constrained"``: the
+        update holds the norm fixed.
+      decay_per_step: the fraction of the parameter removed by one update that moves it
+        (dimensionless): 0.0 for ``"none"`` and ``"constrained"``, negative for
+        ``"growing"``, the mean over elements for ``"coupled"`` and ``"nonlinear"``, of the
+        elements that decay for ``"cautious"``.
+      half_life: calls of ``tx.update`` until decay alone has halved the parameter,
+        :math:`n \ln 2 / -\ln(1 - c)` where every n-th call moves it; infinite where
+        nothing is removed. Where momentum repeats a decay, :math:`c` is what each of many
+        updates removes; NaN if that depends on their gradients, as with Adam's moments,
+        or on the step, or on the size of the parameter, or if the momentum outlasts the
+        decay.
       lost_to_rounding: whether decay alone changes nothing, because :math:`(1 - c) θ`
         rounds back to :math:`θ` in the parameter's dtype, or in a wider one if the update
         is made of a copy that the optimizer's state keeps.
@@ -51,9 +63,11 @@ class DecayRow:
     lost_to_rounding: bool
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class DecayReport:
     """The weight decay of every parameter; ``print`` it, or use it as data.
+
+    In the printed table names that would read the same end in their index in ``rows``.
 
     Attributes:
       rows: one :class:`DecayRow` for each parameter, in the order of the tree.
@@ -75,10 +89,10 @@ class DecayReport:
             raise ValueError("\n".join(("The weight decay looks wrong:", *self.warnings)))
 
     def __str__(self) -> str:
-        decaying = [row for row in self.rows if row.kind in ("decoupled", "coupled")]
+        decaying = [row for row in self.rows if row.kind in DECAYING]
         counts = f"{len(decaying)} of {len(self.rows)} parameters decay"
         sizes = f"{_weights(decaying):,} of {_weights(self.rows):,} weights"
-        title = f"Weight decay: {counts} ({sizes})."
+        title = textwrap.fill(f"Weight decay: {counts} ({sizes}).", WIDTH)
         remarks = [("! ", text) for text in self.warnings] + [("  ", text) for text in self.notes]
         wrapped = [
             textwrap.fill(text, WIDTH, initial_indent=mark, subsequent_indent="  ")
@@ -86,16 +100,23 @@ class DecayReport:
         ]
         return "\n".join([title, *wrapped, "", *_table(self.rows)])
 
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{html.escape(str(self))}</pre>"
+
 
 def make_row(
-    path: str, leaf: Any, kept_as: Any, kind: Any, decay: float, steady: float
+    path: str, leaf: Any, kept_as: Any, kind: Any, decay: float, steady: float, period: int
 ) -> DecayRow:
     """A row from what one update removes and what each of many does (NaN if that varies).
 
-    `kept_as` is the dtype in which the optimizer keeps the parameter.
+    `kept_as` is the dtype in which the optimizer keeps the parameter, `period` the number
+    of calls that make an update.
     """
     dtype, lost = jnp.result_type(leaf), _lost(steady, kept_as)
-    return DecayRow(path, jnp.shape(leaf), dtype, kind, decay, half_life(steady), lost)
+    life = period * half_life(steady)
+    return DecayRow(path, jnp.shape(leaf), dtype, kind, decay, life, lost)
 
 
 def smallest_change(dtype: Any) -> float:
@@ -124,44 +145,58 @@ def _weights(rows: Sequence[DecayRow]) -> int:
 
 
 def _table(rows: Sequence[DecayRow]) -> list[str]:
-    groups: dict[tuple[Any, ...], list[DecayRow]] = {}
-    for row in rows:
-        template = _INTEGER.sub("#", row.path)
-        rate = f"{row.decay_per_step:.2e}"
-        life = _steps(row.half_life)
-        key = (template, row.shape, row.dtype, row.kind, rate, life, row.lost_to_rounding)
-        groups.setdefault(key, []).append(row)
-    header = ("parameter", "count", "shape", "dtype", "kind", "per update", "half-life", "")
-    cells = [_cells(group) for group in groups.values()]
-    if len(cells) > _MAX_LINES:
-        skipped = len(cells) - _MAX_LINES
-        gap = (f"... {skipped} more lines ...", *[""] * (len(header) - 1))
-        cells = [*cells[: _MAX_LINES - _TAIL], gap, *cells[-_TAIL:]]
-    lines = [header, *cells]
-    return _aligned(lines if any(row.lost_to_rounding for row in rows) else [x[:-1] for x in lines])
+    groups = _groups(rows)
+    lines = [_cells([rows[i] for i in group]) for group in groups]
+    names = _distinct([name for name, *_ in lines], [first for first, *_ in groups])
+    header = ("parameter", "n", "shape", "kind", "decay", "half-life (updates)")
+    widths = [max(map(len, column)) for column in zip(header, *lines, strict=True)]
+    rest = sum(widths[1:]) + len(_GAP) * (len(widths) - 1)
+    widths[0] = max(len(header[0]), min(widths[0], WIDTH - rest))
+    blocks = [_block(name, cells, widths) for name, (_, *cells) in zip(names, lines, strict=True)]
+    return [*_block(header[0], header[1:], widths), *_cut(blocks)]
+
+
+def _groups(rows: Sequence[DecayRow]) -> list[list[int]]:
+    """Indices of rows that share a line: alike, of paths that differ in their integers alone."""
+    groups: dict[tuple[Any, ...], list[int]] = {}
+    for i, row in enumerate(rows):
+        key = (_INTEGER.sub("#", row.path), *_cells([row])[2:])
+        groups.setdefault(key, []).append(i)
+    split = []
+    for group in groups.values():
+        complete = math.prod(map(len, _slots([rows[i] for i in group]))) == len(group)
+        split += [group] if complete else [[i] for i in group]
+    return split
 
 
 def _cells(group: Sequence[DecayRow]) -> tuple[str, ...]:
-    row = group[0]
-    decays = row.kind != "none"
+    row, decays = group[0], group[0].kind not in ("none", "constrained")
+    dtype = "" if row.dtype == jnp.float32 else f" {_short_dtype(row.dtype)}"
+    life = "lost" if row.lost_to_rounding else _steps(row.half_life)
     return (
-        _merged([row.path for row in group]) or "(the array)",
+        _merged(group) or "(the array)",
         str(len(group)),
-        _shortened("x".join(map(str, row.shape)) or "scalar", 16),
-        _shortened(str(row.dtype), 9),
+        _shortened("x".join(map(str, row.shape)) or "scalar", 16 - len(dtype)) + dtype,
         row.kind,
         f"{row.decay_per_step:.2e}" if decays else "",
-        _steps(row.half_life) if decays else "",
-        "lost" if row.lost_to_rounding else "",
+        life if decays else "",
     )
 
 
-def _merged(paths: Sequence[str]) -> str:
+def _short_dtype(dtype: Any) -> str:
+    return jnp.dtype(dtype).name.replace("float", "f").replace("uint", "u").replace("int", "i")
+
+
+def _slots(group: Sequence[DecayRow]) -> list[list[str]]:
+    """The integers at each place of the paths, sorted."""
+    columns = zip(*(_INTEGER.findall(row.path) for row in group), strict=True)
+    return [sorted(set(column), key=lambda digits: (int(digits), digits)) for column in columns]
+
+
+def _merged(group: Sequence[DecayRow]) -> str:
     """Paths that differ only in their integers as one: ``layers/{0..11}/kernel``."""
-    columns = zip(*(_INTEGER.findall(path) for path in paths), strict=True)
-    slots = [sorted(set(column), key=lambda digits: (int(digits), digits)) for column in columns]
-    texts = iter(slot[0] if len(slot) == 1 else _span(slot) for slot in slots)
-    return _INTEGER.sub(lambda _: next(texts), paths[0])
+    texts = iter(slot[0] if len(slot) == 1 else _span(slot) for slot in _slots(group))
+    return _INTEGER.sub(lambda _: next(texts), group[0].path)
 
 
 def _span(digits: Sequence[str]) -> str:
@@ -179,21 +214,35 @@ def _steps(half_life: float) -> str:
     return f"{half_life:,.0f}" if half_life < 1e7 else f"{half_life:.1e}"
 
 
-def _aligned(lines: Sequence[tuple[str, ...]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    gap = "  "
-    rest = sum(widths[1:]) + len(gap) * (len(widths) - 1)
-    widths[0] = max(16, min(widths[0], WIDTH - rest))
-    right = {1, 5, 6}
+def _distinct(names: Sequence[str], indices: Sequence[int]) -> list[str]:
+    """Names that fit the page; those that would read the same end in their row's index."""
+    short = [_shortened(name, WIDTH) for name in names]
     return [
-        gap.join(
-            _shortened(cell, width).rjust(width)
-            if i in right
-            else _shortened(cell, width).ljust(width)
-            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in lines
+        name if short.count(name) == 1 else _shortened(name, WIDTH - len(f" [{i}]")) + f" [{i}]"
+        for name, i in zip(short, indices, strict=True)
     ]
+
+
+def _block(name: str, cells: Sequence[str], widths: Sequence[int]) -> list[str]:
+    """A row of the table; above it the name, where that is too long to stand in it."""
+    above = [name] if len(name) > widths[0] else []
+    aligned = [
+        cell.rjust(width) if i in (0, 3, 4) else cell.ljust(width)
+        for i, (cell, width) in enumerate(zip(cells, widths[1:], strict=True))
+    ]
+    line = _GAP.join((("" if above else name).ljust(widths[0]), *aligned))
+    return [*above, line.rstrip()]
+
+
+def _cut(blocks: Sequence[list[str]]) -> list[str]:
+    """The first and the last rows, if there are too many lines."""
+    height = max(map(len, blocks), default=1)
+    most, tail = _MAX_LINES // height, _TAIL // height
+    skipped = len(blocks) - most
+    if skipped > 0:
+        gap = [f"... {skipped} more lines ..."]
+        blocks = [*blocks[: most - tail], gap, *blocks[len(blocks) - tail :]]
+    return [line for block in blocks for line in block]
 
 
 def _shortened(text: str, width: int) -> str:

@@ -2,15 +2,21 @@
 
 import re
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+import optax
 
-from optax_decoupled._decay import DecoupledWeightDecayState
+from optax_decoupled import _foreign
+from optax_decoupled._checks import PYTORCH_SCALE
+from optax_decoupled._decay import DecoupledWeightDecayState, PulledWeightDecayState
 from optax_decoupled._explain.probe import MAX_STEPS
-from optax_decoupled._explain.report import DecayRow, half_life, smallest_change
+from optax_decoupled._explain.report import DecayRow, smallest_change
+from optax_decoupled._explain.verdict import Findings
 from optax_decoupled._masks import are_biases_or_norms
+from optax_decoupled._paths import listing
+from optax_decoupled._types import PyTree
 
 _MASK_CALLED = (
     "The mask function did not reach the optimizer: optax.inject_hyperparams takes every callable "
@@ -19,7 +25,9 @@ _MASK_CALLED = (
 )
 _NOTHING = (
     "Nothing decays: the optimizer has no weight decay, its coefficient is 0 at this update, or "
-    "its mask selects no parameter. Check weight_decay and mask, or pass the state of a later step."
+    "its mask selects no parameter. Check weight_decay and mask, or pass the state of a later "
+    "step. An L2 penalty inside the loss cannot be seen here; add its gradient in the optimizer "
+    "instead, optax.chain(l2_to_grad(l2), tx), and it can."
 )
 _STILL = (
     "Nothing decays within {} updates, none of which moves anything. If later ones do, pass the "
@@ -44,6 +52,11 @@ _COUPLED = (
     "ratio, so the fraction removed depends on the gradients. For decoupled decay use adamw, sgdw "
     "or decouple(inner, weight_decay)."
 )
+_UNITS = (
+    "One update removes {:.2g} of {}, or more. That looks like a PyTorch value, which is "
+    "multiplied by the learning rate; the paper's best values are 1e-5 to 1e-3. Check the units of "
+    "weight_decay (weight_decay_from_pytorch)."
+)
 _UNWANTED = (
     "Biases, scales or norm parameters decay: {}. Pass mask=decay_mask (or decay_rules) unless "
     "this is intended."
@@ -62,130 +75,175 @@ _LOST = (
     "and an update removes {:.2g}. Keep the parameters in a wider dtype, or apply the updates with "
     "apply_updates_with_stochastic_rounding."
 )
+_NONLINEAR = (
+    "The decay of {} depends on no gradient, but is not one fraction of every element: an L1 or "
+    "clipped decay, one to a target norm, or decay of some elements only. Its half-life depends on "
+    "the weights."
+)
+_LATER = (
+    "Measured at update {} from this state: before it nothing moves (a warmup from 0, or gradient "
+    "accumulation)."
+)
+_PERIOD = (
+    "{} calls of update make one that counts: the decay is what that one removes, half-lives count "
+    "the calls."
+)
+_CAUTIOUS = (
+    "Cautious decay: in this update {:.0%} of the elements decay, each by this fraction. "
+    "Half-lives are of those that always do."
+)
+_TOWARD = (
+    "Pulled to values that the state keeps, and not to 0: {}. Fractions are of the difference."
+)
+_CONSTRAINED = "The update holds a norm fixed, so no decay can change it: {}."
+_COPIES = "The state keeps copies of the parameters; they were probed together with them."
+_SYNTHETIC = (
+    "Coupled fractions depend on the gradients, here synthetic ones of size 1; pass grads= to use "
+    "yours."
+)
+_SAMPLED = (
+    "Measured on a sample of the elements: where a coupled decay passes through a norm (clipping, "
+    "a trust ratio), its fraction differs at full size."
+)
+_REPEATED = (
+    "Momentum and moments repeat a coupled decay in later updates. Fractions are those of one "
+    "update alone; half-lives count the later ones, unless those vary."
+)
+_SMALL = (
+    "The decay of {} is below 1e-07 per update. If it should be more: schedule is a multiplier, 1 "
+    "for a full step, and not a learning rate (split_schedule makes it of one); early in a warmup "
+    "it is small."
+)
+_VECTORS = (
+    "Every parameter decays, those of one axis too: {}. Biases and scales are usually spared; "
+    "where decay_mask does not know their names, pass a mask of your own or decay_rules."
+)
 # Arguments that are masks: mask, weight_decay_mask, but not mask_probability.
 _MASK_NAME = re.compile(r"(^|_)mask$")
 # A decay that leaves half of a weight after seven million updates is seldom meant.
 _FAINT = 1e-7
+# No weight decay changes a weight by more in one update.
+_LARGEST = 0.25
+# From here on a fraction looks like PyTorch's, less what rounding takes.
+_PYTORCH = PYTORCH_SCALE * (1 - 1e-3)
 
 
-def warnings(
-    rows: Sequence[DecayRow],
-    *,
-    broken: Sequence[DecayRow],
-    double: Sequence[DecayRow],
-    gave_up: bool,
-    state: Any,
-) -> tuple[str, ...]:
-    """One text for each thing that is wrong.
-
-    Args:
-      rows: all parameters.
-      broken: those whose update is not finite.
-      double: those with L2 and decoupled decay.
-      gave_up: whether no update that moves anything was found.
-      state: the optimizer state, or its shapes; only its structure is looked at.
-    """
-    coupled = [row for row in _of_kind(rows, "coupled") if row not in double]
+def warnings(rows: Sequence[DecayRow], found: Findings, state: optax.OptState) -> tuple[str, ...]:
+    """One text for each thing that is wrong. Of the state only the structure is looked at."""
+    broken, double = _chosen(rows, ~found.finite), _chosen(rows, found.double)
+    texts = [_MASK_CALLED] if _mask_was_called(state) else []
+    if not broken and all(row.kind == "none" for row in rows):
+        texts.append(_STILL.format(MAX_STEPS) if found.silent is None else _NOTHING)
     named = (
         (_BROKEN, broken),
         (_OURS_GROWING if _holds_our_decay(state) else _GROWING, _of_kind(rows, "growing")),
         (_DOUBLE, double),
-        (_COUPLED, coupled),
-        (_UNWANTED, [row for row in rows if row.decay_per_step > 0 and _is_bias_or_norm(row)]),
-        (_LARGE, [row for row in rows if abs(row.decay_per_step) > 0.25]),
+        (_COUPLED, [row for row in _of_kind(rows, "coupled") if row not in double]),
+        (_NONLINEAR, _of_kind(rows, "nonlinear")),
+        (_UNWANTED, _unwanted(rows)),
+        (_LARGE, [row for row in rows if abs(row.decay_per_step) > _LARGEST]),
     )
-    texts = [_MASK_CALLED] if _mask_was_called(state) else []
-    if not broken and all(row.kind == "none" for row in rows):
-        texts.append(_STILL.format(MAX_STEPS) if gave_up else _NOTHING)
     texts += [text.format(_listing(chosen)) for text, chosen in named if chosen]
-    lost = [row for row in rows if row.lost_to_rounding]
-    return (*texts, _lost_warning(lost)) if lost else tuple(texts)
+    return *texts, *_units_warning(rows), *_lost_warning(rows)
 
 
 def notes(
-    rows: Sequence[DecayRow],
-    still: Sequence[DecayRow],
-    steps: int,
-    *,
-    has_copies: bool,
-    synthetic: bool,
+    rows: Sequence[DecayRow], found: Findings, *, has_copies: bool, synthetic: bool, sampled: bool
 ) -> tuple[str, ...]:
     """How the numbers were measured, where that is not obvious.
 
     Args:
       rows: all parameters.
-      still: those that the update does not move.
-      steps: updates that were skipped because they move nothing.
+      found: the measurements.
       has_copies: whether the state keeps copies of the parameters.
       synthetic: whether the gradients are synthetic.
+      sampled: whether the arrays were samples.
     """
-    faint = [row for row in _of_kind(rows, "decoupled") if abs(row.decay_per_step) < _FAINT]
+    still, coupled = _chosen(rows, ~found.moves), _of_kind(rows, "coupled")
     texts = (
-        (
-            steps > 0,
-            f"Measured at update {steps + 1} from this state: before it nothing moves (a warmup "
-            "from 0, or gradient accumulation).",
-        ),
+        (found.silent, _LATER.format((found.silent or 0) + 1)),
+        (found.period > 1, _PERIOD.format(found.period)),
         (0 < len(still) < len(rows), f"Not moved by this update: {_listing(still)}."),
-        (
-            has_copies,
-            "The state keeps copies of the parameters; they were probed together with them.",
-        ),
-        (
-            synthetic and _of_kind(rows, "coupled"),
-            "Coupled fractions depend on the gradients, here synthetic ones of size 1; pass "
-            "grads= to use yours.",
-        ),
-        (
-            any(x.half_life != half_life(x.decay_per_step) for x in _of_kind(rows, "coupled")),
-            "Momentum and moments repeat a coupled decay in later updates. Fractions are those of "
-            "one update alone; half-lives count the later ones, unless those vary.",
-        ),
-        (
-            faint,
-            f"The decay of {_listing(faint)} is below {_FAINT:.0e} per update. If it should be "
-            "more: schedule is a multiplier, 1 for a full step, and not a learning rate "
-            "(split_schedule makes it of one); early in a warmup it is small.",
-        ),
+        (has_copies, _COPIES),
+        (synthetic and coupled, _SYNTHETIC),
+        (sampled and coupled, _SAMPLED),
+        (coupled and _is_repeated(found), _REPEATED),
     )
-    return tuple(text for applies, text in texts if applies)
+    return (*(text for applies, text in texts if applies), *_notes_on_kinds(rows, found))
 
 
-def _listing(rows: Sequence[DecayRow], limit: int = 3) -> str:
-    more = f" and {len(rows) - limit} more" if len(rows) > limit else ""
-    return ", ".join(repr(row.path) for row in rows[:limit]) + more
+def _notes_on_kinds(rows: Sequence[DecayRow], found: Findings) -> list[str]:
+    share = found.share[found.kind == "cautious"]
+    faint = [row for row in _of_kind(rows, "decoupled") if abs(row.decay_per_step) < _FAINT]
+    texts = [_CAUTIOUS.format(float(np.mean(share)))] if share.size else []
+    named = (
+        (_TOWARD, _of_kind(rows, "toward")),
+        (_CONSTRAINED, _of_kind(rows, "constrained")),
+        (_SMALL, faint),
+        (_VECTORS, _vectors_if_all_decay(rows)),
+    )
+    return texts + [text.format(_listing(chosen)) for text, chosen in named if chosen]
+
+
+def _is_repeated(found: Findings) -> bool:
+    """Whether later updates repeat a coupled decay, or may."""
+    return bool(np.any((found.fraction != found.steady) & (found.kind == "coupled")))
+
+
+def _chosen(rows: Sequence[DecayRow], mask: np.ndarray) -> list[DecayRow]:
+    return [row for row, take in zip(rows, mask, strict=True) if take]
+
+
+def _listing(rows: Sequence[DecayRow]) -> str:
+    return listing([row.path for row in rows], limit=3)
 
 
 def _of_kind(rows: Sequence[DecayRow], kind: str) -> list[DecayRow]:
     return [row for row in rows if row.kind == kind]
 
 
-def _is_bias_or_norm(row: DecayRow) -> bool:
-    return are_biases_or_norms([tuple(row.path.split("/"))])[0]
+def _unwanted(rows: Sequence[DecayRow]) -> list[DecayRow]:
+    spared = are_biases_or_norms([tuple(row.path.split("/")) for row in rows])
+    both = zip(rows, spared, strict=True)
+    return [row for row, is_spared in both if is_spared and row.decay_per_step > 0]
 
 
-def _lost_warning(lost: Sequence[DecayRow]) -> str:
+def _vectors_if_all_decay(rows: Sequence[DecayRow]) -> list[DecayRow]:
+    """Parameters of one axis or none, where nothing is spared and there are matrices too."""
+    decaying = [row for row in rows if jnp.issubdtype(row.dtype, jnp.inexact)]
+    vectors = [row for row in decaying if len(row.shape) < 2]
+    spared = any(row.decay_per_step <= 0 for row in decaying)
+    return [] if spared or len(vectors) == len(decaying) or _unwanted(rows) else vectors
+
+
+def _units_warning(rows: Sequence[DecayRow]) -> list[str]:
+    """As the constructors of this package warn, whoever made the optimizer."""
+    known = ("decoupled", "cautious", "toward")
+    high = [row for row in rows if row.kind in known and _PYTORCH <= row.decay_per_step <= _LARGEST]
+    smallest = min((row.decay_per_step for row in high), default=0.0)
+    return [_UNITS.format(smallest, _listing(high))] if high else []
+
+
+def _lost_warning(rows: Sequence[DecayRow]) -> list[str]:
+    lost = [row for row in rows if row.lost_to_rounding]
+    if not lost:
+        return []
     dtype = max((row.dtype for row in lost), key=lambda dtype: float(jnp.finfo(dtype).eps))
     largest = max(abs(row.decay_per_step) for row in lost if row.dtype == dtype)
-    return _LOST.format(_listing(lost), dtype, smallest_change(dtype), largest)
+    return [_LOST.format(_listing(lost), dtype, smallest_change(dtype), largest)]
 
 
-def _mask_was_called(state: Any) -> bool:
+def _mask_was_called(state: optax.OptState) -> bool:
     """Whether inject_hyperparams holds a lone value for a mask: a function's of the step."""
-
-    def is_injected(node: Any) -> bool:
-        return isinstance(getattr(node, "hyperparams", None), dict)
-
-    injected = filter(is_injected, jax.tree.leaves(state, is_leaf=is_injected))
     return any(
         _MASK_NAME.search(name) and jax.tree_util.treedef_is_leaf(jax.tree.structure(value))
-        for node in injected
-        for name, value in node.hyperparams.items()
+        for hyperparams in _foreign.injected(state)
+        for name, value in hyperparams.items()
     )
 
 
-def _holds_our_decay(state: Any) -> bool:
-    def is_ours(node: Any) -> bool:
-        return isinstance(node, DecoupledWeightDecayState)
+def _holds_our_decay(state: optax.OptState) -> bool:
+    def is_ours(node: PyTree) -> bool:
+        return isinstance(node, DecoupledWeightDecayState | PulledWeightDecayState)
 
     return any(map(is_ours, jax.tree.leaves(state, is_leaf=is_ours)))

@@ -1,0 +1,100 @@
+"""What is passed to `explain_weight_decay`, checked; and errors of the optimizer, told."""
+
+import reprlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.core
+import jax.numpy as jnp
+import optax
+
+from optax_decoupled import _foreign
+from optax_decoupled._paths import named_leaves
+
+INIT = "tx.init fails on these params"
+UPDATE = "tx.update(grads, state, params) fails"
+BIND = (
+    "\nIf it needs more arguments, bind them: "
+    "optax.GradientTransformation(tx.init, functools.partial(tx.update, value=...))."
+)
+NOT_SAMPLED = (
+    "tx cannot be measured on samples of these {:,} weights, because it holds arrays of their "
+    "shapes or depends on their number, and they are too many to measure it on all. Explain it for "
+    "fewer or narrower layers of the same names."
+)
+_INJECT_HINT = (
+    "A mask function under optax.inject_hyperparams is taken for a schedule, unless it is named "
+    'in static_args=("mask",).'
+)
+
+
+def check_arguments(tx: object, *trees: object) -> None:
+    if not (callable(getattr(tx, "init", None)) and callable(getattr(tx, "update", None))):
+        raise TypeError(
+            f"tx={reprlib.repr(tx)} must be an optax.GradientTransformation (init and update), and "
+            "the first argument: explain_weight_decay(tx, params). Call the optimizer's factory "
+            "first, e.g. optax.adamw(1e-3)."
+        )
+    if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(trees)):
+        raise TypeError(
+            "explain_weight_decay got traced arrays, but it reports numbers. Call it outside "
+            "jit, grad and scan; tx.update may be a jitted function."
+        )
+
+
+def told(function: Callable[..., Any], what: str, way_out: str, *arguments: Any) -> Any:
+    """The function's result, or a ValueError that shows its error."""
+    try:
+        return function(*arguments)
+    except Exception as error:
+        known = "static_args" in str(error) or not _foreign.came_through_injection(error)
+        hint = "" if known else f" {_INJECT_HINT}"
+        text = f"{what} with {type(error).__name__}: {error}{hint}{way_out}"
+        raise ValueError(text) from error
+
+
+def fitting(state: optax.OptState, expected: Sequence[optax.OptState]) -> optax.OptState:
+    """The one of the expected states that has the structure and shapes of this one."""
+    for like in expected:
+        if same_structure(state, like):
+            check_shapes("state", state, like)
+            return like
+    given, own = ({"/".join(p) for p, _ in named_leaves(tree)[0]} for tree in (state, expected[0]))
+    differences = [f"{path!r} is missing" for path in sorted(own - given)]
+    differences += [f"{path!r} is unexpected" for path in sorted(given - own)]
+    raise ValueError(
+        "state is not what this tx has for these params: "
+        f"{', '.join(differences[:3]) or 'its containers are of other types'}. "
+        "Pass tx.init(params) or a later state of the same optimizer; that of Flax's nnx.Optimizer "
+        "is its opt_state, for nnx.state(model, nnx.Param) as params."
+    )
+
+
+def per_parameter(grads: optax.Updates | None, treedef: Any) -> list[Any]:
+    """The gradients in the order of the parameters; None without any."""
+    if grads is None:
+        return [None] * treedef.num_leaves
+    try:
+        return treedef.flatten_up_to(grads)
+    except ValueError as error:
+        raise ValueError(
+            f"grads has the structure {jax.tree.structure(grads)}; it must be that of "
+            f"params, {treedef}. Pass what you pass to tx.update, or None."
+        ) from error
+
+
+def same_structure(tree: Any, other: Any) -> bool:
+    return jax.tree.structure(tree) == jax.tree.structure(other)
+
+
+def check_shapes(name: str, tree: Any, expected: Any) -> None:
+    """Where both have a leaf, it must have the same shape."""
+    wanted = dict(named_leaves(expected)[0])
+    for path, leaf in named_leaves(tree)[0]:
+        shape = jnp.shape(wanted.get(path, leaf))
+        if jnp.shape(leaf) != shape:
+            raise ValueError(
+                f"{name} at {'/'.join(path)!r} has shape {jnp.shape(leaf)}; for these params it "
+                f"must be {shape}. Pass what belongs to the same parameters, or None."
+            )

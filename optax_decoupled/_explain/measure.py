@@ -1,0 +1,262 @@
+r"""Measurements of a few updates, a number for each parameter.
+
+Half the difference of the updates at :math:`+v` and :math:`-v` is the part that is odd in
+the parameters, :math:`-c v` for decoupled decay. Factors that depend on the size of the
+parameters (trust ratios, parameter scales) are even and cancel; v is synthetic, so biases
+that start at zero are seen too. Decay is coupled if that part is remembered by the state,
+or depends on the gradients.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import optax
+
+from optax_decoupled._explain.probe import Amplitude, Leaves, Probe
+
+# Gradients at the large amplitude are scaled down, so a decay that depends on them shows.
+FAINT = 2.0**-6
+# Two fractions that differ by more, relative, are different; rounding comes on top.
+TOLERANCE = 1e-2
+# The amplitude at which momentum and squared gradients both show L2, from 1e-7 to 1.
+_MEMORABLE = 2.0**12
+# A memory smaller than this, relative to the next update, is rounding.
+_ROUNDING = 1e-5
+# The decoupled part that counts, relative to the whole fraction.
+_SIGNIFICANT = 0.05
+# L2 coefficients that are tried: the last two tell a linear response from a saturated one.
+_COEFFICIENTS = (2.0**-20, 1.0, 2.0**10)
+# Energies of a cautious decay: of the elements that are let alone, of those that are not.
+_ONE_SIDED = 0.05
+# The elements that opposite gradients must choose differently.
+_TURNS = 0.05
+_TINY = 1e-300
+
+
+class Response(NamedTuple):
+    """Two updates at opposite parameters, and d, half their difference, for each leaf.
+
+    Attributes:
+      pair: the updates.
+      odd: d.
+      fraction: the c of the best fit d = -c·v.
+      size: the norm of d.
+      residual: the norm of d + c·v, relative to that of d.
+      update: the norm of the updates.
+      extent: the norm of the parameters.
+      own_noise: the norm of d that rounding of the updates may cause.
+      noise: the norm of d that any rounding may cause.
+      fraction_noise: the same as a fraction.
+    """
+
+    pair: tuple[Leaves, Leaves]
+    odd: Leaves
+    fraction: np.ndarray
+    size: np.ndarray
+    residual: np.ndarray
+    update: np.ndarray
+    extent: np.ndarray
+    own_noise: np.ndarray
+    noise: np.ndarray
+    fraction_noise: np.ndarray
+
+
+class Memory(NamedTuple):
+    """What later updates remember of the parameters, for each leaf, float64[n].
+
+    Attributes:
+      remembered: whether the next update depends on the parameters of this one.
+      leak: how much, as a fraction of them; positive if it shrinks them.
+      second: the fraction removed by the second of two updates at natural amplitude.
+      decoupled: the part of the immediate fraction that neither gradients nor the size of
+        the parameters explain.
+    """
+
+    remembered: np.ndarray
+    leak: np.ndarray
+    second: np.ndarray
+    decoupled: np.ndarray
+
+
+def response(p: Probe, state: optax.OptState, amplitude: Amplitude, **kwargs: Any) -> Response:
+    plus, minus = (p.until_moving(state, s * amplitude, **kwargs)[0] for s in (1, -1))
+    odd = [(a - b) / 2 for a, b in zip(plus, minus, strict=True)]
+    vv, dd, dv = _dot(p.v, p.v), _dot(odd, odd), _dot(odd, p.v)
+    update = np.sqrt((_dot(plus, plus) + _dot(minus, minus)) / 2)
+    extent = amplitude * np.sqrt(vv) + _TINY
+    own_noise = 16 * p.epsilon * update
+    # A transform with copies of the parameters may return the difference of two.
+    noise = own_noise + (4 * p.epsilon * extent if p.follows else 0.0)
+    return Response(
+        pair=(plus, minus),
+        odd=odd,
+        fraction=-dv / (extent * np.sqrt(vv) + _TINY),
+        size=np.sqrt(dd),
+        residual=np.sqrt(np.clip(1 - dv**2 / (vv * dd + _TINY), 0, 1)),
+        update=update,
+        extent=extent,
+        own_noise=own_noise,
+        noise=noise,
+        fraction_noise=noise / extent,
+    )
+
+
+def is_odd(p: Probe, found: Response) -> np.ndarray:
+    """Whether d is more than rounding: too large, or too straight, for it."""
+    sizes = np.array([v.size for v in p.v], int)
+    straight = (found.residual < 0.5) & (sizes >= 16)
+    return (found.size > found.noise) | (straight & (found.size > found.own_noise))
+
+
+def is_cautious(
+    p: Probe, start: optax.OptState, large: np.ndarray, at_large: Response
+) -> tuple[np.ndarray, np.ndarray]:
+    """Whether elements decay only where the gradients let them, and the share that does.
+
+    At opposite parameters it is the other elements' turn, so of the fractions removed there
+    one is 0; at the next update too, when Adam's steps differ in size; and opposite
+    gradients choose others.
+    """
+    one_sided, share = _one_sided(p, at_large)
+    if not one_sided.any():
+        return one_sided, share
+    after = p.until_moving(start, p.natural)[2]
+    one_sided &= _one_sided(p, response(p, after, large, factor=FAINT, other=True))[0]
+    opposite = (p.until_moving(start, large, factor=factor)[0] for factor in (16.0, -16.0))
+    chosen = [[x > np.max(x, initial=0) / 2 for x in _removed(p, u, 1)] for u in opposite]
+    turns = [np.mean(a != b) if a.size else 0.0 for a, b in zip(*chosen, strict=True)]
+    return one_sided & (np.array(turns) > _TURNS), share
+
+
+def _one_sided(p: Probe, found: Response) -> tuple[np.ndarray, np.ndarray]:
+    both = [_removed(p, u, sign) for u, sign in zip(found.pair, (1, -1), strict=True)]
+    both = [np.abs(pair) for pair in zip(*both, strict=True)]
+    less, more = [x.min(0) for x in both], [x.max(0) for x in both]
+    share = [np.mean(x[0] > x[1]) if x.size else 0.0 for x in both]
+    return _dot(less, less) < _ONE_SIDED * _dot(more, more), np.array(share)
+
+
+def holds_norm(p: Probe, start: optax.OptState, at_natural: Response) -> np.ndarray:
+    """Whether θ + u has the norm of θ, or one that does not depend on θ.
+
+    Asked where an update is a quarter and a half of θ: of small ones rounding hides it.
+    """
+    vv = _dot(p.v, p.v)
+    unit = 4 * at_natural.update / (np.sqrt(vv) + _TINY)
+    unit = np.where((unit > 0) & np.isfinite(unit), unit, p.natural)
+    held, norms = np.ones_like(unit, bool), []
+    for amplitude in (unit, unit / 2):
+        update = p.until_moving(start, amplitude)[0]
+        uu, gain = _dot(update, update), 2 * amplitude * _dot(update, p.v)
+        held &= (abs(uu + gain) < TOLERANCE * uu) & (uu > 0)
+        norms.append(amplitude**2 * vv + uu + gain)
+    constant = (abs(norms[0] - norms[1]) < 1e-3 * norms[0]) & (at_natural.update > 0)
+    return held | constant
+
+
+def depends_on_no_gradient(p: Probe, start: optax.OptState) -> np.ndarray:
+    """Whether other gradients leave d as it is, where it is not 0.
+
+    After an update: at its first, Adam takes steps of one size whatever the gradients.
+    """
+    after = p.until_moving(start, p.natural)[2]
+    one = response(p, after, p.natural)
+    other = response(p, after, p.natural, other=True)
+    change = [a - b for a, b in zip(one.odd, other.odd, strict=True)]
+    noise = one.noise + other.noise
+    same = np.sqrt(_dot(change, change)) < TOLERANCE * one.size + noise
+    return same & (one.size > noise)
+
+
+def measure_memory(
+    p: Probe, start: optax.OptState, large: np.ndarray, at_large: Response
+) -> Memory:
+    """Compares the updates that follow one at +v with those that follow one at -v."""
+    zero, c = np.zeros_like(p.natural), at_large.fraction
+    vv = _dot(p.v, p.v) + _TINY
+
+    def two_steps(first: np.ndarray, shift: np.ndarray, second: np.ndarray) -> np.ndarray:
+        u1, state = p.step(start, first, shift=shift)
+        u2 = p.until_moving(state, second, other=True)[0]
+        return np.array([_dot(u1, p.v) / vv, _dot(u2, p.v) / vv, np.sqrt(_dot(u2, u2) / vv)])
+
+    def odd_part(first: np.ndarray, shift: np.ndarray = zero, flip: bool = False) -> np.ndarray:
+        """Of the first update, and of the one that follows; and the size of that."""
+        opposite = (first, -shift) if shift.any() else (-first, shift)
+        plus = two_steps(first, shift, p.natural)
+        minus = two_steps(*opposite, -p.natural if flip else p.natural)
+        return np.array([(minus[0] - plus[0]) / 2, (minus[1] - plus[1]) / 2, plus[2]])
+
+    _, leak, size = odd_part(np.full_like(zero, _MEMORABLE))
+    remembered = abs(leak) > _ROUNDING * size
+    _, second, scale = odd_part(p.natural, flip=True) / p.natural
+    decoupled = zero
+    if remembered.any():
+        remembers = odd_part(large)[1] / large
+        as_l2 = [odd_part(p.natural, k * large)[:2] / large for k in _COEFFICIENTS]
+        decoupled = _beside_l2(c, remembers, np.array(as_l2))
+        decoupled = np.where(remembered & (decoupled > at_large.fraction_noise), decoupled, 0.0)
+        if decoupled.any():  # unless steps grow with the parameters: then L2 explains more there
+            most = odd_part(large, _COEFFICIENTS[-1] * large)[0] / large
+            explains_it = c - most < _SIGNIFICANT * c
+            decoupled = np.where(explains_it & (most > 8 * as_l2[-1][0]), 0.0, decoupled)
+    second = np.where(abs(second) > 1e-6 * scale, abs(second), 0.0)
+    return Memory(remembered, leak, second, decoupled)
+
+
+def _beside_l2(fraction: np.ndarray, leak: np.ndarray, as_l2: np.ndarray) -> np.ndarray:
+    """The decoupled part beside L2, 0 where L2 alone explains what was measured.
+
+    Pure L2 of coefficient k acts as a gradient k·v: some k explains both the fraction
+    and the leak. With a decoupled part there is none. Either the fraction is out of
+    reach (a preconditioner limits the step of L2, not that of decay), or, if the
+    response is linear in k, fraction and leak ask for different ones.
+    """
+    fractions, leaks = as_l2.swapaxes(0, 1)
+    most, most_leak = fractions.max(0), abs(leaks).max(0)
+    out_of_reach = (fraction > most) & (abs(leak) < 1.1 * most_leak)
+    linear = fractions[-1] > 0.9 * _COEFFICIENTS[-1] / _COEFFICIENTS[-2] * fractions[-2]
+    share = np.divide(leak, leaks[-1], out=np.ones_like(leak), where=leaks[-1] != 0)
+    of_l2 = np.where(linear, share * fractions[-1], np.where(out_of_reach, most, fraction))
+    rest = fraction - of_l2
+    valid = (fraction > 0) & np.isfinite(as_l2).all((0, 1)) & np.isfinite(leak)
+    return np.where(valid & (rest > _SIGNIFICANT * fraction), rest, 0.0)
+
+
+def steady_fraction(p: Probe, start: optax.OptState) -> np.ndarray:
+    """What momentum adds up to: the fraction that each of many updates removes.
+
+    While the parameters are held, the fraction grows towards it by a geometric series, of
+    which three terms tell the limit. NaN if they are not of one, or of one so slow that the
+    parameters would not stay as they are.
+    """
+    removed = np.zeros((3, len(p.v)))
+    for sign in (1, -1):
+        state = start
+        for i in range(3):
+            update, _, state, _ = p.until_moving(state, sign * p.natural)
+            removed[i] -= sign * _dot(update, p.v) / (2 * _dot(p.v, p.v) * p.natural + _TINY)
+    first, _, third = removed
+    steps = np.diff(removed, axis=0)
+    constant = (abs(steps) < 1e-3 * abs(first)).all(0)
+    ratio = steps[1] / steps[0]
+    limit = third + steps[1] * ratio / (1 - ratio)
+    slow = abs(limit) > 0.05 * (1 - ratio)
+    geometric = (ratio >= 0) & (ratio < 1) & ~slow & (abs(steps[0]) < 1.01 * abs(first))
+    return np.where(constant, third, np.where(geometric, limit, np.nan))
+
+
+def _removed(p: Probe, updates: Leaves, sign: int) -> Leaves:
+    """How much less of v each element of ±v has after an update."""
+    pairs = zip(updates, p.v, strict=True)
+    return [-sign * np.real(u * np.conj(v)) / np.float64(abs(v) ** 2) for u, v in pairs]
+
+
+def _dot(xs: Leaves, ys: Leaves) -> np.ndarray:
+    """The inner product of each pair of leaves, in float64."""
+    return np.array([_inner(x, y) for x, y in zip(xs, ys, strict=True)], float)
+
+
+def _inner(x: np.ndarray, y: np.ndarray) -> float:
+    x, y = (np.asarray(a, np.result_type(a, np.float64)).ravel() for a in (x, y))
+    return float(np.real(np.vdot(x, y)))

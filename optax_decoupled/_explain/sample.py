@@ -1,0 +1,159 @@
+"""Small samples of parameters, and whether an optimizer does the same with them.
+
+What decays, and how, seldom depends on the number of elements. Where it does, the
+program of the optimizer shows it: other operations, or another scalar among them.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend import core
+
+from optax_decoupled._dtypes import is_decayable
+
+Shape = tuple[int, ...]
+# A traced function, and what it is compared by.
+Jaxpr = Any
+Fingerprint = list[tuple[Any, ...]]
+
+# Elements of a sample, and whether a matrix keeps the ratio of its sides (Muon scales by it)
+# or is at least 128 wide (from where on Adafactor factors).
+_SAMPLES = ((2**12, True), (2**14, False), (2**17, True))
+# Axes but the two longest (of stacked layers, of a convolution) are cut to this length.
+_SHORT = 4
+
+
+def samples(shapes: Sequence[Shape]) -> Iterator[list[Shape]]:
+    """Shapes to try instead of these, the smallest first; at last these themselves."""
+    tried = []
+    for most, in_ratio in _SAMPLES:
+        small = [_small(shape, most, in_ratio) for shape in shapes]
+        if small not in tried:
+            tried.append(small)
+            yield small
+    if list(shapes) not in tried:
+        yield list(shapes)
+
+
+def _small(shape: Shape, most: int, in_ratio: bool) -> Shape:
+    """The shape with shorter axes, which keep their order by length."""
+    if math.prod(shape) <= most:
+        return shape
+    long = sorted(range(len(shape)), key=lambda i: -shape[i])[:2]
+    small = [n if i in long else min(n, _SHORT) for i, n in enumerate(shape)]
+    a, b = ([shape[i] for i in long] + [1])[:2]
+    unit = math.gcd(a, b)
+    k = min(unit, math.isqrt(most * unit**2 // (a * b)))
+    side = math.isqrt(most)
+    sides = (a // unit * k, b // unit * k)
+    if b == 1 or not in_ratio or not k:
+        sides = (min(a, most if b == 1 else side + (a != b)), min(b, side))
+    for i, n in zip(long, sides, strict=False):
+        small[i] = n
+    return tuple(small)
+
+
+def fingerprint(jaxpr: Jaxpr) -> Fingerprint:
+    """The operations of a traced function and its scalars, without shapes."""
+    constants = [(np.shape(x), np.size(x) == 1 and _number(x)) for x in jaxpr.consts]
+    return [("constants", *constants), *_operations(jaxpr.jaxpr)]
+
+
+def _operations(jaxpr: Jaxpr) -> Iterator[tuple[Any, ...]]:
+    terms: dict[Any, int] = {}  # of each sum
+    for equation in jaxpr.eqns:
+        name, inputs = equation.primitive.name, equation.invars
+        count = _terms(equation, terms)
+        if count and name not in ("div", "mul"):
+            terms[equation.outvars[0]] = count
+        scalars = [_number(x.val) for x in inputs if isinstance(x, core.Literal)]
+        if count and scalars in ([repr(float(count))], [repr(float(np.float32(1 / count)))]):
+            scalars = ["mean"]
+        options = [x for x in equation.params.values() if isinstance(x, bool | int | float | str)]
+        kinds = [(v.aval.ndim, v.aval.dtype) for v in equation.outvars if hasattr(v.aval, "ndim")]
+        yield name, *kinds, *scalars, *options
+        for inner in core.jaxprs_in_params(equation.params):
+            closed = getattr(inner, "jaxpr", inner)
+            yield from _operations(closed)
+
+
+def _terms(equation: Any, terms: dict[Any, int]) -> int:
+    """Of how many elements the first input is a sum, 0 if it is none."""
+    (first, *_), name = (*equation.invars, None), equation.primitive.name
+    if name == "reduce_sum":
+        return first.aval.size // max(equation.outvars[0].aval.size, 1)
+    if name in ("convert_element_type", "broadcast_in_dim", "reshape", "squeeze", "div", "mul"):
+        return 0 if first is None or isinstance(first, core.Literal) else terms.get(first, 0)
+    return 0
+
+
+def _number(x: Any) -> str:
+    """A scalar as text, for NaN is not NaN."""
+    return repr(np.asarray(x).item()) if np.size(x) == 1 and _is_plain(x) else str(x)
+
+
+def _is_plain(x: Any) -> bool:
+    return not jnp.issubdtype(jnp.result_type(x), jax.dtypes.extended)
+
+
+def sampled(x: Any, shape: Shape) -> Any:
+    """Elements of an array at even distances, of those that this process holds."""
+    if isinstance(x, jax.ShapeDtypeStruct):
+        return np.zeros(shape, x.dtype)
+    if isinstance(x, jax.Array) and not x.is_fully_addressable:
+        x = x.addressable_data(0) if x.addressable_shards else np.zeros(shape, x.dtype)
+    if not _is_plain(x):
+        return x  # random keys
+    if shape != jnp.shape(x):
+        spans = [(n, max(m // max(n, 1), 1)) for n, m in zip(shape, jnp.shape(x), strict=True)]
+        x = x[tuple(slice(0, n * step, step) for n, step in spans)]
+    x = np.asarray(x, jnp.result_type(x))
+    return x if x.shape == shape else np.resize(x, shape)
+
+
+def root_mean_square(x: np.ndarray) -> float:
+    wide = np.abs(np.asarray(x, np.result_type(x, np.float64) if x.dtype.kind in "fc" else float))
+    return float(np.sqrt(np.mean(wide**2))) if x.size else 0.0
+
+
+def natural_amplitude(x: Any, shape: Shape) -> float:
+    """A power of two near the size of a parameter over 1.5, which is that of a pattern."""
+    known = is_decayable(x) and not isinstance(x, jax.ShapeDtypeStruct)
+    size = root_mean_square(sampled(x, shape)) / 1.5 if known else 0.0
+    size = size if 0 < size < math.inf else 2.0**-4
+    return float(2.0 ** np.clip(np.round(np.log2(size)), -14, 10))
+
+
+def pattern(shape: Shape, dtype: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Parameters of size 1 to 2 and gradients of size 2**-7 to 2.
+
+    Neighbours share their parameter and have opposite gradients, so ⟨g, v⟩ = 0 and the
+    norm of g + k·v does not depend on the sign of v.
+    """
+    size, rng = math.prod(shape), np.random.default_rng(0)
+    half = -(-size // 2)
+    v = rng.choice([-1, 1], half) * (1 + rng.integers(0, 128, half) / 128)
+    g = 2.0 ** rng.integers(-7, 1, half) * (1 + rng.integers(0, 128, half) / 128)
+    v, g = np.repeat(v, 2)[:size], (np.repeat(g, 2) * np.tile([1, -1], half))[:size]
+    unit = 1 + 0.5j if jnp.issubdtype(dtype, jnp.complexfloating) else 1.0
+    kind = dtype if jnp.issubdtype(dtype, jnp.inexact) else np.float32
+    return (unit * v).reshape(shape).astype(kind), (unit * g).reshape(shape).astype(kind)
+
+
+def gradients(
+    given: Sequence[Any], units: Sequence[np.ndarray], shapes: Sequence[Shape]
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """The caller's, their zeros filled by small synthetic ones; and others of their size."""
+    known = [None if g is None else sampled(g, s) for g, s in zip(given, shapes, strict=True)]
+    size = np.array([0.0 if g is None else root_mean_square(g) for g in known])
+    size[size == 0] = size.max(initial=0) or 1.0
+    # Of other relative sizes: with equal ones Adam's memory is invisible.
+    others = [z / 3 * np.flip(unit) for z, unit in zip(size, units, strict=True)]
+    return [
+        z * unit if g is None else np.where(g == 0, z * unit / 1024, g)
+        for g, unit, z in zip(known, units, size, strict=True)
+    ], others

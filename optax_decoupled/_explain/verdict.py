@@ -1,0 +1,161 @@
+"""What an optimizer does to each parameter, from measurements of a few of its updates."""
+
+from typing import NamedTuple
+
+import numpy as np
+import optax
+
+from optax_decoupled._explain import measure
+from optax_decoupled._explain.measure import FAINT, TOLERANCE, Memory, Response
+from optax_decoupled._explain.probe import Probe
+
+# A saturated preconditioner turns L2 into steps of fixed size: at this amplitude they
+# are small beside decoupled decay, and so is rounding.
+_LARGE = 2.0**20
+# Copies of the parameters in the state may be in float16, which ends at 2**16.
+_LARGE_COPIED = 2.0**14
+# A fraction smaller than this share of the second update's is hidden by the first one.
+_HIDDEN = 0.1
+
+
+class Findings(NamedTuple):
+    """What was found out about each parameter, arrays of one entry for each.
+
+    Attributes:
+      kind: a `report.Kind`.
+      fraction: the fraction removed by an update.
+      steady: that removed by each of many; NaN where it depends on their gradients.
+      double: whether L2 and decoupled decay act at once.
+      moves: whether the update is not zero.
+      finite: whether the update is finite.
+      share: of the elements that decay at once, where the decay is cautious.
+      silent: calls of tx.update before the first that moves anything; None if none does.
+      period: calls from one such update to the next.
+    """
+
+    kind: np.ndarray
+    fraction: np.ndarray
+    steady: np.ndarray
+    double: np.ndarray
+    moves: np.ndarray
+    finite: np.ndarray
+    share: np.ndarray
+    silent: int | None
+    period: int
+
+
+@np.errstate(all="ignore")  # an update that is not finite is reported, not warned about
+def examine(p: Probe) -> Findings:
+    """Measures an optimizer at its first update that moves anything."""
+    first, start, after, calls = p.until_moving(p.start, p.natural)
+    sizes = np.array([k * v.size for k, v in zip(p.decays, p.v, strict=True)], int)
+    if not any(map(np.any, first)):
+        return _nothing_moves(sizes)
+    large = np.full_like(p.natural, _LARGE_COPIED if p.follows else _LARGE)
+    at_large = measure.response(p, start, large, factor=FAINT)
+    at_natural = measure.response(p, start, p.natural)
+    memory = measure.measure_memory(p, start, large, at_large)
+    cautious, share = measure.is_cautious(p, start, large, at_large)
+    traits = _traits(p, start, at_large, at_natural, memory)
+    traits = traits._replace(cautious=cautious & ~(traits.remembered | traits.uneven))
+    whole = at_large if calls == 1 else measure.response(p, p.start, large, factor=FAINT)
+    fraction = _fractions(whole.fraction, at_natural, memory, traits)
+    steady = np.where(traits.remembered | traits.nonlinear, np.nan, fraction)
+    if traits.linear.any():
+        steady = np.where(traits.linear, measure.steady_fraction(p, start), steady)
+    return Findings(
+        kind=_kinds(p, start, large, at_large, traits),
+        fraction=fraction,
+        steady=steady,
+        double=memory.decoupled > 0,
+        moves=(at_natural.update != 0) | (sizes == 0),
+        finite=np.isfinite(at_large.update),
+        share=share,
+        silent=calls - p.calls_per_step,
+        period=p.until_moving(after, p.natural)[3],
+    )
+
+
+def _nothing_moves(sizes: np.ndarray) -> Findings:
+    zero = np.zeros(len(sizes))
+    kind, silent = np.full(len(sizes), "none"), None if sizes.any() else 0
+    return Findings(kind, zero, zero, zero > 0, sizes == 0, zero == 0, zero, silent, 1)
+
+
+class _Traits(NamedTuple):
+    """What each parameter's decay is like, bool[parameters], and its sign."""
+
+    nothing: np.ndarray
+    sign: np.ndarray
+    held: np.ndarray
+    remembered: np.ndarray
+    uneven: np.ndarray
+    nonlinear: np.ndarray
+    linear: np.ndarray
+    cautious: np.ndarray
+
+
+def _traits(
+    p: Probe,
+    start: optax.OptState,
+    at_large: Response,
+    at_natural: Response,
+    memory: Memory,
+) -> _Traits:
+    c, small_c = at_large.fraction, at_natural.fraction
+    odd = measure.is_odd(p, at_large)
+    odd_when_small = at_natural.size > at_natural.noise + 8 * p.epsilon * at_natural.extent
+    straight = at_large.residual < TOLERANCE + at_large.noise / (at_large.size + 1e-300)
+    same = abs(c - small_c) < TOLERANCE * abs(c) + at_natural.fraction_noise
+    held = measure.holds_norm(p, start, at_natural)
+    nothing = ~(odd | odd_when_small | memory.remembered | held)
+    uneven = ~(straight & same) & ~nothing & ~held
+    free = np.zeros_like(uneven)
+    if (uneven & ~memory.remembered).any():
+        free = measure.depends_on_no_gradient(p, start)
+    return _Traits(
+        nothing=nothing,
+        sign=np.sign(np.where(odd, c, np.where(odd_when_small, small_c, memory.leak))),
+        held=held,
+        remembered=memory.remembered & ~held,
+        uneven=uneven,
+        nonlinear=uneven & free & ~memory.remembered,
+        linear=memory.remembered & ~(uneven | held),
+        cautious=np.zeros_like(uneven),
+    )
+
+
+def _kinds(
+    p: Probe, start: optax.OptState, large: np.ndarray, at_large: Response, traits: _Traits
+) -> np.ndarray:
+    toward = np.zeros_like(traits.nothing)
+    if p.references:
+        along = measure.response(p, start, large, factor=FAINT, along=True).fraction
+        toward = abs(along - at_large.fraction) > TOLERANCE * abs(at_large.fraction)
+    table = (
+        (traits.held, "constrained"),
+        (traits.nothing, "none"),
+        (traits.sign < 0, "growing"),
+        (traits.nonlinear, "nonlinear"),
+        (traits.remembered | traits.uneven, "coupled"),
+        (toward, "toward"),
+        (traits.cautious, "cautious"),
+    )
+    return np.select(*map(list, zip(*table, strict=True)), default="decoupled")
+
+
+def _fractions(c: np.ndarray, at_natural: Response, memory: Memory, traits: _Traits) -> np.ndarray:
+    coupled, small_c, sign = traits.remembered | traits.uneven, at_natural.fraction, traits.sign
+    # Adam's first step hides L2 all but for its eps: then the second one counts.
+    visible = abs(small_c) > np.maximum(at_natural.fraction_noise, _HIDDEN * memory.second)
+    table = (
+        (traits.nothing | traits.held, 0.0),
+        (traits.cautious, 2 * c),
+        (~coupled, c),
+        (traits.nonlinear, small_c),
+        (visible, sign * abs(small_c)),
+        (memory.second > 0, sign * memory.second),
+    )
+    # What is left is a step of fixed size, in which these gradients hide L2.
+    hidden = np.where(sign < 0, c, 0.0)
+    return np.select(*map(list, zip(*table, strict=True)), default=hidden)

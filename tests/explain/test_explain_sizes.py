@@ -1,0 +1,116 @@
+"""Samples stand for large parameters, where the program is the same."""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from explaining import LR, by_path, cases, small_params, trained
+
+import optax_decoupled as od
+from optax_decoupled._explain import probe, sample
+from optax_decoupled._explain.probe import Probe
+
+
+@pytest.mark.slow
+def test_the_benchmark_runs():
+    script = Path(__file__).parents[2] / "benchmarks" / "explain_speed.py"
+    command = [sys.executable, str(script), "--quick", "--case", "adamw, decay_mask"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert json.loads(done.stdout)["leaves"] == 43
+
+
+WIDE = {"w": jax.random.normal(jax.random.key(0), (512, 384)), "b": jnp.zeros(384)}
+SIZES = {
+    "adamw": (lambda: optax.adamw(LR), 2**12),
+    "schedule-free": (lambda: optax.contrib.schedule_free_adamw(LR, weight_decay=0.1), 2**12),
+    "clip": (lambda: optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(LR)), 2**12),
+    "a mean": (lambda: optax.chain(optax.clip_by_block_rms(1.0), optax.adamw(LR)), 2**12),
+    "lamb": (lambda: optax.lamb(LR, weight_decay=0.1), 2**12),
+    "muon": (lambda: optax.contrib.muon(LR, weight_decay=0.1), 2**12),
+    "adafactor": (lambda: optax.adafactor(LR, weight_decay_rate=1e-4), 2**15),
+    "a mask by size": (
+        lambda: optax.adamw(LR, mask=lambda params: jax.tree.map(lambda p: p.size > 9999, params)),
+        2**15,
+    ),
+}
+
+
+@pytest.mark.parametrize(("make", "most"), cases(SIZES))
+def test_common_optimizers_are_measured_on_samples(make, most):
+    found = Probe(make(), WIDE, None, None)
+    assert found.is_sampled
+    assert max(v.size for v in found.v) <= most
+
+
+@pytest.mark.parametrize("shape", [(512, 384), (3, 3, 64, 96), (24, 512, 384), (50257, 768)])
+def test_samples_are_smaller_and_keep_the_order_of_the_sides(shape):
+    *small, last = [shapes[0] for shapes in sample.samples([shape])]
+    assert last == shape
+    for sides in small:
+        assert math.prod(sides) < math.prod(shape)
+        assert np.argsort(sides[-2:]).tolist() == np.argsort(shape[-2:]).tolist()
+
+
+def test_a_state_that_has_gained_leaves_is_sampled_too():
+    tx = optax.chain(optax.adamw(LR), optax.monitor({"norm": optax.tree.norm}))
+    _, state = trained(tx, WIDE, 1)
+    assert Probe(tx, WIDE, state, None).is_sampled
+
+
+def _scaled(coefficient):
+    add = lambda u, p: jax.tree.map(lambda u, p: u - coefficient(p.size) * p, u, p)
+    return optax.chain(optax.adam(LR), optax.stateless(add))
+
+
+@pytest.mark.parametrize("coefficient", [lambda n: 1 / n, lambda n: 1e-3 / np.sqrt(n)])
+def test_a_scalar_that_depends_on_the_size_is_that_of_the_full_size(coefficient):
+    rows = by_path(od.explain_weight_decay(_scaled(coefficient), WIDE))
+    for path, n in (("w", 512 * 384), ("b", 384)):
+        assert rows[path].kind == "decoupled"
+        assert rows[path].decay_per_step == pytest.approx(coefficient(n), rel=1e-3)
+
+
+def test_a_mask_by_size_selects_what_it_selects_at_full_size():
+    make, _ = SIZES["a mask by size"]
+    rows = by_path(od.explain_weight_decay(make(), WIDE))
+    assert (rows["w"].kind, rows["b"].kind) == ("decoupled", "none")
+
+
+def test_arrays_of_full_size_are_measured_or_the_error_says_why_not(monkeypatch):
+    half = jnp.asarray(np.arange(512)[:, None] < 256)
+    add = lambda u, p: {**u, "w": u["w"] - 1e-3 * half * p["w"]}
+    tx = optax.chain(optax.adam(LR), optax.stateless(add))
+    rows = by_path(od.explain_weight_decay(tx, WIDE))
+    assert (rows["w"].kind, rows["b"].kind) == ("nonlinear", "none")
+    monkeypatch.setattr(probe, "FULL_SIZE", 10_000)
+    with pytest.raises(ValueError, match=r"samples of these 196,992 weights.* fewer or narrower"):
+        od.explain_weight_decay(tx, WIDE)
+    od.explain_weight_decay(optax.adamw(LR), WIDE)
+
+
+def test_a_fraction_that_depends_on_a_norm_is_said_to_be_that_of_a_sample():
+    clip = optax.clip_by_global_norm(1.0)
+    tx = optax.chain(optax.add_decayed_weights(1e-2), clip, optax.sgd(LR))
+    said = lambda tx, params: "sample" in " ".join(od.explain_weight_decay(tx, params).notes)
+    assert said(tx, WIDE)
+    assert not said(tx, small_params())
+    assert not said(od.adamw(LR, 1e-4), WIDE)
+
+
+def test_repeated_layers_are_told_apart_where_they_differ():
+    layers = {f"layer_{i}": {"kernel": jnp.ones((4, 4)), "bias": jnp.ones(4)} for i in range(6)}
+    rules = od.decay_rules(("layer_3/kernel", 2.0), (".*/kernel", 1.0), (".*", 0.0))
+    l2 = optax.chain(od.l2_to_grad(1e-3, mask=rules), optax.sgd(0.1, momentum=0.5))
+    for tx in (od.adamw(LR, 1e-4, mask=rules), l2):
+        rows = by_path(od.explain_weight_decay(tx, layers))
+        for i in range(6):
+            expected = 2e-4 if i == 3 else 1e-4
+            assert rows[f"layer_{i}/kernel"].decay_per_step == pytest.approx(expected, rel=1e-3)
+            assert rows[f"layer_{i}/bias"].kind == "none"
