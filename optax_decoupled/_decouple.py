@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import optax
 
-from optax_decoupled import _foreign
+from optax_decoupled import _checks, _foreign
 from optax_decoupled._decay import add_decoupled_weight_decay
+from optax_decoupled._explain import decaying
+from optax_decoupled._paths import listing
 from optax_decoupled._toward import Toward
 from optax_decoupled._types import Mask, ScalarOrSchedule
 
@@ -27,7 +29,8 @@ def decouple(
 
     Args:
       inner: an optimizer whose updates are ready to be added, e.g. ``optax.lion(1e-4,
-        weight_decay=0.0)``. Turn its own decay off.
+        weight_decay=0.0)``. Turn its own decay off: what is left of it is found at ``init``
+        and warned about.
       weight_decay: see :func:`add_decoupled_weight_decay`.
       schedule: see :func:`add_decoupled_weight_decay`. Give the shape of the inner
         learning rate if that moves (:func:`split_schedule`).
@@ -60,8 +63,9 @@ def decouple(
 
 
 def _watched(inner: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
-    """The optimizer, refused at init if decay around it would act more often than its steps."""
+    """The optimizer, looked at when it is first initialized: decay around it must fit."""
     inner = optax.with_extra_args_support(inner)
+    told: list[bool] = []
 
     def init_fn(params: optax.Params) -> optax.OptState:
         state = inner.init(params)
@@ -71,6 +75,17 @@ def _watched(inner: optax.GradientTransformation) -> optax.GradientTransformatio
                 "while decay around it would act at every call. Put the accumulation outside: "
                 "optax.MultiSteps(decouple(...), every_k_schedule)."
             )
+        if not told:
+            told.append(True)
+            _warn_of_decay(decaying(inner, params))
         return state
 
     return optax.GradientTransformationExtraArgs(init_fn, inner.update)
+
+
+def _warn_of_decay(paths: list[str]) -> None:
+    if paths:
+        _checks.warn(
+            f"inner decays {listing(paths, limit=3)} by itself, so that decay acts twice. Turn "
+            "it off there, e.g. weight_decay=0.0, or do without decouple."
+        )

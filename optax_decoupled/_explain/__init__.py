@@ -4,6 +4,8 @@ The optimizer is a black box: `sample` and `probe` ask it for updates of small s
 `verdict` says what they mean, `report` and `text` say it to people.
 """
 
+import jax
+import jax.numpy as jnp
 import optax
 
 from optax_decoupled import _foreign, _paths
@@ -91,3 +93,19 @@ def explain_weight_decay(
             sampled=probe.is_sampled,
         ),
     )
+
+
+def decaying(tx: optax.GradientTransformation, params: optax.Params) -> list[str]:
+    """The parameters that an optimizer decays by itself; none if it cannot be asked.
+
+    For callers that may be traced: only the shapes of `params` are used.
+    """
+    shape = lambda x: jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x))
+    shapes = jax.tree.map(shape, _foreign.without_boxes(params))
+    paths = ["/".join(path) for path, _ in _paths.named_leaves(shapes)[0]]
+    try:
+        with jax.ensure_compile_time_eval():
+            found = verdict.decays(Probe(tx, shapes, None, None)) if paths else []
+    except ValueError:  # its update needs more arguments
+        return []
+    return [path for path, decays in zip(paths, found, strict=True) if decays]

@@ -157,11 +157,12 @@ def holds_norm(p: Probe, start: optax.OptState, at_natural: Response) -> np.ndar
 def depends_on_no_gradient(p: Probe, start: optax.OptState) -> np.ndarray:
     """Whether other gradients leave d as it is, where it is not 0.
 
-    After an update: at its first, Adam takes steps of one size whatever the gradients.
+    After an update: at its first, Adam takes steps of one size whatever the gradients. At
+    another amplitude than the state's: a pull to the initial norm is 0 there.
     """
-    after = p.until_moving(start, p.natural)[2]
-    one = response(p, after, p.natural)
-    other = response(p, after, p.natural, other=True)
+    after, amplitude = p.until_moving(start, p.natural)[2], 4 * p.natural
+    one = response(p, after, amplitude)
+    other = response(p, after, amplitude, other=True)
     change = [a - b for a, b in zip(one.odd, other.odd, strict=True)]
     noise = one.noise + other.noise
     same = np.sqrt(_dot(change, change)) < TOLERANCE * one.size + noise

@@ -51,7 +51,7 @@ def examine(p: Probe) -> Findings:
     sizes = np.array([k * v.size for k, v in zip(p.decays, p.v, strict=True)], int)
     if not any(map(np.any, first)):
         return _nothing_moves(sizes)
-    large = np.full_like(p.natural, _LARGE_COPIED if p.follows else _LARGE)
+    large = _large(p)
     at_large = measure.response(p, start, large, factor=FAINT)
     at_natural = measure.response(p, start, p.natural)
     memory = measure.measure_memory(p, start, large, at_large)
@@ -74,6 +74,19 @@ def examine(p: Probe) -> Findings:
         silent=calls - p.calls_per_step,
         period=p.until_moving(after, p.natural)[3],
     )
+
+
+@np.errstate(all="ignore")
+def decays(p: Probe) -> np.ndarray:
+    """Which parameters decay at the first update that moves anything, in whatever way."""
+    first, start, _, _ = p.until_moving(p.start, p.natural)
+    if not any(map(np.any, first)):
+        return np.zeros(len(p.v), bool)
+    return measure.is_odd(p, measure.response(p, start, _large(p), factor=FAINT))
+
+
+def _large(p: Probe) -> np.ndarray:
+    return np.full_like(p.natural, _LARGE_COPIED if p.follows else _LARGE)
 
 
 def _nothing_moves(sizes: np.ndarray) -> Findings:

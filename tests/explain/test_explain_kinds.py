@@ -281,7 +281,9 @@ def test_an_argument_with_a_name_like_mask_is_none():
 def test_a_learning_rate_that_is_passed_as_schedule_is_noted():
     rate = optax.linear_schedule(3e-4, 3e-5, 100)
     params = {"kernel": jnp.ones((4, 4))}
-    mistaken = od.explain_weight_decay(od.adamw(3e-4, 1e-4, schedule=rate), params)
+    with pytest.warns(UserWarning, match="split_schedule"):
+        tx = od.adamw(3e-4, 1e-4, schedule=rate)
+    mistaken = od.explain_weight_decay(tx, params)
     assert any("split_schedule" in note for note in mistaken.notes)
     peak, eta = od.split_schedule(rate, 3e-4)
     meant = od.explain_weight_decay(od.adamw(peak, 1e-4, schedule=eta), params)
@@ -434,3 +436,32 @@ def test_a_penalty_inside_the_loss_can_be_made_visible():
     add = lambda grads, params: jax.tree.map(jnp.add, grads, jax.grad(penalty)(params))
     (row,) = od.explain_weight_decay(optax.chain(optax.stateless(add), optax.sgd(0.1)), params).rows
     assert row.decay_per_step == pytest.approx(1e-4, rel=1e-3)
+
+
+PULLED = {
+    "the start": (lambda: od.adamw(LR, 1e-4, toward=od.toward_init()), "toward"),
+    "the start, SGD": (lambda: od.sgdw(LR, 1e-4, toward=od.toward_init()), "toward"),
+    "a length": (lambda: od.adamw(LR, 1e-4, toward=od.toward_rms(1.0)), "nonlinear"),
+    "its first length": (lambda: od.adamw(LR, 1e-4, toward=od.toward_rms()), "nonlinear"),
+    "a sphere": (lambda: od.hyperball(optax.scale_by_adam(), LR), "constrained"),
+}
+
+
+@pytest.mark.parametrize("name", PULLED)
+def test_what_weights_are_pulled_to_is_named(name):
+    make, kind = PULLED[name]
+    report = od.explain_weight_decay(make(), small_params())
+    assert {row.kind for row in report.rows} == {kind}
+    if kind == "toward":
+        np.testing.assert_allclose([row.decay_per_step for row in report.rows], 1e-4, rtol=1e-3)
+
+
+def test_where_nothing_is_spared_vectors_are_noted():
+    """Whatever they are called; and not where a mask spares one, or where there are no others."""
+    params = {"a": jnp.ones((4, 4)), "q": jnp.ones(4)}
+    noted = lambda tx, params: any(
+        "those of one axis too: 'q'" in note for note in od.explain_weight_decay(tx, params).notes
+    )
+    assert noted(od.adamw(LR, 1e-4), params)
+    assert not noted(od.adamw(LR, 1e-4, mask={"a": True, "q": False}), params)
+    assert not noted(od.adamw(LR, 1e-4), {"q": jnp.ones(4)})

@@ -58,3 +58,42 @@ def test_extra_arguments_reach_the_inner_optimizer():
     params = jnp.ones(3)
     updates, _ = tx.update(jnp.ones(3), tx.init(params), params, value=jnp.array(1.5))
     np.testing.assert_allclose(updates, -0.5 - DECAY, rtol=1e-6)
+
+
+DECAYING = {
+    "lion": lambda: optax.lion(1e-3),
+    "adamw": lambda: optax.adamw(1e-3, mask={"kernel": True, "bias": False}),
+    "ours": lambda: od.sgdw(0.1, 1e-4, mask=od.decay_mask),
+    "L2": lambda: optax.chain(optax.add_decayed_weights(1e-4), optax.adam(1e-3)),
+    "after a warmup": lambda: optax.adamw(optax.linear_schedule(0.0, 1e-3, 10)),
+}
+
+
+@pytest.mark.parametrize("name", DECAYING)
+@pytest.mark.parametrize("how", ["eager", "jitted", "shapes"])
+def test_an_optimizer_that_decays_by_itself_is_warned_about_once(name, how):
+    tx, params = od.decouple(DECAYING[name](), DECAY), _params()
+    init = {
+        "eager": tx.init,
+        "jitted": jax.jit(tx.init),
+        "shapes": lambda params: jax.eval_shape(tx.init, params),
+    }[how]
+    with pytest.warns(UserWarning, match="inner decays .*'kernel' by itself") as caught:
+        init(params)
+    assert len(caught) == 1
+    assert "'bias'" not in str(caught[0].message) or name in ("lion", "L2", "after a warmup")
+    tx.init(params)  # not again: warnings are errors
+
+
+QUIET = {
+    "lion": lambda: optax.lion(1e-3, weight_decay=0.0),
+    "a trust ratio": lambda: optax.lamb(1e-3),
+    "schedule-free": lambda: optax.contrib.schedule_free_adamw(1e-3),
+    "needs more arguments": optax.lbfgs,
+    "frozen": optax.set_to_zero,
+}
+
+
+@pytest.mark.parametrize("name", QUIET)
+def test_one_that_does_not_is_not(name):
+    od.decouple(QUIET[name](), DECAY).init(_params())
