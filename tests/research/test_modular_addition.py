@@ -58,9 +58,9 @@ def test_each_seed_holds_other_pairs_out_and_a_layer_norm_ignores_the_size(layer
     assert len(trained[0]) == len(trained[1]) == TRAIN == 317
     assert len(trained[0] & trained[1]) < 250
     params, state = starts[0]
-    larger = params | {name: 3 * params[name] for name in ("first", "second")}
-    once, thrice = (task.loss(x, state, jnp.int32(0), None)[0] for x in (params, larger))
-    assert np.isclose(once, thrice, rtol=1e-5) == layer_norm
+    larger = params | {name: 30 * params[name] for name in ("first", "second")}
+    once, again = (task.loss(x, state, jnp.int32(0), None)[0] for x in (params, larger))
+    assert np.isclose(once, again, rtol=1e-4) == layer_norm
 
 
 def test_the_lower_edge_is_where_the_error_first_crosses():
