@@ -58,7 +58,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a tiny grid, to see that it works")
     arguments = parser.parse_args()
     lengths, seeds = ((5, 10, 20), 2) if arguments.quick else (LENGTHS, SEEDS)
-    most = 1 if arguments.quick else None
+    most = 2 if arguments.quick else None
     cells = arguments.out / "cells" / f"modular_addition{'_quick' if arguments.quick else ''}"
     resumed, start = cells.exists(), time.perf_counter()
     landscapes = train(jobs(lengths, seeds, most), cells)
