@@ -14,7 +14,7 @@ after 4,000 steps only a cell or two came below 50 % test error: there is no edg
 A run of about 15 minutes on two idle cores. Finished cells are kept in DIR/cells: a run that was
 killed goes on.
 
-Usage: python -m benchmarks.study.modular_addition [--out DIR] [--quick]
+Usage: python -m benchmarks.study.modular_addition [--out DIR] [--quick] [--networks NAME ...]
 """
 
 import argparse
@@ -32,7 +32,7 @@ from benchmarks.lib.landscapes import Job, train
 from benchmarks.lib.modular import B2, GENERALIZES, MODULUS, WIDTH, lower_edge, modular_task
 from benchmarks.lib.readings import rounded
 from benchmarks.lib.rules import Interval
-from benchmarks.lib.tables import bullets, image, markdown
+from benchmarks.lib.tables import bullets, image, markdown, of_grid
 from optax_decoupled.sweep import Landscape
 
 QUESTION = (__doc__ or "").partition("\n")[0]
@@ -56,12 +56,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=QUESTION)
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--quick", action="store_true", help="a tiny grid, to see that it works")
+    parser.add_argument(
+        "--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS), help="which; all"
+    )
     arguments = parser.parse_args()
     lengths, seeds = ((5, 10, 20), 2) if arguments.quick else (LENGTHS, SEEDS)
     most = 2 if arguments.quick else None
     cells = arguments.out / "cells" / f"modular_addition{'_quick' if arguments.quick else ''}"
     resumed, start = cells.exists(), time.perf_counter()
-    landscapes = train(jobs(lengths, seeds, most), cells)
+    landscapes = train(jobs(arguments.networks, lengths, seeds, most), cells)
     record = {
         "name": "modular_addition",
         "question": QUESTION,
@@ -78,10 +81,13 @@ def main() -> None:
     print(report(record))
 
 
-def jobs(lengths: tuple[int, ...], seeds: int, most: int | None) -> dict[tuple[str, str], Job]:
+def jobs(
+    networks: list[str], lengths: tuple[int, ...], seeds: int, most: int | None
+) -> dict[tuple[str, str], Job]:
     """Of at most so many rates and decays."""
     made = {}
-    for network, (layer_norm, take) in NETWORKS.items():
+    for network in networks:
+        layer_norm, take = NETWORKS[network]
         task = modular_task(lengths, layer_norm=layer_norm)
         for name, (factory, decays, _) in OPTIMIZERS.items():
             make = lambda rate, decay, factory=factory: factory(rate, decay, b2=B2)
@@ -144,9 +150,10 @@ def report(record: dict[str, Any]) -> str:
         for name, x in row.items()
     ]
     parts.append(bullets(shown))
+    norm = "; the layer norm stands before the logits" if "layer norm" in record["networks"] else ""
     parts.append(
         f"(a + b) mod {MODULUS} from 60 % of the pairs, all in every batch: two embeddings summed, "
-        f"ReLU ({WIDTH}), logits; the layer norm stands before the logits. b2 = {B2}, no schedule, "
+        f"ReLU ({WIDTH}), logits{norm}. b2 = {B2}, no schedule, "
         f"every parameter decays, up to {steps[-1]:,} steps, {seeds} seeds that each hold other "
         "pairs out. The edge is the least decay at which the mean test error is below "
         f"{GENERALIZES} %, interpolated between cells; brackets are 95 % intervals by bootstrap "
@@ -169,20 +176,30 @@ def rows(network: str, row: dict[str, Found]) -> list[list[str]]:
 
 
 def _number(x: Interval | None) -> str:
-    return "none in the grid" if x is None else f"{x.value:.2g} [{x.low:.2g}, {x.high:.2g}]"
+    if x is None:
+        return "none in the grid"
+    value, low, high = (f"{y:,.0f}" if y >= 100 else f"{y:.2g}" for y in x)
+    return f"{value} [{low}, {high}]"
 
 
 def sentence(name: str, x: Found) -> str:
-    """How far the edges differ, as a budget and as a decay."""
+    """How far the edges differ, as a budget and as a decay, and where the best decays are."""
     edges, symbol = budgets(x), OPTIMIZERS[name][2]
-    steps = np.array(list(x["error"]), float)[:, None]
     located = sum(interval(e) is not None for e in edges.reshape(len(edges), -1).T)
+    text = f"{name}: {located} of {edges[0].size} edges lie in the grid."
+    steps = np.array(list(x["error"]), float)[:, None]
     both = [spread(values) for values in (edges, edges / steps)]
-    if None in both:
-        return f"{name}: {located} of {edges[0].size} edges lie in the grid."
+    if None not in both:
+        text += (
+            f" As a budget {symbol}T they differ by a factor of {_number(both[0])}, as a decay "
+            f"{symbol} by {_number(both[1])}."
+        )
+    last, errors = list(x["error"].items())[-1]
+    best = [of_grid(x["weight_decays"], i) for i in np.nanmean(errors, -1).argmin(-1)]
+    train_error = np.array(x["train_error"], float)
     return (
-        f"{name}: {located} of {edges[0].size} edges lie in the grid. As a budget {symbol}T they "
-        f"differ by a factor of {_number(both[0])}, as a decay {symbol} by {_number(both[1])}."
+        f"{text} After {int(last):,} steps {symbol} is best at {', '.join(best)} as the rate rises; "
+        f"the training error is above 1 % in {(train_error > 1).sum()} of {train_error.size} cells."
     )
 
 

@@ -58,6 +58,10 @@ def test_each_seed_holds_other_pairs_out_and_a_layer_norm_ignores_the_size(layer
     assert len(trained[0]) == len(trained[1]) == TRAIN == 317
     assert len(trained[0] & trained[1]) < 250
     params, state = starts[0]
+    order, measured = state
+    held_out, learned = (order.at[part].set(order[0]) for part in np.s_[TRAIN:, :TRAIN])
+    of = lambda order: float(task.loss(params, (order, measured), jnp.int32(0), None)[0])
+    assert of(held_out) == of(order) != of(learned)
     larger = params | {name: 30 * params[name] for name in ("first", "second")}
     once, again = (task.loss(x, state, jnp.int32(0), None)[0] for x in (params, larger))
     assert np.isclose(once, again, rtol=1e-4) == layer_norm
