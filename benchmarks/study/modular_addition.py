@@ -196,10 +196,10 @@ def sentence(name: str, x: Found) -> str:
         )
     last, errors = list(x["error"].items())[-1]
     best = [of_grid(x["weight_decays"], i) for i in np.nanmean(errors, -1).argmin(-1)]
-    train_error = np.array(x["train_error"], float)
+    trained = np.array(x["train_error"], float)
     return (
-        f"{text} After {int(last):,} steps {symbol} is best at {', '.join(best)} as the rate rises; "
-        f"the training error is above 1 % in {(train_error > 1).sum()} of {train_error.size} cells."
+        f"{text} After {int(last):,} steps {symbol} is best at {', '.join(best)} as the rate "
+        f"rises; the training error is above 1 % in {(trained > 1).sum()} of {trained.size} cells."
     )
 
 
