@@ -28,7 +28,7 @@ import optax_decoupled as od
 from benchmarks.figures import verdicts
 from benchmarks.lib import docs_parts, step_parts
 from benchmarks.lib.harness import RESULTS, ROOT
-from benchmarks.study import hyperball, where_to
+from benchmarks.study import hyperball, modular_addition, where_to
 
 PART = re.compile(r"(<!-- generated:(\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -89,6 +89,7 @@ SECTIONS = {
     "explained": explained,
     "where_to": study("where_to", where_to.report),
     "hyperball": study("hyperball", hyperball.report),
+    "modular_addition": study("modular_addition", modular_addition.report),
     "verdicts": verdicts.report,
     **docs_parts.SECTIONS,
     **step_parts.SECTIONS,

@@ -10,6 +10,7 @@ ORDER = (
     "sharded",
     "watch_loops",
     "watch_weights",
+    "watch_language_model",
     "hyperball",
     "landscape_nnx",
     "landscape_linen",

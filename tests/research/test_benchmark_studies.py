@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from benchmarks.lib import data, fine_tuning
-from benchmarks.study import hyperball, where_to
+from benchmarks.study import hyperball, modular_addition, where_to
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -50,8 +50,53 @@ def test_the_matrices_of_the_blocks_go_to_the_sphere():
     assert labels["embed"]["embedding"] == labels["head"]["kernel"] == "rest"
 
 
+def _landscape(edge):
+    """Errors that fall from 100 % to 0 across an edge (rate, steps), as log₂ of the decay."""
+    decays, rates, steps = np.arange(-10.0, 0), np.arange(-3.0, 0), (1000, 2000, 4000)
+    spread = np.linspace(-0.2, 0.2, 5)  # of the seeds
+    error = {
+        str(n): [
+            [(50 - 30 * (d - edge(r, n) - spread)).clip(0, 100) for d in decays] for r in rates
+        ]
+        for n in steps
+    }
+    train_error = np.zeros((len(rates), len(decays)))
+    train_error[0, :2] = 3
+    axes = {"learning_rates": 2**rates, "weight_decays": 2**decays}
+    return axes | {"error": error, "train_error": train_error}
+
+
+def test_budgets_are_told_from_decays():
+    budget = _landscape(lambda rate, steps: -4 - np.log2(steps / 1000))
+    edges = modular_addition.budgets(budget)
+    np.testing.assert_allclose(edges[0], 1000 / 16, rtol=1e-9)
+    value, low, high = modular_addition.interval(edges[:, 0, 0]) or (0, 0, 0)
+    assert 0.8 * value < low < value < high < 1.25 * value
+    text = modular_addition.sentence("AdamW", budget)
+    assert "9 of 9 edges" in text
+    assert "above 1 % in 2 of 30 cells" in text
+    assert "As a budget λT they differ by a factor of 1 [1, 1], as a decay λ by 4 [4, 4]" in text
+    decay = _landscape(lambda rate, steps: -4.5 + rate)
+    assert "by a factor of 16 [16, 16], as a decay λ by 4 [4, 4]" in (
+        modular_addition.sentence("AdamW", decay)
+    )
+
+
+def test_an_edge_outside_the_grid_does_not_count():
+    half = _landscape(lambda rate, steps: -20 if steps == 1000 else 5 if rate < -2 else -4)
+    text = modular_addition.sentence("AdamW", half)
+    assert "4 of 9 edges" in text
+    rows = modular_addition.rows("no norm", {"AdamW": half})
+    assert rows[1][1:] == ["none in the grid"] * 3
+    assert rows[2][1].startswith("none")
+    assert rows[2][2].startswith("125 [")
+    nowhere = _landscape(lambda rate, steps: 5)
+    text = modular_addition.sentence("AdamW", nowhere)
+    assert text.startswith("AdamW: 0 of 9 edges lie in the grid. After 4,000 steps λ is best at")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("script", [where_to, hyperball])
+@pytest.mark.parametrize("script", [where_to, hyperball, modular_addition])
 def test_scripts_run(script, tmp_path):
     name = script.__name__.rpartition(".")[2]
     command = [sys.executable, "-m", script.__name__, "--quick", "--out", str(tmp_path)]

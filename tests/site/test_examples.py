@@ -7,7 +7,7 @@ import sys
 import pytest
 
 EXAMPLES = sorted((pathlib.Path(__file__).parents[2] / "examples").glob("*.py"))
-SLOW = {"bfloat16", "transformer_lm"}
+SLOW = {"bfloat16", "transformer_lm", "watch_language_model"}
 
 
 @pytest.mark.parametrize(
