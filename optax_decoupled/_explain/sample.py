@@ -31,7 +31,7 @@ def samples(shapes: Sequence[Shape]) -> Iterator[list[Shape]]:
     """Shapes to try instead of these, the smallest first; at last these themselves."""
     tried = []
     for most, in_ratio in _SAMPLES:
-        small = [_small(shape, most, in_ratio) for shape in shapes]
+        small = [reduced(shape, most, in_ratio) for shape in shapes]
         if small not in tried:
             tried.append(small)
             yield small
@@ -39,7 +39,7 @@ def samples(shapes: Sequence[Shape]) -> Iterator[list[Shape]]:
         yield list(shapes)
 
 
-def _small(shape: Shape, most: int, in_ratio: bool) -> Shape:
+def reduced(shape: Shape, most: int, in_ratio: bool) -> Shape:
     """The shape with shorter axes, which keep their order by length."""
     if math.prod(shape) <= most:
         return shape
@@ -113,6 +113,26 @@ def sampled(x: Any, shape: Shape) -> Any:
         x = x[tuple(slice(0, n * step, step) for n, step in spans)]
     x = np.asarray(x, jnp.result_type(x))
     return x if x.shape == shape else np.resize(x, shape)
+
+
+def is_device_array(x: Any) -> bool:
+    return isinstance(x, jax.Array) and _is_plain(x)
+
+
+def leaves_by_path(tree: Any) -> dict[Any, Any]:
+    return dict(jax.tree_util.tree_flatten_with_path(tree)[0])
+
+
+def differ(x: Any, y: Any) -> bool:
+    return is_decayable(x) and bool(np.any(np.asarray(x) != np.asarray(y)))
+
+
+def cast(x: Any, dtype: Any) -> Any:
+    return x if x.dtype == dtype else x.astype(dtype)
+
+
+def digits(dtype: Any) -> int:
+    return int(jnp.finfo(dtype).nmant) if jnp.issubdtype(dtype, jnp.inexact) else 0
 
 
 def root_mean_square(x: np.ndarray) -> float:
