@@ -2,8 +2,8 @@
 
 import copy
 import functools
+import itertools
 import math
-import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -15,19 +15,15 @@ import optax
 from optax_decoupled import _foreign
 from optax_decoupled._dtypes import is_decayable, is_narrow
 from optax_decoupled._explain import arguments, sample
+from optax_decoupled._explain.sharing import Layout, Leaves, Sharing
 
-# A leaf's array or number for each parameter; amplitudes and results are float64[parameters].
-Leaves = list[Any]
+# Results, and amplitudes that are no number, are float64[parameters].
 Amplitude = float | np.ndarray
-# Which of the distinct leaves each leaf of (grads, state, params) is, and their tree.
-Layout = tuple[tuple[int, ...], Any]
 
 MAX_STEPS = 100  # how far to look for an update that moves anything
 # Weights up to which an optimizer is measured at full size if samples will not do: 64 MiB
 # of float32, of which AdamW needs seven copies.
 FULL_SIZE = 2**24
-
-_INTEGER = re.compile(r"\d+")
 
 
 class Probe:
@@ -61,8 +57,8 @@ class Probe:
         self.dtypes = [jnp.result_type(x) for x in leaves]
         self.wide = [np.float32 if is_narrow(np.empty(0, d)) else d for d in self.dtypes]
         self.decays = [is_decayable(x) for x in leaves]
-        self._shares = state is None  # with a state of its own, no parameter is like another
-        self._places: dict[Any, list[str]] = {}
+        # With a state of its own, no parameter is like another.
+        self._sharing = Sharing(state is None)
         self._init = jax.jit(functools.partial(arguments.told, tx.init, arguments.INIT, ""))
         self._update = jax.jit(self._update_distinct, static_argnums=0)
         full = [jnp.shape(x) for x in leaves]
@@ -103,12 +99,18 @@ class Probe:
             if state is None:
                 self.start = self.fresh(self.natural)
             else:
-                own = (x for x in (self._like, *states) if arguments.same_structure(x, state))
+                own = (
+                    x
+                    for x in itertools.chain([self._like], states)
+                    if arguments.same_structure(x, state)
+                )
                 fit = lambda x, s: sample.cast(sample.sampled(x, s.shape), s.dtype)
                 self.start = jax.tree.map(fit, state, next(own))
             if program is None:
                 return True
-            given_once = self._distinct(self._grads(1.0, 0.0, False), self.start, self.params(1.0))
+            given_once = self._sharing.distinct(
+                self._grads(1.0, 0.0, False), self.start, self.params(1.0)
+            )
             return self._program(shapes, *given_once) == program
         except ValueError:  # it holds arrays of other shapes
             if program is None:
@@ -145,23 +147,6 @@ class Probe:
         index, structure = layout
         return self._told_update(*structure.unflatten(distinct[i] for i in index))
 
-    def _distinct(self, *trees: Any) -> tuple[Layout, Leaves]:
-        """How grads, state and params are made of distinct leaves, and these.
-
-        Only leaves of one place in repeated layers are compared, so that what is equal
-        remains so from one update to the next.
-        """
-        leaves, structure = jax.tree.flatten(trees)
-        if structure not in self._places:
-            paths, _ = jax.tree_util.tree_flatten_with_path(trees)
-            self._places[structure] = [_INTEGER.sub("#", jax.tree_util.keystr(p)) for p, _ in paths]
-        index, distinct = [], {}
-        for place, x in zip(self._places[structure], leaves, strict=True):
-            shared = self._shares and sample.is_device_array(x)
-            content = np.asarray(x).tobytes() if shared else id(x)
-            index.append(distinct.setdefault((place, content), (len(distinct), x))[0])
-        return (tuple(index), structure), [x for _, x in distinct.values()]
-
     def _set_parameters(self, leaves: Leaves, shapes: list[sample.Shape]) -> None:
         like = list(zip(leaves, shapes, strict=True))
         self.natural = np.array([sample.natural_amplitude(*x) for x in like])
@@ -176,7 +161,7 @@ class Probe:
         keys = zip(shapes, self.wide, self.natural, map(id, given), strict=True)
         first: dict[Any, int] = {}
         alike = [first.setdefault(key, i) for i, key in enumerate(keys)]
-        self._alike = alike if self._shares else list(range(len(shapes)))
+        self._alike = alike if self._sharing.active else list(range(len(shapes)))
         given = [g if decays else None for g, decays in zip(given, self.decays, strict=True)]
         self.g, self._other_g = sample.gradients(given, self.g, shapes)
 
@@ -258,7 +243,7 @@ class Probe:
     def _call(
         self, grads: optax.Updates, state: optax.OptState, params: optax.Params
     ) -> tuple[Leaves, optax.OptState]:
-        updates, after = self._update(*self._distinct(grads, state, params))
+        updates, after = self._update(*self._sharing.distinct(grads, state, params))
         leaves = zip(self.treedef.flatten_up_to(updates), self.v, self.decays, strict=True)
         return [
             np.asarray(u) if decays and u is not None else np.zeros(v.shape, np.float32)
@@ -296,15 +281,19 @@ class Probe:
         """This one from another state, on `most` elements a parameter if they do the same."""
         leaves, given, program = self._given
         small, shapes = copy.copy(self), [sample.reduced(v.shape, most, True) for v in self.v]
-        if not small._take(shapes, leaves, state, given, program):
+        on_host = jax.tree.map(lambda x: np.asarray(x) if sample.is_device_array(x) else x, state)
+        if not small._take(shapes, leaves, on_host, given, program):
             small = copy.copy(self)
             small.start = state
+        small.start = jax.tree.map(jnp.asarray, small.start)  # so that equal leaves are shared
         return small
 
     def arguments(self, amplitude: Amplitude, factor: float) -> tuple[Layout, Leaves]:
         """What the update from the start at amplitude·v for factor·g is called with."""
         state = self._following(self.start, amplitude, self.follows)
-        return self._distinct(self._grads(factor, 0.0, False), state, self.params(amplitude))
+        return self._sharing.distinct(
+            self._grads(factor, 0.0, False), state, self.params(amplitude)
+        )
 
     def until_moving(
         self, state: optax.OptState, amplitude: Amplitude, **kwargs: Any

@@ -17,7 +17,8 @@ import optax
 from optax_decoupled import _foreign
 from optax_decoupled._explain import arguments
 from optax_decoupled._explain.measure import FAINT
-from optax_decoupled._explain.probe import Layout, Leaves, Probe
+from optax_decoupled._explain.probe import Probe
+from optax_decoupled._explain.sharing import Layout, Leaves
 from optax_decoupled._explain.verdict import Findings, large_amplitude
 
 # Elements of a parameter: enough for a fraction that is the same for all of them.
@@ -29,6 +30,7 @@ _GRID = 1024
 _TOLERANCE = 2e-3
 # Elements times counts in one call (memory), and in all of them (time).
 _BATCH, _MOST = 2**22, 2**27
+_TINY = 1e-300
 _AT_MANY_COUNTS = "tx.update fails at many counts at once (jax.vmap)"
 _WAY_OUT = "\nLeave steps out, or give the schedule as a function of jax.numpy."
 
@@ -68,44 +70,48 @@ class _Decay:
     def __init__(self, p: Probe, found: Findings):
         self.p, self.large = p, large_amplitude(p)
         self.sides = [p.arguments(sign * self.large, FAINT) for sign in (1, -1)]
-        self.extent = self.large * np.array([np.linalg.norm(v) for v in p.v])
         self.factor = np.select([found.kind == "cautious", found.kind == "constrained"], [2, 0], 1)
-        self.noise = 16 * p.epsilon, (4 * p.epsilon if p.follows else 0.0)
-        self.size = 2 ** int(np.log2(np.clip(_BATCH // _weights(p), 1, _GRID)))
-        self.compiled = jax.jit(functools.partial(_along, p), static_argnums=0)
+        self.batch = 2 ** int(np.log2(np.clip(_BATCH // _weights(p), 1, _GRID)))
+        self.compiled = jax.jit(functools.partial(_updates, p), static_argnums=0)
 
     def __call__(self, counts: np.ndarray) -> np.ndarray:
-        """float64[counts, parameters]."""
-        padded = np.resize(counts, -(-len(counts) // self.size) * self.size).astype(np.int32)
-        parts = [self._batch(part) for part in padded.reshape(-1, self.size)]
+        """float64[counts, parameters]; NaN where there is no update."""
+        padded = np.resize(counts, -(-len(counts) // self.batch) * self.batch).astype(np.int32)
+        parts = [self._measured(part) for part in padded.reshape(-1, self.batch)]
         return np.concatenate(parts)[: len(counts)]
 
-    def _batch(self, counts: np.ndarray) -> np.ndarray:
-        both = [self.compiled(layout, leaves, self.p.v, counts) for layout, leaves in self.sides]
-        (plus, size, made), (minus, _, _) = jax.tree.map(np.float64, both)
-        c = (minus - plus) / (2 * self.extent * self.extent / self.large + 1e-300)
-        relative, fixed = self.noise
-        c = np.where(abs(c) > relative * size / (self.extent + 1e-300) + fixed, c, 0.0)
-        return np.where(made[:, None] > 0, self.factor * c, np.nan)
+    def _measured(self, counts: np.ndarray) -> np.ndarray:
+        (plus, made), (minus, _) = (self.compiled(*side, counts) for side in self.sides)
+        leaves = zip(plus, minus, self.p.v, strict=True)
+        removed, update, size = map(np.array, zip(*(_along(*leaf) for leaf in leaves), strict=True))
+        noise = 16 * self.p.epsilon * update.T / (self.large * size + _TINY)
+        noise += 4 * self.p.epsilon if self.p.follows else 0.0  # as of `measure.response`
+        c = removed.T / (self.large * size**2 + _TINY)
+        c = np.where(abs(c) > noise, self.factor * c, 0.0)
+        return np.where(np.asarray(made)[:, None], c, np.nan)
 
 
-def _along(
-    p: Probe, layout: Layout, distinct: Leaves, v: Leaves, counts: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """⟨U, v⟩ and ‖U‖ of each parameter and whether there is an update, at each count."""
+def _along(plus: jax.Array, minus: jax.Array, v: np.ndarray) -> tuple[Any, Any, Any]:
+    """What v loses and the norm of the update, at each count; the norm of v."""
+    wide = np.result_type(v, np.float64)
+    plus, minus = (np.asarray(u, wide).reshape(len(u), v.size) for u in (plus, minus))
+    unit = np.conj(v.ravel().astype(wide))
+    return ((minus - plus) @ unit).real / 2, np.linalg.norm(plus, axis=1), np.linalg.norm(unit)
+
+
+def _updates(
+    p: Probe, layout: Layout, distinct: Leaves, counts: jax.Array
+) -> tuple[Leaves, jax.Array]:
+    """The update with each count, and whether there is one."""
     index, structure = layout
     grads, state, params = structure.unflatten(distinct[i] for i in index)
 
-    def at(count: jax.Array) -> Any:
+    def at(count: jax.Array) -> tuple[Leaves, jax.Array]:
         before = _foreign.at_count(state, count)
         updates, after = _one_update(p, grads, before, params)
-        leaves = zip(p.treedef.flatten_up_to(updates), v, p.decays, strict=True)
-        known = [
-            (u if decays and u is not None else jnp.zeros_like(w), w) for u, w, decays in leaves
-        ]
-        along = jnp.stack([jnp.sum(jnp.real(u * jnp.conj(w))) for u, w in known])
-        size = jnp.stack([jnp.sqrt(jnp.sum(jnp.abs(u) ** 2)) for u, _ in known])
-        return along, size, _foreign.makes_update(before, after)
+        leaves = zip(p.treedef.flatten_up_to(updates), p.v, p.decays, strict=True)
+        known = [u if decays and u is not None else jnp.zeros(v.shape) for u, v, decays in leaves]
+        return known, _foreign.makes_update(before, after)
 
     return arguments.told(jax.vmap(at), _AT_MANY_COUNTS, _WAY_OUT, counts)
 
