@@ -50,7 +50,7 @@ def check_arguments(tx: object, *trees: object) -> None:
 
 def whole(name: str, value: object, least: int, way_out: str) -> int:
     """A known number of updates, as an int."""
-    number = np.asarray(value)[()] if _checks.is_known(value) else value
+    number = np.asarray(value).item() if _checks.is_known(value) else value
     rule = f"a whole number from {least} to 2**31 - 1"
     if not _checks.is_static(number) or isinstance(number, bool | np.bool_):
         raise TypeError(f"{name}={reprlib.repr(value)} must be {rule}. {way_out}")

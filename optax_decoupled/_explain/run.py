@@ -154,12 +154,21 @@ def _grid(steps: int, parts: int) -> np.ndarray:
 
 
 def _errors(counts: np.ndarray, decay: np.ndarray) -> np.ndarray:
-    """The bound on each interval's error, relative to the sum; of the worst parameter."""
-    width = np.diff(counts)[:, None]
-    bound = abs(np.diff(decay, axis=0)) * (width - 1) / 2
+    """The bound on each interval's error, relative to the sum; of the worst parameter.
+
+    An interval may hide a cycle whose ends are alike: it is taken to change as its neighbours.
+    """
+    width, change = np.diff(counts)[:, None], abs(np.diff(decay, axis=0))
+    change = np.maximum(change, np.maximum(_shifted(change, 1), _shifted(change, -1)))
+    bound = change * (width - 1) / 2
     total = _sum(counts, abs(decay))
     known = np.isfinite(total) & (total > 0)
     return (bound[:, known] / total[known]).max(1, initial=0.0)
+
+
+def _shifted(x: np.ndarray, by: int) -> np.ndarray:
+    """Those of the next row, or of the last; 0 outside."""
+    return np.pad(x, ((1, 1), (0, 0)))[1 + by : len(x) + 1 + by]
 
 
 def _between(counts: np.ndarray, errors: np.ndarray) -> np.ndarray:
