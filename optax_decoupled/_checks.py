@@ -22,6 +22,8 @@ T = TypeVar("T")
 # From here on a decay looks like PyTorch's: its default is 0.01, while the paper's best
 # values for a whole training run lie between 1e-5 and 1e-3.
 PYTORCH_SCALE = 0.01
+# A multiplier reaches 1. One that stays below this looks like a learning rate.
+FULL = 0.3
 
 
 def is_static(value: object) -> TypeGuard[float]:
@@ -91,7 +93,7 @@ def check_whole(name: str, value: object, way_out: str) -> None:
         name,
         value,
         "a whole number from 1 to 2**31 - 1",
-        lambda x: x == round(x) and 1 <= x < 2**31,
+        lambda x: math.isfinite(x) and x == round(x) and 1 <= x < 2**31,
         way_out,
     )
 
@@ -137,8 +139,9 @@ def check_weight_decay(
     )
     if not is_static(weight_decay):
         return
-    removed = float(weight_decay) * (1.0 if peak is None else peak)
-    if removed >= PYTORCH_SCALE:
+    is_full = peak is None or FULL <= peak <= 1  # a sample may miss the peak by a little
+    removed = float(weight_decay) * (1.0 if is_full else peak)
+    if removed >= PYTORCH_SCALE * (1 - 1e-6):  # 0.01 in float32 is a little less
         warn(
             f"weight_decay={weight_decay:.6g} removes {removed:.3g} of each weight at "
             "every full step. It looks like a PyTorch or Optax value, which is multiplied by "

@@ -17,6 +17,7 @@ Reference: Loshchilov & Hutter, Decoupled Weight Decay Regularization, ICLR 2019
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -165,7 +166,7 @@ def _cautious(u: jax.Array, p: jax.Array, c: jax.Array, *r: jax.Array) -> jax.Ar
 def _check_toward(toward: object) -> None:
     if toward is not None and not isinstance(toward, Toward):
         raise TypeError(
-            f"toward={toward!r} must be None (0) or what toward_init(), toward_argument(name) or "
+            f"toward={reprlib.repr(toward)} must be None (0) or what toward_init(), toward_argument(name) or "
             "toward_rms(rms) returns. To pull to a fixed tree, pass toward_argument()."
         )
 

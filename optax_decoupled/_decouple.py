@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import optax
 
 from optax_decoupled import _checks, _foreign
 from optax_decoupled._decay import add_decoupled_weight_decay
-from optax_decoupled._explain import decaying
-from optax_decoupled._paths import listing
+from optax_decoupled._dtypes import is_decayable, widen
+from optax_decoupled._paths import listing, named_leaves
 from optax_decoupled._toward import Toward
-from optax_decoupled._types import Mask, ScalarOrSchedule
+from optax_decoupled._types import Leaf, Mask, ScalarOrSchedule
 
 
 def decouple(
@@ -77,7 +80,7 @@ def _watched(inner: optax.GradientTransformation) -> optax.GradientTransformatio
             )
         if not told:
             told.append(True)
-            _warn_of_decay(decaying(inner, params))
+            _warn_of_decay(_decaying(inner, params))
         return state
 
     return optax.GradientTransformationExtraArgs(init_fn, inner.update)
@@ -89,3 +92,52 @@ def _warn_of_decay(paths: list[str]) -> None:
             f"inner decays {listing(paths, limit=3)} by itself, so that decay acts twice. Turn "
             "it off there, e.g. weight_decay=0.0, or do without decouple."
         )
+
+
+def _decaying(inner: optax.GradientTransformation, params: optax.Params) -> list[str]:
+    """The parameters that an optimizer decays by itself, asked on a few elements of each.
+
+    A decay is a part of the update that turns with the sign of the parameters; no projection,
+    which holds the norm or replaces the parameters. What cannot be asked is not told: an
+    optimizer that needs more arguments, or is made of traced numbers.
+    """
+    paths = ["/".join(path) for path, _ in named_leaves(params)[0]]
+    try:
+        with jax.ensure_compile_time_eval():
+            found = [_is_decay(*leaves) for leaves in _small_updates(inner, params)]
+    except Exception:
+        return []
+    return [path for path, decays in zip(paths, found, strict=True) if decays]
+
+
+def _small_updates(
+    inner: optax.GradientTransformation, params: optax.Params
+) -> list[tuple[Leaf, Leaf, Leaf]]:
+    """For each parameter its values v, and the first updates that move anything at v and -v."""
+    leaves, treedef = jax.tree.flatten(params)
+    shapes = [[min(n, 2) for n in jnp.shape(x)] for x in leaves]
+    dtypes = [widen(jnp.zeros((), jnp.result_type(x))).dtype for x in leaves]
+    filled = lambda value: treedef.unflatten(
+        [jnp.full(shape, value, dtype) for shape, dtype in zip(shapes, dtypes, strict=True)]
+    )
+    grads, (plus, minus) = filled(2.0**-10), (filled(64), filled(-64))
+    states = [inner.init(plus), inner.init(minus)]
+    for _ in range(3):  # a warmup begins at 0
+        moves = [
+            inner.update(grads, state, at) for state, at in zip(states, (plus, minus), strict=True)
+        ]
+        (up, states[0]), (down, states[1]) = moves
+        if any(np.any(x) for x in jax.tree.leaves(up)):
+            break
+    return list(zip(*map(treedef.flatten_up_to, (plus, up, down)), strict=True))
+
+
+def _is_decay(v: Leaf, up: Leaf, down: Leaf) -> bool:
+    if up is None or isinstance(up, optax.MaskedNode) or not is_decayable(v):
+        return False
+    v, up, down = (np.asarray(x, np.complex128).ravel() for x in (v, up, down))
+    odd = (up - down) / 2
+    removed = -np.vdot(v, odd).real / max(np.vdot(v, v).real, 1e-30)
+    is_odd = np.linalg.norm(odd) > 1e-3 * np.linalg.norm(up)
+    held = abs(np.linalg.norm(v + up) / max(np.linalg.norm(v), 1e-30) - 1) < 1e-6
+    return bool(is_odd and 3e-7 < removed < 0.25 and not (held and removed > 1e-5))

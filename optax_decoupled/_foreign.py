@@ -55,6 +55,30 @@ def at_cycle_start(state: PyTree) -> Any:
     return jax.tree.map(start, state, is_leaf=is_cycle)
 
 
+def at_count(state: PyTree, count: Any) -> Any:
+    """The state with every counter of the optimizer's own steps at this count."""
+
+    def recounts(node: PyTree) -> bool:
+        return type(node).__name__ in RECOUNTING
+
+    def moved(path: Any, x: Any) -> Any:
+        return jnp.full_like(x, count) if not recounts(x) and _name(path) in COUNTERS else x
+
+    return jax.tree_util.tree_map_with_path(moved, state, is_leaf=recounts)
+
+
+def makes_update(before: PyTree, after: PyTree) -> jax.Array:
+    """Whether what accumulates gradients took a step of its own in between."""
+    both = [jax.tree_util.tree_flatten_with_path(state)[0] for state in (before, after)]
+    steps = [[x for path, x in leaves if _name(path) == "gradient_step"] for leaves in both]
+    return jnp.array([jnp.any(a != b) for a, b in zip(*steps, strict=True)], bool).all()
+
+
+def _name(path: Any) -> str | None:
+    """Of the field that a leaf is."""
+    return getattr(path[-1], "name", None) if path else None
+
+
 def is_perturbed(state: PyTree) -> bool:
     """Whether SAM has moved the parameters away, to come back in a later call."""
 

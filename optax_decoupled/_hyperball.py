@@ -110,15 +110,23 @@ def hyperball(
 
 def _radius(p: Leaf, axes: int) -> jax.Array:
     shape = jnp.shape(p)[:axes]
-    return norm(jnp.asarray(p), axes).reshape(shape) if is_decayable(p) else jnp.zeros(shape)
+    if not is_decayable(p):
+        return jnp.zeros(shape)
+    return normalized(jnp.asarray(p), axes)[1].reshape(shape)
 
 
 def _step(rate: Scalar, u: Leaf, p: Leaf, radius: jax.Array) -> Leaf:
-    """What takes p to its new place on the sphere, in the dtype of u; arithmetic ≥ float32."""
+    """What takes p to its new place on the sphere, in the dtype of u; arithmetic ≥ float32.
+
+    Nothing where there is no sphere (a radius of 0), nor where the step ends in its middle.
+    """
     if u is None or isinstance(u, optax.MaskedNode) or not is_decayable(p):
         return u
     axes, theta = radius.ndim, widen(jnp.asarray(p))
     radius = jnp.expand_dims(radius, tuple(range(axes, theta.ndim)))
-    moved = theta - widen(rate) * radius * normalized(jnp.asarray(u), axes)
+    unit = theta / jnp.where(radius > 0, radius, 1)
+    moved = unit - widen(rate) * normalized(jnp.asarray(u), axes)[0]
     length = norm(moved, axes)
-    return (moved * (radius / jnp.where(length > 0, length, 1)) - theta).astype(jnp.result_type(u))
+    there = moved * (radius / jnp.where(length > 0, length, 1))
+    step = jnp.where((radius > 0) & (length > 0), there - theta, 0)
+    return step.astype(jnp.result_type(u))

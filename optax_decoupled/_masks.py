@@ -22,8 +22,9 @@ _LAYERS = {"attention", "attn", "block", "conv", "dense", "embed", "embedding", 
 _LAYERS |= {"gate", "head", "linear", "mlp", "proj", "projection"}
 _UNDECAYED = {"bias", "biases", "scale", "scales", "beta", "gamma", "offset"}
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
-# Words that name the first and the last matrix of a network.
-_OUTER = re.compile(r"(un)?embed(s|der|ding|dings)?|wte|wpe|lm|head|logits|vocab|readout")
+# Words that name embeddings, wherever they stand, and the last layer of a network.
+_EMBEDDING = re.compile(r"(un)?embed(s|der|ding|dings)?|wte|wpe|vocab")
+_HEAD = {"head", "logits", "classifier", "readout", "output"}
 # A bias b beside a weight w: b, b1, b_in beside w, w1, w_in.
 _SHORT_BIAS = re.compile(r"b(\d*|_\w+)")
 _WEIGHTS = ("w", "weight", "kernel")
@@ -78,14 +79,20 @@ def hidden_matrices(params: optax.Params) -> PyTree:
     """What :func:`decay_mask` selects of two axes or more, without embeddings and heads."""
     leaves, _ = named_leaves(params)
     chosen = [
-        bool(decays) and np.ndim(leaf) > 1 and not any(map(_is_outer, path))
+        bool(decays) and np.ndim(leaf) > 1 and not _is_outer(path)
         for (path, leaf), decays in zip(leaves, leaf_multipliers(decay_mask, params), strict=True)
     ]
     return jax.tree.unflatten(jax.tree.structure(params), chosen)
 
 
-def _is_outer(name: str) -> bool:
-    return any(_OUTER.fullmatch(word) for word in _words(name))
+def _is_outer(path: Path) -> bool:
+    """Whether it leads to an embedding, or begins with or ends in a head (none of attention's)."""
+    if any(_EMBEDDING.fullmatch(word) for name in path for word in _words(name)):
+        return True
+    is_head = lambda name: name.lower() in {"head", "lm_head"}
+    first = set(_words(path[0])) if path else set()
+    begins = not _HEAD.isdisjoint(first) and {"multi", "attention", "attn"}.isdisjoint(first)
+    return begins or any(map(is_head, path[-2:]))
 
 
 def intersection(first: Mask, second: Mask) -> MaskFunction:
@@ -102,7 +109,10 @@ def complement(mask: Mask) -> MaskFunction:
     """One minus a mask of bools."""
 
     def others(params: optax.Params, /) -> PyTree:
-        rest = [1.0 - w for w in leaf_multipliers(mask, params)]
+        multipliers = leaf_multipliers(mask, params)
+        if not all(isinstance(w, bool) for w in multipliers):
+            raise ValueError("normalized must be a mask of bools: a layer is normalized or not.")
+        rest = [float(not w) for w in multipliers]
         return jax.tree.unflatten(jax.tree.structure(params), rest)
 
     return others

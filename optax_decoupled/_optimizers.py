@@ -14,7 +14,12 @@ from optax_decoupled import _checks
 from optax_decoupled._adam import scale_by_adam
 from optax_decoupled._decay import add_decoupled_weight_decay
 from optax_decoupled._masks import complement, hidden_matrices, intersection
-from optax_decoupled._products import check_multiplier, peak_of, product_schedule
+from optax_decoupled._products import (
+    check_decay_multiplier,
+    check_multiplier,
+    peak_of,
+    product_schedule,
+)
 from optax_decoupled._sgd import momentum_sgd
 from optax_decoupled._toward import Toward
 from optax_decoupled._types import Mask, Scalar, ScalarOrSchedule, Schedule
@@ -233,6 +238,7 @@ def _check_decoupled(
     peak = peak_of(schedule if decay_schedule is None else decay_schedule)
     _checks.check_weight_decay(weight_decay, learning_rate, peak)
     check_multiplier(schedule, learning_rate)
+    check_decay_multiplier(decay_schedule, weight_decay)
     if callable(learning_rate) and schedule is None and decay_schedule is None:
         raise ValueError(
             f"learning_rate={learning_rate!r} is a schedule, but neither schedule nor "

@@ -15,8 +15,6 @@ from optax_decoupled._types import Scalar, ScalarOrSchedule, Schedule
 
 # Where a schedule is looked at when an optimizer is built: dense at first, then to 2**28.
 _SAMPLED = np.unique([*range(16), *np.round(2.0 ** np.arange(4, 28.5, 0.5))]).astype(np.int32)
-# A multiplier reaches 1. One that stays below this looks like a learning rate.
-LOW = 0.3
 # A decay of which one update removes less than this does nothing in most runs.
 _FAINT = 5e-7
 
@@ -84,7 +82,7 @@ def check_multiplier(schedule: ScalarOrSchedule | None, learning_rate: ScalarOrS
     reached = peak_of(schedule)
     if schedule is learning_rate:
         problem = "learning_rate and schedule are one function, so the step is scaled by it twice"
-    elif reached is not None and 0 < reached < LOW:
+    elif reached is not None and 0 < reached < _checks.FULL:
         problem = f"schedule reaches {reached:.3g} at most, so no step is a full one"
     else:
         return
@@ -98,7 +96,7 @@ def check_decay_multiplier(
     if not callable(schedule) or not _checks.is_known(weight_decay):
         return
     decay, reached = float(np.asarray(weight_decay)), peak_of(schedule)
-    if reached is not None and 0 < reached < LOW and 0 < decay * reached < _FAINT:
+    if reached is not None and 0 < reached < _checks.FULL and 0 < decay * reached < _FAINT:
         _checks.warn(
             f"schedule reaches {reached:.3g} at most, so with weight_decay={weight_decay} no "
             f"update removes more than {decay * reached:.3g} of a weight. {_MULTIPLIER}"

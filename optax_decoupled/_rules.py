@@ -83,7 +83,7 @@ def decay_rules(
                 'rule: add one, end with (".*", 0.0), or pass default=0.0.'
             )
         chosen = [
-            (other or 0.0) if rule is None else compiled[rule][1]
+            (0.0 if other is None else other) if rule is None else compiled[rule][1]
             for rule, other in zip(first, others, strict=True)
         ]
         return jax.tree.unflatten(jax.tree.structure(params), chosen)

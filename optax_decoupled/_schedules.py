@@ -13,7 +13,7 @@ import numpy as np
 
 from optax_decoupled import _checks
 from optax_decoupled._budget import check_norm
-from optax_decoupled._products import LOW, peak_of
+from optax_decoupled._products import peak_of
 from optax_decoupled._types import Scalar, Schedule
 
 # Optax counts steps in int32, and its counters stop at this value.
@@ -225,7 +225,7 @@ def split_schedule(
         )
     alpha = _checks.check_positive("peak", peak, "It is the learning rate of a full step.")
     reached = peak_of(learning_rate_schedule)
-    if reached and _checks.is_static(alpha) and not LOW < reached / float(alpha) < 1.01:
+    if reached and _checks.is_static(alpha) and not _checks.FULL < reached / float(alpha) < 1.01:
         _checks.warn(
             f"peak={peak} is not the peak of learning_rate_schedule, which reaches {reached:.3g}: "
             f"as a multiplier it would reach {reached / float(alpha):.3g} instead of 1. Pass "

@@ -40,26 +40,38 @@ def opt_state_shardings(tx: optax.GradientTransformation, params: optax.Params) 
       >>> assert shardings[0].mu["w"] == shardings[0].nu["w"] == sharding
       >>> assert shardings[0].count.spec == jax.sharding.PartitionSpec()
     """
-    replicated, like = _replicated(params), _by_suffix(params)
+    replicated = _replicated(params)
     flat, treedef = jax.tree_util.tree_flatten_with_path(jax.eval_shape(tx.init, params))
     paths = unboxed([keys for keys, _ in flat])
-    # Below its parameter's path a state may have one more key, as SM3's lists have.
-    shardings = [
-        next(
-            (like[x] for p in (path, path[:-1]) for x in _suffixes(p, leaf) if x in like),
-            replicated,
-        )
-        for path, (_, leaf) in zip(paths, flat, strict=True)
-    ]
-    return jax.tree.unflatten(treedef, shardings)
+    named = [(path, leaf) for path, (_, leaf) in zip(paths, flat, strict=True)]
+    found = _matched(named, _whole_paths(params))
+    if not any(found):  # optax.lookahead: its optimizer sees a part of the parameters' tree
+        found = _matched(named, _by_suffix(params))
+    return jax.tree.unflatten(treedef, [sharding or replicated for sharding in found])
 
 
-def _by_suffix(params: optax.Params) -> dict[tuple[Path, tuple[int, ...]], Sharding]:
-    """Shardings by the ends of parameters' paths, and shape: a state may begin them otherwise."""
-    found: dict[tuple[Path, tuple[int, ...]], Sharding] = {}
+_Shardings = dict[tuple[Path, tuple[int, ...]], Sharding]
+
+
+def _matched(named: list[tuple[Path, Leaf]], like: _Shardings) -> list[Sharding | None]:
+    """For each leaf of a state the sharding of the parameter that its path ends like.
+
+    Below its parameter's path it may have one more key, as SM3's lists have.
+    """
+    ends = lambda path, leaf: [*_suffixes(path, leaf), *_suffixes(path[:-1], leaf)]
+    return [next((like[x] for x in ends(*each) if x in like), None) for each in named]
+
+
+def _whole_paths(params: optax.Params) -> _Shardings:
+    return {(path, leaf.shape): leaf.sharding for path, leaf in named_leaves(params)[0]}
+
+
+def _by_suffix(params: optax.Params) -> _Shardings:
+    """By the ends of parameters' paths: a state may begin them otherwise."""
+    found: _Shardings = {}
     for path, leaf in named_leaves(params)[0]:
         for suffix, shape in _suffixes(path, leaf):
-            if suffix or not path:
+            if suffix:
                 found.setdefault((suffix, shape), leaf.sharding)
     return found
 

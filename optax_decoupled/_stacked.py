@@ -39,13 +39,13 @@ def norm(x: jax.Array, axes: int) -> jax.Array:
     return jnp.sqrt(jnp.sum(jnp.square(jnp.abs(widen(x))), axis=_inner(x, axes), keepdims=True))
 
 
-def normalized(x: jax.Array, axes: int) -> jax.Array:
-    """x/‖x‖ of every slice, 0 for 0; numbers so small or large that squares leave float32 too."""
+def normalized(x: jax.Array, axes: int) -> tuple[jax.Array, jax.Array]:
+    """x/‖x‖ and ‖x‖ of every slice, 0 for 0; also where squares would leave float32."""
     x = widen(x)
     largest = jnp.max(jnp.abs(x), axis=_inner(x, axes), keepdims=True, initial=0.0)
     x = x / jnp.where(largest > 0, largest, 1)
     size = norm(x, axes)
-    return x / jnp.where(size > 0, size, 1)
+    return x / jnp.where(size > 0, size, 1), largest * size
 
 
 def _inner(x: jax.Array, axes: int) -> tuple[int, ...]:

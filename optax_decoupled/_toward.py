@@ -137,11 +137,12 @@ def toward_rms(rms: Scalar | None = None, *, stacked: Stacked = None) -> Toward:
         if rms is not None:
             return None
         leaves, treedef = jax.tree.flatten(params)
-        return treedef.unflatten([_rms(*row) for row in zip(leaves, axes, strict=True)])
+        rms_of = [_rms(*row) for row in zip(leaves, axes, strict=True)]
+        return {"rms": treedef.unflatten(rms_of)}  # a name of its own: no weights
 
     def point(kept: PyTree, params: optax.Params, _: Mapping[str, object]) -> list[Leaf]:
         leaves = jax.tree.leaves(params)
-        targets = jax.tree.leaves(kept) if rms is None else [rms] * len(leaves)
+        targets = jax.tree.leaves(kept["rms"]) if rms is None else [rms] * len(leaves)
         rows = zip(leaves, leading_axes(stacked, params), targets, strict=True)
         return [_with_rms(*row) for row in rows]
 

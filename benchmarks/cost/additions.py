@@ -104,7 +104,9 @@ def measure(turns: int) -> dict[str, Any]:
             "milliseconds": round(1e3 * statistics.median(times[name]), 3),
             "mean_milliseconds": round(1e3 * statistics.fmean(times[name]), 3),
             "ratio": round(statistics.median(ratios[name]), 3),
-            "bytes_per_parameter": round((rival.step.cost_analysis() or {})["bytes accessed"] / size, 2),
+            "bytes_per_parameter": round(
+                (rival.step.cost_analysis() or {})["bytes accessed"] / size, 2
+            ),
             "state_bytes_per_parameter": round(rival.state_bytes / size, 2),
         }
         for name, rival in rivals.items()

@@ -4,13 +4,11 @@ The optimizer is a black box: `sample` and `probe` ask it for updates of small s
 `verdict` says what they mean, `report` and `text` say it to people.
 """
 
-import jax
-import jax.numpy as jnp
 import optax
 
 from optax_decoupled import _foreign, _paths
-from optax_decoupled._explain import report, text, verdict
-from optax_decoupled._explain.arguments import check_arguments
+from optax_decoupled._explain import report, run, text, verdict
+from optax_decoupled._explain.arguments import STEP, STEPS, check_arguments, whole
 from optax_decoupled._explain.probe import Probe
 from optax_decoupled._explain.report import DecayReport, DecayRow
 
@@ -23,6 +21,8 @@ def explain_weight_decay(
     *,
     state: optax.OptState | None = None,
     grads: optax.Updates | None = None,
+    step: int | None = None,
+    steps: int | None = None,
 ) -> DecayReport:
     r"""Measures the weight decay that an optimizer applies to each parameter.
 
@@ -36,6 +36,12 @@ def explain_weight_decay(
     so the fraction is that of the formula; whether the parameter's own dtype can
     represent the change is reported apart. Nothing that is passed in changes.
 
+    Of a whole run it reports the budget and what is left of an initial weight,
+
+    .. math:: Ω = \sum_{t=0}^{S-1} c_t, \qquad \prod_{t=0}^{S-1} (1 - c_t),
+
+    with the fraction :math:`c_t` measured at many counts, more where it changes.
+
     Args:
       tx: the optimizer; its ``update`` is called as ``tx.update(grads, state, params)``,
         under ``jit``.
@@ -46,14 +52,21 @@ def explain_weight_decay(
         step; also ``nnx.Optimizer.opt_state``. None: the initial one.
       grads: gradients like ``params``, on which coupled fractions depend. None: synthetic
         ones of size about 1.
+      step: the count of the update to report, 0 for the first: every counter of the state
+        (fields named ``count`` or ``gradient_step``) is set to it, moments stay. None: the
+        state's own.
+      steps: :math:`S`, the length of the run, for ``budget`` and ``left`` of each row.
+        Counts are of the optimizer's own steps, from 0 whatever ``step`` and ``state`` say.
 
     Returns:
       A :class:`DecayReport`: ``print`` it, read its ``rows``, or call its ``check()``.
       If no update moves anything at first (a warmup from 0, gradient accumulation), the
-      report is about the first one that does, and its ``notes`` say which.
+      report is about the first one that does, and its ``notes`` say which. With ``step``
+      it is about no other.
 
     Raises:
       TypeError: if ``tx`` is no Optax transformation, or the arrays are traced.
+      TypeError, ValueError: if ``step`` or ``steps`` is no whole number, or out of range.
       ValueError: if ``tx.init`` or ``tx.update`` fails, or ``state`` or ``grads`` does not
         fit ``params``.
 
@@ -68,13 +81,22 @@ def explain_weight_decay(
       >>> assert abs(kernel.decay_per_step / 1e-5 - 1) < 1e-3
       >>> broken = optax.chain(optax.adam(1e-3), optax.add_decayed_weights(1e-5))
       >>> assert {row.kind for row in od.explain_weight_decay(broken, params).rows} == {"growing"}
+
+      Over a run whose rate falls to 0, half of what the peak would do:
+
+      >>> tx = optax.adamw(optax.cosine_decay_schedule(1e-3, 10_000), weight_decay=0.1)
+      >>> row, _ = od.explain_weight_decay(tx, params, steps=10_000).rows
+      >>> assert abs(row.budget - 0.5) < 1e-3 and abs(row.left - 0.6065) < 1e-3
     """
     tx, own_state = _foreign.transform_and_state(tx)
     check_arguments(tx, params, state, grads)
+    step = step if step is None else whole("step", step, 0, STEP)
+    steps = steps if steps is None else whole("steps", steps, 1, STEPS)
     state = own_state if state is None else state
     params, state, grads = (_foreign.without_boxes(tree) for tree in (params, state, grads))
-    probe = Probe(tx, params, state, grads)
+    probe = Probe(tx, params, state, grads, step)
     found = verdict.examine(probe)
+    whole_run = None if steps is None else run.measure_run(probe, found, steps)
     leaves, columns = _paths.named_leaves(params)[0], (found.kind, found.fraction, found.steady)
     rows = tuple(
         report.make_row("/".join(path), leaf, kept_as, kind, decay, steady, found.period)
@@ -82,30 +104,19 @@ def explain_weight_decay(
             leaves, probe.kept_as, *(x.tolist() for x in columns), strict=True
         )
     )
+    if whole_run is not None:
+        rows = report.with_run(rows, whole_run.budget, whole_run.left)
     return DecayReport(
         rows=rows,
-        warnings=text.warnings(rows, found, probe.start),
+        steps=steps,
+        warnings=text.warnings(rows, found, probe),
         notes=text.notes(
             rows,
             found,
             has_copies=bool(probe.follows),
             synthetic=grads is None,
             sampled=probe.is_sampled,
-        ),
+            at_step=step is not None,
+        )
+        + text.notes_on_run(found, whole_run),
     )
-
-
-def decaying(tx: optax.GradientTransformation, params: optax.Params) -> list[str]:
-    """The parameters that an optimizer decays by itself; none if it cannot be asked.
-
-    For callers that may be traced: only the shapes of `params` are used.
-    """
-    shape = lambda x: jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x))
-    shapes = jax.tree.map(shape, _foreign.without_boxes(params))
-    paths = ["/".join(path) for path, _ in _paths.named_leaves(shapes)[0]]
-    try:
-        with jax.ensure_compile_time_eval():
-            found = verdict.decays(Probe(tx, shapes, None, None)) if paths else []
-    except ValueError:  # its update needs more arguments
-        return []
-    return [path for path, decays in zip(paths, found, strict=True) if decays]

@@ -7,9 +7,10 @@ from typing import Any
 import jax
 import jax.core
 import jax.numpy as jnp
+import numpy as np
 import optax
 
-from optax_decoupled import _foreign
+from optax_decoupled import _checks, _foreign
 from optax_decoupled._paths import named_leaves
 
 INIT = "tx.init fails on these params"
@@ -23,6 +24,10 @@ NOT_SAMPLED = (
     "shapes or depends on their number, and they are too many to measure it on all. Explain it for "
     "fewer or narrower layers of the same names."
 )
+STEP = (
+    "It is the number of updates before the one to report: 0 for the first, None for the state's."
+)
+STEPS = "It is the number of updates in the run, or None."
 _INJECT_HINT = (
     "A mask function under optax.inject_hyperparams is taken for a schedule, unless it is named "
     'in static_args=("mask",).'
@@ -41,6 +46,17 @@ def check_arguments(tx: object, *trees: object) -> None:
             "explain_weight_decay got traced arrays, but it reports numbers. Call it outside "
             "jit, grad and scan; tx.update may be a jitted function."
         )
+
+
+def whole(name: str, value: object, least: int, way_out: str) -> int:
+    """A known number of updates, as an int."""
+    number = np.asarray(value).item() if _checks.is_known(value) else value
+    rule = f"a whole number from {least} to 2**31 - 1"
+    if not _checks.is_static(number) or isinstance(number, bool | np.bool_):
+        raise TypeError(f"{name}={reprlib.repr(value)} must be {rule}. {way_out}")
+    holds = lambda x: x == x // 1 and least <= x < 2**31
+    _checks.check_number(name, number, rule, holds, way_out)
+    return int(number)
 
 
 def told(function: Callable[..., Any], what: str, way_out: str, *arguments: Any) -> Any:

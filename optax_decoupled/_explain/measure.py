@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import optax
 
-from optax_decoupled._explain.probe import Amplitude, Leaves, Probe
+from optax_decoupled._explain.probe import Amplitude, Probe
+from optax_decoupled._explain.sharing import Leaves
 
 # Gradients at the large amplitude are scaled down, so a decay that depends on them shows.
 FAINT = 2.0**-6

@@ -1,8 +1,9 @@
 """One optimizer on small samples of its parameters: a compiled update, the rest is NumPy."""
 
+import copy
 import functools
+import itertools
 import math
-import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -14,25 +15,22 @@ import optax
 from optax_decoupled import _foreign
 from optax_decoupled._dtypes import is_decayable, is_narrow
 from optax_decoupled._explain import arguments, sample
+from optax_decoupled._explain.sharing import Layout, Leaves, Sharing
 
-# A leaf's array or number for each parameter; amplitudes and results are float64[parameters].
-Leaves = list[Any]
+# Results, and amplitudes that are no number, are float64[parameters].
 Amplitude = float | np.ndarray
-# Which of the distinct leaves each leaf of (grads, state, params) is, and their tree.
-Layout = tuple[tuple[int, ...], Any]
 
 MAX_STEPS = 100  # how far to look for an update that moves anything
 # Weights up to which an optimizer is measured at full size if samples will not do: 64 MiB
 # of float32, of which AdamW needs seven copies.
 FULL_SIZE = 2**24
 
-_INTEGER = re.compile(r"\d+")
-
 
 class Probe:
     """Updates of an optimizer at multiples of synthetic parameters v and gradients g.
 
     Attributes:
+      count: that of the update to measure; None: as the state counts.
       start: the state to start from.
       natural: a power of two near the size of each parameter.
       decays: whether it can decay.
@@ -52,14 +50,15 @@ class Probe:
         params: optax.Params,
         state: optax.OptState | None,
         grads: optax.Updates | None,
+        step: int | None = None,
     ):
-        self.tx = tx
+        self.tx, self.count = tx, step
         leaves, self.treedef = jax.tree.flatten(params)
         self.dtypes = [jnp.result_type(x) for x in leaves]
         self.wide = [np.float32 if is_narrow(np.empty(0, d)) else d for d in self.dtypes]
         self.decays = [is_decayable(x) for x in leaves]
-        self._shares = state is None  # with a state of its own, no parameter is like another
-        self._places: dict[Any, list[str]] = {}
+        # With a state of its own, no parameter is like another.
+        self._sharing = Sharing(state is None)
         self._init = jax.jit(functools.partial(arguments.told, tx.init, arguments.INIT, ""))
         self._update = jax.jit(self._update_distinct, static_argnums=0)
         full = [jnp.shape(x) for x in leaves]
@@ -71,10 +70,13 @@ class Probe:
         wide = self._shapes(full)
         trees, structure = jax.tree.flatten((wide, like, wide))
         program = self._program(full, (tuple(range(len(trees))), structure), trees)
+        self._given = leaves, given, program
         for shapes in sample.samples(full):
             if self._take(shapes, leaves, state, given, None if shapes == full else program):
                 break
         self.start = _foreign.at_cycle_start(self.start)
+        if step is not None:
+            self.start = _foreign.at_count(self.start, step)
         self._find_copies()
 
     def _take(
@@ -94,14 +96,21 @@ class Probe:
             self._like = next(states)
             self._set_parameters(leaves, shapes)
             self._set_gradients(given, shapes)
-            self.start = self.fresh(self.natural)
-            if state is not None:
-                own = (x for x in (self._like, *states) if arguments.same_structure(x, state))
-                cast = lambda x, s: _cast(sample.sampled(x, s.shape), s.dtype)
-                self.start = jax.tree.map(cast, state, next(own))
+            if state is None:
+                self.start = self.fresh(self.natural)
+            else:
+                own = (
+                    x
+                    for x in itertools.chain([self._like], states)
+                    if arguments.same_structure(x, state)
+                )
+                fit = lambda x, s: sample.cast(sample.sampled(x, s.shape), s.dtype)
+                self.start = jax.tree.map(fit, state, next(own))
             if program is None:
                 return True
-            given_once = self._distinct(self._grads(1.0, 0.0, False), self.start, self.params(1.0))
+            given_once = self._sharing.distinct(
+                self._grads(1.0, 0.0, False), self.start, self.params(1.0)
+            )
             return self._program(shapes, *given_once) == program
         except ValueError:  # it holds arrays of other shapes
             if program is None:
@@ -138,23 +147,6 @@ class Probe:
         index, structure = layout
         return self._told_update(*structure.unflatten(distinct[i] for i in index))
 
-    def _distinct(self, *trees: Any) -> tuple[Layout, Leaves]:
-        """How grads, state and params are made of distinct leaves, and these.
-
-        Only leaves of one place in repeated layers are compared, so that what is equal
-        remains so from one update to the next.
-        """
-        leaves, structure = jax.tree.flatten(trees)
-        if structure not in self._places:
-            paths, _ = jax.tree_util.tree_flatten_with_path(trees)
-            self._places[structure] = [_INTEGER.sub("#", jax.tree_util.keystr(p)) for p, _ in paths]
-        index, distinct = [], {}
-        for place, x in zip(self._places[structure], leaves, strict=True):
-            shared = self._shares and _is_device_array(x)
-            content = np.asarray(x).tobytes() if shared else id(x)
-            index.append(distinct.setdefault((place, content), (len(distinct), x))[0])
-        return (tuple(index), structure), [x for _, x in distinct.values()]
-
     def _set_parameters(self, leaves: Leaves, shapes: list[sample.Shape]) -> None:
         like = list(zip(leaves, shapes, strict=True))
         self.natural = np.array([sample.natural_amplitude(*x) for x in like])
@@ -169,7 +161,7 @@ class Probe:
         keys = zip(shapes, self.wide, self.natural, map(id, given), strict=True)
         first: dict[Any, int] = {}
         alike = [first.setdefault(key, i) for i, key in enumerate(keys)]
-        self._alike = alike if self._shares else list(range(len(shapes)))
+        self._alike = alike if self._sharing.active else list(range(len(shapes)))
         given = [g if decays else None for g, decays in zip(given, self.decays, strict=True)]
         self.g, self._other_g = sample.gradients(given, self.g, shapes)
 
@@ -197,26 +189,34 @@ class Probe:
     def fresh(self, amplitude: Amplitude) -> optax.OptState:
         """The initial state of parameters in their own dtypes, as that of wide ones."""
         state = self._init(self.params(amplitude, self.dtypes))
-        return jax.tree.map(lambda x, s: _cast(x, s.dtype), state, self._like)
+        return jax.tree.map(lambda x, s: sample.cast(x, s.dtype), state, self._like)
 
     def _find_copies(self) -> None:
         """Leaves of the initial state that change sign with the parameters, and what they do."""
-        plus, minus = (_leaves(self.fresh(sign)) for sign in (1.0, -1.0))
-        self.follows = {path for path, x in plus.items() if _differ(x, minus[path])}
+        plus, minus = (sample.leaves_by_path(self.fresh(sign)) for sign in (1.0, -1.0))
+        self.follows = {path for path, x in plus.items() if sample.differ(x, minus[path])}
         self.references: set[Any] = set()
         self.kept_as = list(self.dtypes)
         if not self.follows:
             return
         _, before, _, _ = self.until_moving(self.start, self.natural)
         before = self._following(before, self.natural, self.follows)
-        after = _leaves(self._call(self._grads(1.0, 0.0, False), before, self.params(-1.0))[1])
-        start = _leaves(before)
-        self.references = {path for path in self.follows if not _differ(start[path], after[path])}
+        after = sample.leaves_by_path(
+            self._call(self._grads(1.0, 0.0, False), before, self.params(-1.0))[1]
+        )
+        start = sample.leaves_by_path(before)
+        self.references = {
+            path for path in self.follows if not sample.differ(start[path], after[path])
+        }
         self.follows -= self.references
         self.kept_as = self._find_kept_as(before)
 
     def _find_kept_as(self, state: optax.OptState) -> list[Any]:
-        dtypes = {path: x.dtype for path, x in _leaves(state).items() if path in self.follows}
+        dtypes = {
+            path: x.dtype
+            for path, x in sample.leaves_by_path(state).items()
+            if path in self.follows
+        }
         kept = list(self.dtypes)
         for wide in set(dtypes.values()):
             which = {path for path, dtype in dtypes.items() if dtype == wide}
@@ -224,7 +224,7 @@ class Probe:
             trees = self._grads(1.0, 0.0, False), self.params(self.natural)
             both = [self._call(trees[0], state, trees[1])[0] for state in states]
             kept = [
-                wide if np.any(a != b) and _digits(wide) > _digits(k) else k
+                wide if np.any(a != b) and sample.digits(wide) > sample.digits(k) else k
                 for a, b, k in zip(*both, kept, strict=True)
             ]
         return kept
@@ -235,15 +235,15 @@ class Probe:
         """The state with some copies of the parameters as they are at this amplitude."""
         if not which:
             return state
-        copies = _leaves(self.fresh(amplitude))
+        copies = sample.leaves_by_path(self.fresh(amplitude))
         return jax.tree_util.tree_map_with_path(
-            lambda path, x: _cast(copies[path], x.dtype) if path in which else x, state
+            lambda path, x: sample.cast(copies[path], x.dtype) if path in which else x, state
         )
 
     def _call(
         self, grads: optax.Updates, state: optax.OptState, params: optax.Params
     ) -> tuple[Leaves, optax.OptState]:
-        updates, after = self._update(*self._distinct(grads, state, params))
+        updates, after = self._update(*self._sharing.distinct(grads, state, params))
         leaves = zip(self.treedef.flatten_up_to(updates), self.v, self.decays, strict=True)
         return [
             np.asarray(u) if decays and u is not None else np.zeros(v.shape, np.float32)
@@ -277,6 +277,24 @@ class Probe:
         self.calls_per_step = calls
         return total, state
 
+    def smaller(self, state: optax.OptState, most: int) -> "Probe":
+        """This one from another state, on `most` elements a parameter if they do the same."""
+        leaves, given, program = self._given
+        small, shapes = copy.copy(self), [sample.reduced(v.shape, most, True) for v in self.v]
+        on_host = jax.tree.map(lambda x: np.asarray(x) if sample.is_device_array(x) else x, state)
+        if not small._take(shapes, leaves, on_host, given, program):
+            small = copy.copy(self)
+            small.start = state
+        small.start = jax.tree.map(jnp.asarray, small.start)  # so that equal leaves are shared
+        return small
+
+    def arguments(self, amplitude: Amplitude, factor: float) -> tuple[Layout, Leaves]:
+        """What the update from the start at amplitude·v for factor·g is called with."""
+        state = self._following(self.start, amplitude, self.follows)
+        return self._sharing.distinct(
+            self._grads(factor, 0.0, False), state, self.params(amplitude)
+        )
+
     def until_moving(
         self, state: optax.OptState, amplitude: Amplitude, **kwargs: Any
     ) -> tuple[Leaves, optax.OptState, optax.OptState, int]:
@@ -294,23 +312,3 @@ class Probe:
         """Of the arithmetic on each parameter."""
         dtypes = zip(self.wide, self.decays, strict=True)
         return np.array([float(jnp.finfo(d).eps) if decays else 0.0 for d, decays in dtypes])
-
-
-def _is_device_array(x: Any) -> bool:
-    return isinstance(x, jax.Array) and not jnp.issubdtype(x.dtype, jax.dtypes.extended)
-
-
-def _leaves(tree: Any) -> dict[Any, Any]:
-    return dict(jax.tree_util.tree_flatten_with_path(tree)[0])
-
-
-def _differ(x: Any, y: Any) -> bool:
-    return is_decayable(x) and bool(np.any(np.asarray(x) != np.asarray(y)))
-
-
-def _cast(x: Any, dtype: Any) -> Any:
-    return x if x.dtype == dtype else x.astype(dtype)
-
-
-def _digits(dtype: Any) -> int:
-    return int(jnp.finfo(dtype).nmant) if jnp.issubdtype(dtype, jnp.inexact) else 0

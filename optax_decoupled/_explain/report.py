@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import jax.numpy as jnp
+import numpy as np
 
 Kind = Literal[
     "none", "decoupled", "cautious", "toward", "nonlinear", "coupled", "growing", "constrained"
@@ -17,6 +18,8 @@ Kind = Literal[
 DECAYING = ("decoupled", "cautious", "toward", "nonlinear", "coupled")
 
 WIDTH = 80
+_HEADER = ("parameter", "n", "shape", "kind", "decay", "half-life (updates)")
+_HEADER_OF_RUN = (*_HEADER[:-1], "half-life", "budget", "left")
 _GAP = "  "
 _MAX_LINES = 40
 _TAIL = 8
@@ -52,6 +55,11 @@ class DecayRow:
       lost_to_rounding: whether decay alone changes nothing, because :math:`(1 - c) θ`
         rounds back to :math:`θ` in the parameter's dtype, or in a wider one if the update
         is made of a copy that the optimizer's state keeps.
+      budget: the sum of the fractions over the run, if ``steps`` is given; of the elements
+        that decay for ``"cautious"``. NaN where they depend on the gradients or the size of
+        the parameter, and where nothing moves.
+      left: the part of an initial parameter that decay alone leaves, or of the difference
+        for ``"toward"``.
     """
 
     path: str
@@ -61,6 +69,8 @@ class DecayRow:
     decay_per_step: float
     half_life: float
     lost_to_rounding: bool
+    budget: float = math.nan
+    left: float = math.nan
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -73,11 +83,13 @@ class DecayReport:
       rows: one :class:`DecayRow` for each parameter, in the order of the tree.
       warnings: what is probably wrong, each a sentence or two with the way out.
       notes: how the numbers were measured, where that is not obvious.
+      steps: the length of the run, if ``budget`` and ``left`` were asked for.
     """
 
     rows: tuple[DecayRow, ...]
     warnings: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    steps: int | None = None
 
     def check(self) -> None:
         """Raises if there is any warning, for use in tests and launch scripts.
@@ -98,7 +110,7 @@ class DecayReport:
             textwrap.fill(text, WIDTH, initial_indent=mark, subsequent_indent="  ")
             for mark, text in remarks
         ]
-        return "\n".join([title, *wrapped, "", *_table(self.rows)])
+        return "\n".join([title, *wrapped, "", *_table(self.rows, self.steps)])
 
     __repr__ = __str__
 
@@ -117,6 +129,12 @@ def make_row(
     dtype, lost = jnp.result_type(leaf), _lost(steady, kept_as)
     life = period * half_life(steady)
     return DecayRow(path, jnp.shape(leaf), dtype, kind, decay, life, lost)
+
+
+def with_run(rows: Sequence[DecayRow], *columns: np.ndarray) -> tuple[DecayRow, ...]:
+    """The rows with budget and left."""
+    both = zip(rows, *(column.tolist() for column in columns), strict=True)
+    return tuple(dataclasses.replace(row, budget=b, left=left) for row, b, left in both)
 
 
 def smallest_change(dtype: Any) -> float:
@@ -144,23 +162,27 @@ def _weights(rows: Sequence[DecayRow]) -> int:
     return sum(math.prod(row.shape) for row in rows)
 
 
-def _table(rows: Sequence[DecayRow]) -> list[str]:
-    groups = _groups(rows)
-    lines = [_cells([rows[i] for i in group]) for group in groups]
+def _table(rows: Sequence[DecayRow], steps: int | None) -> list[str]:
+    groups = _groups(rows, steps)
+    lines = [_cells([rows[i] for i in group], steps) for group in groups]
     names = _distinct([name for name, *_ in lines], [first for first, *_ in groups])
-    header = ("parameter", "n", "shape", "kind", "decay", "half-life (updates)")
+    header = _HEADER if steps is None else _HEADER_OF_RUN
     widths = [max(map(len, column)) for column in zip(header, *lines, strict=True)]
     rest = sum(widths[1:]) + len(_GAP) * (len(widths) - 1)
+    narrower = widths[2] - max(rest + len(header[0]) - WIDTH, 0)
+    if narrower < widths[2]:
+        lines = [(*line[:2], _shortened(line[2], narrower), *line[3:]) for line in lines]
+        widths[2], rest = narrower, WIDTH - len(header[0])
     widths[0] = max(len(header[0]), min(widths[0], WIDTH - rest))
     blocks = [_block(name, cells, widths) for name, (_, *cells) in zip(names, lines, strict=True)]
     return [*_block(header[0], header[1:], widths), *_cut(blocks)]
 
 
-def _groups(rows: Sequence[DecayRow]) -> list[list[int]]:
+def _groups(rows: Sequence[DecayRow], steps: int | None) -> list[list[int]]:
     """Indices of rows that share a line: alike, of paths that differ in their integers alone."""
     groups: dict[tuple[Any, ...], list[int]] = {}
     for i, row in enumerate(rows):
-        key = (_INTEGER.sub("#", row.path), *_cells([row])[2:])
+        key = (_INTEGER.sub("#", row.path), *_cells([row], steps)[2:])
         groups.setdefault(key, []).append(i)
     split = []
     for group in groups.values():
@@ -169,9 +191,10 @@ def _groups(rows: Sequence[DecayRow]) -> list[list[int]]:
     return split
 
 
-def _cells(group: Sequence[DecayRow]) -> tuple[str, ...]:
+def _cells(group: Sequence[DecayRow], steps: int | None) -> tuple[str, ...]:
     row, decays = group[0], group[0].kind not in ("none", "constrained")
     dtype = "" if row.dtype == jnp.float32 else f" {_short_dtype(row.dtype)}"
+    of_run = decays or row.budget != 0.0
     life = "lost" if row.lost_to_rounding else _steps(row.half_life)
     return (
         _merged(group) or "(the array)",
@@ -180,7 +203,15 @@ def _cells(group: Sequence[DecayRow]) -> tuple[str, ...]:
         row.kind,
         f"{row.decay_per_step:.2e}" if decays else "",
         life if decays else "",
+        *(() if steps is None else map(_amount, (row.budget, row.left)) if of_run else ("", "")),
     )
+
+
+def _amount(x: float) -> str:
+    """In seven characters, eight with a sign and an exponent."""
+    if math.isnan(x):
+        return "varies"
+    return text if len(text := f"{x:.3g}") <= 7 else f"{x:.2g}"
 
 
 def _short_dtype(dtype: Any) -> str:
@@ -227,7 +258,7 @@ def _block(name: str, cells: Sequence[str], widths: Sequence[int]) -> list[str]:
     """A row of the table; above it the name, where that is too long to stand in it."""
     above = [name] if len(name) > widths[0] else []
     aligned = [
-        cell.rjust(width) if i in (0, 3, 4) else cell.ljust(width)
+        cell.rjust(width) if i in (0, 3, 4, 5, 6) else cell.ljust(width)
         for i, (cell, width) in enumerate(zip(cells, widths[1:], strict=True))
     ]
     line = _GAP.join((("" if above else name).ljust(widths[0]), *aligned))

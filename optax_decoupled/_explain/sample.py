@@ -11,7 +11,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend import core
 
 from optax_decoupled._dtypes import is_decayable
 
@@ -31,7 +30,7 @@ def samples(shapes: Sequence[Shape]) -> Iterator[list[Shape]]:
     """Shapes to try instead of these, the smallest first; at last these themselves."""
     tried = []
     for most, in_ratio in _SAMPLES:
-        small = [_small(shape, most, in_ratio) for shape in shapes]
+        small = [reduced(shape, most, in_ratio) for shape in shapes]
         if small not in tried:
             tried.append(small)
             yield small
@@ -39,7 +38,7 @@ def samples(shapes: Sequence[Shape]) -> Iterator[list[Shape]]:
         yield list(shapes)
 
 
-def _small(shape: Shape, most: int, in_ratio: bool) -> Shape:
+def reduced(shape: Shape, most: int, in_ratio: bool) -> Shape:
     """The shape with shorter axes, which keep their order by length."""
     if math.prod(shape) <= most:
         return shape
@@ -64,13 +63,15 @@ def fingerprint(jaxpr: Jaxpr) -> Fingerprint:
 
 
 def _operations(jaxpr: Jaxpr) -> Iterator[tuple[Any, ...]]:
+    from jax.extend import core  # takes longer to import than this package
+
     terms: dict[Any, int] = {}  # of each sum
     for equation in jaxpr.eqns:
         name, inputs = equation.primitive.name, equation.invars
         count = _terms(equation, terms)
         if count and name not in ("div", "mul"):
             terms[equation.outvars[0]] = count
-        scalars = [_number(x.val) for x in inputs if isinstance(x, core.Literal)]
+        scalars = [_number(x.val) for x in inputs if hasattr(x, "val")]
         if count and scalars in ([repr(float(count))], [repr(float(np.float32(1 / count)))]):
             scalars = ["mean"]
         options = [x for x in equation.params.values() if isinstance(x, bool | int | float | str)]
@@ -87,7 +88,7 @@ def _terms(equation: Any, terms: dict[Any, int]) -> int:
     if name == "reduce_sum":
         return first.aval.size // max(equation.outvars[0].aval.size, 1)
     if name in ("convert_element_type", "broadcast_in_dim", "reshape", "squeeze", "div", "mul"):
-        return 0 if first is None or isinstance(first, core.Literal) else terms.get(first, 0)
+        return 0 if first is None or hasattr(first, "val") else terms.get(first, 0)
     return 0
 
 
@@ -113,6 +114,26 @@ def sampled(x: Any, shape: Shape) -> Any:
         x = x[tuple(slice(0, n * step, step) for n, step in spans)]
     x = np.asarray(x, jnp.result_type(x))
     return x if x.shape == shape else np.resize(x, shape)
+
+
+def is_device_array(x: Any) -> bool:
+    return isinstance(x, jax.Array) and _is_plain(x)
+
+
+def leaves_by_path(tree: Any) -> dict[Any, Any]:
+    return dict(jax.tree_util.tree_flatten_with_path(tree)[0])
+
+
+def differ(x: Any, y: Any) -> bool:
+    return is_decayable(x) and bool(np.any(np.asarray(x) != np.asarray(y)))
+
+
+def cast(x: Any, dtype: Any) -> Any:
+    return x if x.dtype == dtype else x.astype(dtype)
+
+
+def digits(dtype: Any) -> int:
+    return int(jnp.finfo(dtype).nmant) if jnp.issubdtype(dtype, jnp.inexact) else 0
 
 
 def root_mean_square(x: np.ndarray) -> float:

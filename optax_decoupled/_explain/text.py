@@ -11,8 +11,10 @@ import optax
 from optax_decoupled import _foreign
 from optax_decoupled._checks import PYTORCH_SCALE
 from optax_decoupled._decay import DecoupledWeightDecayState, PulledWeightDecayState
-from optax_decoupled._explain.probe import MAX_STEPS
+from optax_decoupled._dtypes import is_narrow
+from optax_decoupled._explain.probe import MAX_STEPS, Probe
 from optax_decoupled._explain.report import DecayRow, smallest_change
+from optax_decoupled._explain.run import Run
 from optax_decoupled._explain.verdict import Findings
 from optax_decoupled._masks import are_biases_or_norms
 from optax_decoupled._paths import listing
@@ -32,6 +34,10 @@ _NOTHING = (
 _STILL = (
     "Nothing decays within {} updates, none of which moves anything. If later ones do, pass the "
     "state of such a step."
+)
+_STILL_THERE = (
+    "Nothing decays: the update with count {} moves nothing. Its rate is 0 there, as before a "
+    "warmup or at the end of a schedule. Pass another step."
 )
 _GROWING = (
     "The weights of {} grow: the decay has the wrong sign. optax.add_decayed_weights belongs "
@@ -84,6 +90,18 @@ _LATER = (
     "Measured at update {} from this state: before it nothing moves (a warmup from 0, or gradient "
     "accumulation)."
 )
+_ANOTHER = " Pass step= for another: step=1000 is the update with count 1000 (0 is the first)."
+_OWN_STEPS = (
+    "Budget and left are of updates with counts of the optimizer's own, from 0: where it "
+    "accumulates gradients, steps counts what it makes of them and not the calls."
+)
+_VARYING_CALLS = (
+    "Budget and left are not known: the number of calls that make one update changes in the run."
+)
+_ESTIMATE = (
+    "Budget and left are estimates: the decay changes too often in the run to be measured at each "
+    "change. The budget may be off by {:.0%}."
+)
 _PERIOD = (
     "{} calls of update make one that counts: the decay is what that one removes, half-lives count "
     "the calls."
@@ -128,12 +146,14 @@ _LARGEST = 0.25
 _PYTORCH = PYTORCH_SCALE * (1 - 1e-3)
 
 
-def warnings(rows: Sequence[DecayRow], found: Findings, state: optax.OptState) -> tuple[str, ...]:
+def warnings(rows: Sequence[DecayRow], found: Findings, probe: Probe) -> tuple[str, ...]:
     """One text for each thing that is wrong. Of the state only the structure is looked at."""
+    state, count = probe.start, probe.count
     broken, double = _chosen(rows, ~found.finite), _chosen(rows, found.double)
     texts = [_MASK_CALLED] if _mask_was_called(state) else []
     if not broken and all(row.kind == "none" for row in rows):
-        texts.append(_STILL.format(MAX_STEPS) if found.silent is None else _NOTHING)
+        still = _STILL.format(MAX_STEPS) if count is None else _STILL_THERE.format(count)
+        texts.append(still if found.silent is None else _NOTHING)
     named = (
         (_BROKEN, broken),
         (_OURS_GROWING if _holds_our_decay(state) else _GROWING, _of_kind(rows, "growing")),
@@ -144,11 +164,17 @@ def warnings(rows: Sequence[DecayRow], found: Findings, state: optax.OptState) -
         (_LARGE, [row for row in rows if abs(row.decay_per_step) > _LARGEST]),
     )
     texts += [text.format(_listing(chosen)) for text, chosen in named if chosen]
-    return *texts, *_units_warning(rows), *_lost_warning(rows)
+    return *texts, *_units_warning(rows), *_lost_warning(rows, found)
 
 
 def notes(
-    rows: Sequence[DecayRow], found: Findings, *, has_copies: bool, synthetic: bool, sampled: bool
+    rows: Sequence[DecayRow],
+    found: Findings,
+    *,
+    has_copies: bool,
+    synthetic: bool,
+    sampled: bool,
+    at_step: bool,
 ) -> tuple[str, ...]:
     """How the numbers were measured, where that is not obvious.
 
@@ -158,10 +184,11 @@ def notes(
       has_copies: whether the state keeps copies of the parameters.
       synthetic: whether the gradients are synthetic.
       sampled: whether the arrays were samples.
+      at_step: whether the update was asked for by its count.
     """
     still, coupled = _chosen(rows, ~found.moves), _of_kind(rows, "coupled")
     texts = (
-        (found.silent, _LATER.format((found.silent or 0) + 1)),
+        (found.silent, _LATER.format((found.silent or 0) + 1) + _ANOTHER * (not at_step)),
         (found.period > 1, _PERIOD.format(found.period)),
         (0 < len(still) < len(rows), f"Not moved by this update: {_listing(still)}."),
         (has_copies, _COPIES),
@@ -170,6 +197,18 @@ def notes(
         (coupled and _is_repeated(found), _REPEATED),
     )
     return (*(text for applies, text in texts if applies), *_notes_on_kinds(rows, found))
+
+
+def notes_on_run(found: Findings, run: Run | None) -> tuple[str, ...]:
+    """What is not obvious about the budgets."""
+    if run is None or found.start is None:
+        return ()
+    texts = (
+        (found.period > 1, _OWN_STEPS),
+        (run.is_partial, _VARYING_CALLS),
+        (run.error > 0.005, _ESTIMATE.format(run.error)),
+    )
+    return tuple(text for applies, text in texts if applies)
 
 
 def _notes_on_kinds(rows: Sequence[DecayRow], found: Findings) -> list[str]:
@@ -224,8 +263,10 @@ def _units_warning(rows: Sequence[DecayRow]) -> list[str]:
     return [_UNITS.format(smallest, _listing(high))] if high else []
 
 
-def _lost_warning(rows: Sequence[DecayRow]) -> list[str]:
+def _lost_warning(rows: Sequence[DecayRow], found: Findings) -> list[str]:
     lost = [row for row in rows if row.lost_to_rounding]
+    if found.silent:  # early in a warmup from 0 a decay is smaller than it will be
+        lost = [row for row in lost if is_narrow(jax.ShapeDtypeStruct((), row.dtype))]
     if not lost:
         return []
     dtype = max((row.dtype for row in lost), key=lambda dtype: float(jnp.finfo(dtype).eps))

@@ -31,6 +31,8 @@ class Findings(NamedTuple):
       share: of the elements that decay at once, where the decay is cautious.
       silent: calls of tx.update before the first that moves anything; None if none does.
       period: calls from one such update to the next.
+      varies: whether the fraction depends on gradients, memory or the size of the weights.
+      start: the state before the update that was measured; None if nothing moves.
     """
 
     kind: np.ndarray
@@ -42,6 +44,8 @@ class Findings(NamedTuple):
     share: np.ndarray
     silent: int | None
     period: int
+    varies: np.ndarray
+    start: optax.OptState | None
 
 
 @np.errstate(all="ignore")  # an update that is not finite is reported, not warned about
@@ -49,9 +53,11 @@ def examine(p: Probe) -> Findings:
     """Measures an optimizer at its first update that moves anything."""
     first, start, after, calls = p.until_moving(p.start, p.natural)
     sizes = np.array([k * v.size for k, v in zip(p.decays, p.v, strict=True)], int)
-    if not any(map(np.any, first)):
+    silent, period = calls - p.calls_per_step, p.until_moving(after, p.natural)[3]
+    is_later = p.count is not None and silent >= period  # the update asked for moves nothing
+    if is_later or not any(map(np.any, first)):
         return _nothing_moves(sizes)
-    large = _large(p)
+    large = large_amplitude(p)
     at_large = measure.response(p, start, large, factor=FAINT)
     at_natural = measure.response(p, start, p.natural)
     memory = measure.measure_memory(p, start, large, at_large)
@@ -71,28 +77,24 @@ def examine(p: Probe) -> Findings:
         moves=(at_natural.update != 0) | (sizes == 0),
         finite=np.isfinite(at_large.update),
         share=share,
-        silent=calls - p.calls_per_step,
-        period=p.until_moving(after, p.natural)[3],
+        silent=silent,
+        period=period,
+        varies=traits.remembered | traits.uneven,
+        start=start,
     )
 
 
-@np.errstate(all="ignore")
-def decays(p: Probe) -> np.ndarray:
-    """Which parameters decay at the first update that moves anything, in whatever way."""
-    first, start, _, _ = p.until_moving(p.start, p.natural)
-    if not any(map(np.any, first)):
-        return np.zeros(len(p.v), bool)
-    return measure.is_odd(p, measure.response(p, start, _large(p), factor=FAINT))
-
-
-def _large(p: Probe) -> np.ndarray:
+def large_amplitude(p: Probe) -> np.ndarray:
+    """Beside which the gradients' part of an update is small."""
     return np.full_like(p.natural, _LARGE_COPIED if p.follows else _LARGE)
 
 
 def _nothing_moves(sizes: np.ndarray) -> Findings:
     zero = np.zeros(len(sizes))
     kind, silent = np.full(len(sizes), "none"), None if sizes.any() else 0
-    return Findings(kind, zero, zero, zero > 0, sizes == 0, zero == 0, zero, silent, 1)
+    return Findings(
+        kind, zero, zero, zero > 0, sizes == 0, zero == 0, zero, silent, 1, zero > 0, None
+    )
 
 
 class _Traits(NamedTuple):

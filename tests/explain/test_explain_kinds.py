@@ -213,7 +213,7 @@ BROKEN = {
         "L2 regularization and decoupled decay act at once on 'dense/bias', 'dense/kernel'",
     ),
     "L2 and decoupled, SGD": (
-        lambda: od.decouple(od.sgd_l2(0.1, 1e-4), 1e-5),
+        lambda: optax.chain(od.sgd_l2(0.1, 1e-4), od.add_decoupled_weight_decay(1e-5)),
         "L2 regularization and decoupled decay act at once on 'dense/bias', 'dense/kernel'",
     ),
     "L2 and decoupled, lion": (

@@ -183,13 +183,13 @@ def test_stacked_weights_have_a_length_for_each_slice(stacked):
     params |= {"bias": jnp.ones(5)} if isinstance(stacked, dict) else {}
     tx = od.sgdw(0.1, 0.009, toward=od.toward_rms(stacked=stacked))
     state = tx.init(params)
-    kept = optax.tree.get(state, "reference")["kernel"]
+    kept = optax.tree.get(state, "reference")["rms"]["kernel"]
     np.testing.assert_allclose(kept, [1.0, 2.0, 3.0], rtol=1e-6)
     doubled, _ = _steps(tx, jax.tree.map(lambda x: 2 * x, params), 1, state)
     expected = 2 - 0.009 * 1
     np.testing.assert_allclose(doubled["kernel"], expected * params["kernel"], rtol=1e-6)
     whole = od.sgdw(0.1, 0.009, toward=od.toward_rms())
-    assert optax.tree.get(whole.init(params), "reference")["kernel"].shape == ()
+    assert optax.tree.get(whole.init(params), "reference")["rms"]["kernel"].shape == ()
 
 
 def test_zeros_as_an_argument_are_no_toward_bit_for_bit():

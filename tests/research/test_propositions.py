@@ -48,7 +48,8 @@ def _preconditioned(alpha, first, decay=0.0):
         return updates / jnp.asarray(SCALE), state
 
     precondition = optax.GradientTransformation(init, update)
-    return od.decouple(optax.chain(first, precondition, optax.scale(-alpha)), decay)
+    inner = optax.chain(first, precondition, optax.scale(-alpha))
+    return optax.chain(inner, od.add_decoupled_weight_decay(decay))
 
 
 def test_proposition_2_no_l2_coefficient_equals_decay():

@@ -36,6 +36,7 @@ def test_a_missing_extra_names_the_installation(monkeypatch, extra):
 _LAZY = """
 import sys, optax_decoupled as od
 lazy = {'matplotlib', 'rich', 'optax_decoupled.sweep', 'jax.experimental.multihost_utils'}
+lazy.add('jax.extend')
 assert not lazy & set(sys.modules), lazy & set(sys.modules)
 assert 'sweep' in dir(od)
 od.sweep.Task

@@ -1,0 +1,190 @@
+r"""The decay of a whole run: measured at many counts at once, at most where it moves.
+
+Between two counts the decay is taken as a line. If it is monotone there, the sum is wrong by
+at most half of what it changes by, times the steps between: counts are added where that is
+large, so that a jump ends between two neighbours and the sum of what is known is exact.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from optax_decoupled import _foreign
+from optax_decoupled._explain import arguments
+from optax_decoupled._explain.measure import FAINT
+from optax_decoupled._explain.probe import Probe
+from optax_decoupled._explain.sharing import Layout, Leaves
+from optax_decoupled._explain.verdict import Findings, large_amplitude
+
+# Elements of a parameter: enough for a fraction that is the same for all of them.
+_ELEMENTS = 16
+# Counts to begin with, one at random in each of so many equal parts of the run: at even
+# distances they could all hit the same place of a cycle.
+_GRID = 1024
+# Bound on the relative error of the sum, where it can be afforded.
+_TOLERANCE = 2e-3
+# Elements times counts in one call (memory), and in all of them (time).
+_BATCH, _MOST = 2**22, 2**27
+_TINY = 1e-300
+_AT_MANY_COUNTS = "tx.update fails at many counts at once (jax.vmap)"
+_WAY_OUT = "\nLeave steps out, or give the schedule as a function of jax.numpy."
+
+
+class Run(NamedTuple):
+    """What a run removes from each parameter, float64[parameters]; NaN if that varies.
+
+    Attributes:
+      budget: the sum of its fractions.
+      left: the product of what each of them leaves.
+      error: the bound on the relative error of the budgets, a number.
+      is_partial: whether at some counts no update could be made.
+    """
+
+    budget: np.ndarray
+    left: np.ndarray
+    error: float
+    is_partial: bool
+
+
+@np.errstate(all="ignore")  # a fraction above 1 leaves nothing that has a logarithm
+def measure_run(p: Probe, found: Findings, steps: int) -> Run:
+    """The decay at counts 0 to steps - 1, by the updates that follow ``found.start``."""
+    if found.start is None:
+        nothing = np.full(len(p.v), np.nan)
+        return Run(nothing, nothing, 0.0, False)
+    small = p.smaller(found.start, _ELEMENTS)
+    counts, decay, error = _sampled(_Decay(small, found), steps, small)
+    budget, left = _sum(counts, decay), np.exp(_sum(counts, np.log1p(-decay)))
+    budget, left = (np.where(found.varies, np.nan, x) for x in (budget, left))
+    return Run(budget, left, error, bool(np.isnan(decay).any()))
+
+
+class _Decay:
+    """The fraction that the update with a count removes of each parameter."""
+
+    def __init__(self, p: Probe, found: Findings):
+        self.p, self.large = p, large_amplitude(p)
+        self.sides = [p.arguments(sign * self.large, FAINT) for sign in (1, -1)]
+        self.factor = np.select([found.kind == "cautious", found.kind == "constrained"], [2, 0], 1)
+        self.batch = 2 ** int(np.log2(np.clip(_BATCH // _weights(p), 1, _GRID)))
+        self.compiled = jax.jit(functools.partial(_updates, p), static_argnums=0)
+
+    def __call__(self, counts: np.ndarray) -> np.ndarray:
+        """float64[counts, parameters]; NaN where there is no update."""
+        padded = np.resize(counts, -(-len(counts) // self.batch) * self.batch).astype(np.int32)
+        parts = [self._measured(part) for part in padded.reshape(-1, self.batch)]
+        return np.concatenate(parts)[: len(counts)]
+
+    def _measured(self, counts: np.ndarray) -> np.ndarray:
+        (plus, made), (minus, _) = (self.compiled(*side, counts) for side in self.sides)
+        leaves = zip(plus, minus, self.p.v, strict=True)
+        removed, update, size = map(np.array, zip(*(_along(*leaf) for leaf in leaves), strict=True))
+        noise = 16 * self.p.epsilon * update.T / (self.large * size + _TINY)
+        noise += 4 * self.p.epsilon if self.p.follows else 0.0  # as of `measure.response`
+        c = removed.T / (self.large * size**2 + _TINY)
+        c = np.where(abs(c) > noise, self.factor * c, 0.0)
+        return np.where(np.asarray(made)[:, None], c, np.nan)
+
+
+def _along(plus: jax.Array, minus: jax.Array, v: np.ndarray) -> tuple[Any, Any, Any]:
+    """What v loses and the norm of the update, at each count; the norm of v."""
+    wide = np.result_type(v, np.float64)
+    plus, minus = (np.asarray(u, wide).reshape(len(u), v.size) for u in (plus, minus))
+    unit = np.conj(v.ravel().astype(wide))
+    return ((minus - plus) @ unit).real / 2, np.linalg.norm(plus, axis=1), np.linalg.norm(unit)
+
+
+def _updates(
+    p: Probe, layout: Layout, distinct: Leaves, counts: jax.Array
+) -> tuple[Leaves, jax.Array]:
+    """The update with each count, and whether there is one."""
+    index, structure = layout
+    grads, state, params = structure.unflatten(distinct[i] for i in index)
+
+    def at(count: jax.Array) -> tuple[Leaves, jax.Array]:
+        before = _foreign.at_count(state, count)
+        updates, after = _one_update(p, grads, before, params)
+        leaves = zip(p.treedef.flatten_up_to(updates), p.v, p.decays, strict=True)
+        known = [u if decays and u is not None else jnp.zeros(v.shape) for u, v, decays in leaves]
+        return known, _foreign.makes_update(before, after)
+
+    return arguments.told(jax.vmap(at), _AT_MANY_COUNTS, _WAY_OUT, counts)
+
+
+def _one_update(
+    p: Probe, grads: optax.Updates, state: optax.OptState, params: optax.Params
+) -> tuple[optax.Updates, optax.OptState]:
+    """All the calls that make an update, as `Probe.step` makes them."""
+    total, state = p.tx.update(grads, state, params)
+    for _ in range(p.calls_per_step - 1):
+        moved = jax.tree.map(lambda q, u: (q + u).astype(q.dtype), params, total)
+        updates, state = p.tx.update(grads, state, moved)
+        total = jax.tree.map(jnp.add, total, updates)
+    return total, state
+
+
+def _sampled(
+    decay_at: Callable[[np.ndarray], np.ndarray], steps: int, p: Probe
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """Counts from 0 to steps - 1, the decay there, and the bound on the error of its sum."""
+    most = min(steps, max(_MOST // _weights(p), 2 * _GRID // 64))
+    counts = _grid(steps, min(_GRID, most))
+    decay = decay_at(counts)
+    while True:
+        errors = _errors(counts, decay)
+        error = float(errors.sum())
+        if error <= _TOLERANCE or len(counts) >= most:
+            return counts, decay, error
+        added = _between(counts, errors)
+        order = np.argsort(np.concatenate([counts, added]))
+        decay = np.concatenate([decay, decay_at(added)])[order]
+        counts = np.concatenate([counts, added])[order]
+
+
+def _grid(steps: int, parts: int) -> np.ndarray:
+    """The first count, the last one, and one in each part of the run."""
+    edges = np.linspace(0, steps, parts + 1).astype(int)
+    inside = np.random.default_rng(0).integers(edges[:-1], edges[1:])
+    return np.unique(np.concatenate([[0], inside, [steps - 1]]))
+
+
+def _errors(counts: np.ndarray, decay: np.ndarray) -> np.ndarray:
+    """The bound on each interval's error, relative to the sum; of the worst parameter.
+
+    An interval may hide a cycle whose ends are alike: it is taken to change as its neighbours.
+    """
+    width, change = np.diff(counts)[:, None], abs(np.diff(decay, axis=0))
+    change = np.maximum(change, np.maximum(_shifted(change, 1), _shifted(change, -1)))
+    bound = change * (width - 1) / 2
+    total = _sum(counts, abs(decay))
+    known = np.isfinite(total) & (total > 0)
+    return (bound[:, known] / total[known]).max(1, initial=0.0)
+
+
+def _shifted(x: np.ndarray, by: int) -> np.ndarray:
+    """Those of the next row, or of the last; 0 outside."""
+    return np.pad(x, ((1, 1), (0, 0)))[1 + by : len(x) + 1 + by]
+
+
+def _between(counts: np.ndarray, errors: np.ndarray) -> np.ndarray:
+    """About as many new counts as there are, in proportion to the errors of the intervals."""
+    width = np.diff(counts)
+    n = np.minimum(width - 1, np.rint(errors / errors.sum() * len(counts)).astype(int))
+    part = np.arange(n.sum()) - np.repeat(np.cumsum(n) - n, n) + 1
+    first, width, n = (np.repeat(x, n) for x in (counts[:-1], width, n))
+    return np.unique(first + part * width // (n + 1))
+
+
+def _sum(counts: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Over all counts from the first to the last, with lines between those known."""
+    width = np.diff(counts)[:, None]
+    return (width * (values[1:] + values[:-1]) / 2).sum(0) + (values[0] + values[-1]) / 2
+
+
+def _weights(p: Probe) -> int:
+    return max(sum(v.size for v in p.v), 1)

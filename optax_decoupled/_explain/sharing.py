@@ -1,0 +1,40 @@
+"""Equal leaves of repeated layers as one, so that what is done with them is compiled once."""
+
+import re
+from typing import Any
+
+import jax
+import numpy as np
+
+from optax_decoupled._explain.sample import is_device_array
+
+# An array or a number for each leaf of a tree.
+Leaves = list[Any]
+# Which of the distinct leaves each leaf of some trees is, and their structure.
+Layout = tuple[tuple[int, ...], Any]
+
+_INTEGER = re.compile(r"\d+")
+
+
+class Sharing:
+    """Finds equal leaves, if `active`.
+
+    Only leaves of one place in repeated layers are compared, so that what is equal remains
+    so from one update to the next.
+    """
+
+    def __init__(self, active: bool):
+        self.active = active
+        self._places: dict[Any, list[str]] = {}
+
+    def distinct(self, *trees: Any) -> tuple[Layout, Leaves]:
+        """How trees are made of distinct leaves, and these."""
+        leaves, structure = jax.tree.flatten(trees)
+        if structure not in self._places:
+            paths, _ = jax.tree_util.tree_flatten_with_path(trees)
+            self._places[structure] = [_INTEGER.sub("#", jax.tree_util.keystr(p)) for p, _ in paths]
+        index, distinct = [], {}
+        for place, x in zip(self._places[structure], leaves, strict=True):
+            content = np.asarray(x).tobytes() if self.active and is_device_array(x) else id(x)
+            index.append(distinct.setdefault((place, content), (len(distinct), x))[0])
+        return (tuple(index), structure), [x for _, x in distinct.values()]
