@@ -94,9 +94,10 @@ class _Decay:
 def _along(plus: jax.Array, minus: jax.Array, v: np.ndarray) -> tuple[Any, Any, Any]:
     """What v loses and the norm of the update, at each count; the norm of v."""
     wide = np.result_type(v, np.float64)
-    plus, minus = (np.asarray(u, wide).reshape(len(u), v.size) for u in (plus, minus))
+    at_plus, at_minus = (np.asarray(u, wide).reshape(len(u), v.size) for u in (plus, minus))
     unit = np.conj(v.ravel().astype(wide))
-    return ((minus - plus) @ unit).real / 2, np.linalg.norm(plus, axis=1), np.linalg.norm(unit)
+    lost = ((at_minus - at_plus) @ unit).real / 2
+    return lost, np.linalg.norm(at_plus, axis=1), np.linalg.norm(unit)
 
 
 def _updates(
