@@ -139,8 +139,9 @@ def check_weight_decay(
     )
     if not is_static(weight_decay):
         return
-    is_full = peak is None or FULL <= peak <= 1  # a sample may miss the peak by a little
-    removed = float(weight_decay) * (1.0 if is_full else peak)
+    if peak is None or FULL <= peak <= 1:  # a sample may miss the peak by a little
+        peak = 1.0
+    removed = float(weight_decay) * peak
     if removed >= PYTORCH_SCALE * (1 - 1e-6):  # 0.01 in float32 is a little less
         warn(
             f"weight_decay={weight_decay:.6g} removes {removed:.3g} of each weight at "

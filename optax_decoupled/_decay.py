@@ -166,8 +166,8 @@ def _cautious(u: jax.Array, p: jax.Array, c: jax.Array, *r: jax.Array) -> jax.Ar
 def _check_toward(toward: object) -> None:
     if toward is not None and not isinstance(toward, Toward):
         raise TypeError(
-            f"toward={reprlib.repr(toward)} must be None (0) or what toward_init(), toward_argument(name) or "
-            "toward_rms(rms) returns. To pull to a fixed tree, pass toward_argument()."
+            f"toward={reprlib.repr(toward)} must be None (0) or what toward_init(), "
+            "toward_argument(name) or toward_rms(rms) returns. To pull to a fixed tree, pass toward_argument()."
         )
 
 

@@ -121,15 +121,16 @@ def _small_updates(
         [jnp.full(shape, value, dtype) for shape, dtype in zip(shapes, dtypes, strict=True)]
     )
     grads, (plus, minus) = filled(2.0**-10), (filled(64), filled(-64))
-    states = [inner.init(plus), inner.init(minus)]
+    after = [(at, inner.init(at)) for at in (plus, minus)]  # updates or parameters, state
     for _ in range(3):  # a warmup begins at 0
-        moves = [
-            inner.update(grads, state, at) for state, at in zip(states, (plus, minus), strict=True)
+        after = [
+            inner.update(grads, state, at)
+            for at, (_, state) in zip((plus, minus), after, strict=True)
         ]
-        (up, states[0]), (down, states[1]) = moves
-        if any(np.any(x) for x in jax.tree.leaves(up)):
+        if any(np.any(x) for x in jax.tree.leaves(after[0][0])):
             break
-    return list(zip(*map(treedef.flatten_up_to, (plus, up, down)), strict=True))
+    columns = (plus, after[0][0], after[1][0])
+    return list(zip(*map(treedef.flatten_up_to, columns), strict=True))
 
 
 def _is_decay(v: Leaf, up: Leaf, down: Leaf) -> bool:

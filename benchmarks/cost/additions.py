@@ -76,6 +76,7 @@ class Contestant:
         self.carry = jax.tree.map(jnp.copy, params), jax.jit(tx.init)(params)
         arguments = (*self.carry, grads, self.reference, jnp.int32(0))
         self.step = step.lower(*arguments).compile()
+        self.bytes_moved = (self.step.cost_analysis() or {})["bytes accessed"]
         self.state_bytes = sum(x.nbytes for x in jax.tree.leaves(self.carry[1]))
 
     def seconds(self, t: int) -> float:

@@ -83,7 +83,8 @@ class _Decay:
     def _measured(self, counts: np.ndarray) -> np.ndarray:
         (plus, made), (minus, _) = (self.compiled(*side, counts) for side in self.sides)
         leaves = zip(plus, minus, self.p.v, strict=True)
-        removed, update, size = map(np.array, zip(*(_along(*leaf) for leaf in leaves), strict=True))
+        columns = zip(*(_along(*leaf) for leaf in leaves), strict=True)
+        removed, update, size = (np.array(column) for column in columns)
         noise = 16 * self.p.epsilon * update.T / (self.large * size + _TINY)
         noise += 4 * self.p.epsilon if self.p.follows else 0.0  # as of `measure.response`
         c = removed.T / (self.large * size**2 + _TINY)

@@ -91,9 +91,21 @@ QUIET = {
     "schedule-free": lambda: optax.contrib.schedule_free_adamw(1e-3),
     "needs more arguments": optax.lbfgs,
     "frozen": optax.set_to_zero,
+    "prodigy": lambda: optax.contrib.prodigy(0.1),
+    "a sphere": lambda: od.hyperball(optax.scale_by_adam(), 0.01),
+    "a projection": lambda: optax.chain(optax.sgd(0.1), optax.keep_params_nonnegative()),
 }
 
 
 @pytest.mark.parametrize("name", QUIET)
 def test_one_that_does_not_is_not(name):
     od.decouple(QUIET[name](), DECAY).init(_params())
+
+
+@pytest.mark.parametrize("transform", [jax.jit, jax.grad, lambda f: lambda x: jax.vmap(f)(x[None])])
+def test_an_optimizer_of_traced_numbers_is_not_asked(transform):
+    def first_update(rate):
+        tx = od.decouple(optax.lion(rate, weight_decay=0.0), DECAY)
+        return tx.update(_params(), tx.init(_params()), _params())[0]["bias"].sum()
+
+    assert jnp.isfinite(transform(first_update)(jnp.array(0.1))).all()
