@@ -167,7 +167,8 @@ def _check_toward(toward: object) -> None:
     if toward is not None and not isinstance(toward, Toward):
         raise TypeError(
             f"toward={reprlib.repr(toward)} must be None (0) or what toward_init(), "
-            "toward_argument(name) or toward_rms(rms) returns. To pull to a fixed tree, pass toward_argument()."
+            "toward_argument(name) or toward_rms(rms) returns. To pull to a fixed tree, pass "
+            "toward_argument()."
         )
 
 

@@ -141,4 +141,4 @@ def _is_decay(v: Leaf, up: Leaf, down: Leaf) -> bool:
     removed = -np.vdot(v, odd).real / max(np.vdot(v, v).real, 1e-30)
     is_odd = np.linalg.norm(odd) > 1e-3 * np.linalg.norm(up)
     held = abs(np.linalg.norm(v + up) / max(np.linalg.norm(v), 1e-30) - 1) < 1e-6
-    return bool(is_odd and 3e-7 < removed < 0.25 and not (held and removed > 1e-5))
+    return bool(is_odd and 8e-8 < removed < 0.25 and not (held and removed > 1e-5))

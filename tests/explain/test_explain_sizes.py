@@ -1,10 +1,6 @@
 """Samples stand for large parameters, where the program is the same."""
 
-import json
 import math
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -16,15 +12,6 @@ from explaining import LR, by_path, cases, small_params, trained
 import optax_decoupled as od
 from optax_decoupled._explain import probe, sample
 from optax_decoupled._explain.probe import Probe
-
-
-@pytest.mark.slow
-def test_the_benchmark_runs():
-    script = Path(__file__).parents[2] / "benchmarks" / "explain_speed.py"
-    command = [sys.executable, str(script), "--quick", "--case", "adamw, decay_mask"]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    assert json.loads(done.stdout)["leaves"] == 43
-
 
 WIDE = {"w": jax.random.normal(jax.random.key(0), (512, 384)), "b": jnp.zeros(384)}
 SIZES = {

@@ -65,7 +65,7 @@ DECAYING = {
     "adamw": lambda: optax.adamw(1e-3, mask={"kernel": True, "bias": False}),
     "ours": lambda: od.sgdw(0.1, 1e-4, mask=od.decay_mask),
     "L2": lambda: optax.chain(optax.add_decayed_weights(1e-4), optax.adam(1e-3)),
-    "after a warmup": lambda: optax.adamw(optax.linear_schedule(0.0, 1e-3, 10)),
+    "after a warmup": lambda: optax.adamw(optax.linear_schedule(0.0, 1e-3, 10), weight_decay=0.1),
 }
 
 
