@@ -96,7 +96,7 @@ def _along(plus: jax.Array, minus: jax.Array, v: np.ndarray) -> tuple[Any, Any, 
     wide = np.result_type(v, np.float64)
     at_plus, at_minus = (np.asarray(u, wide).reshape(len(u), v.size) for u in (plus, minus))
     unit = np.conj(v.ravel().astype(wide))
-    lost = ((at_minus - at_plus) @ unit).real / 2
+    lost = np.real((at_minus - at_plus) @ unit) / 2
     return lost, np.linalg.norm(at_plus, axis=1), np.linalg.norm(unit)
 
 
