@@ -66,6 +66,12 @@ RUNS = {
         lambda: optax.adamw(optax_drops(), weight_decay=DECAY),
         PEAK * DECAY * drops(t),
     ),
+    "an early drop": (
+        lambda: optax.adamw(
+            optax.piecewise_constant_schedule(PEAK, {300: 1e-3}), weight_decay=DECAY
+        ),
+        PEAK * DECAY * drops(t, at=(301,), factor=1e-3),
+    ),
     "warm restarts": (
         lambda: od.sgdw(PEAK, 1e-4, schedule=od.warm_restarts(700, 2)),
         1e-4 * restarts(t, 700, 2)[0],
