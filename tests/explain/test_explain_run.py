@@ -48,7 +48,7 @@ def optax_warmup_cosine(steps=STEPS):
 
 
 def optax_drops():
-    return optax.piecewise_constant_schedule(PEAK, {30_000: 0.2, 60_006: 0.2, 80_499: 0.2})
+    return optax.piecewise_constant_schedule(PEAK, {30_001: 0.2, 60_007: 0.2, 80_500: 0.2})
 
 
 t = np.arange(STEPS)
@@ -65,6 +65,12 @@ RUNS = {
     "step drops": (
         lambda: optax.adamw(optax_drops(), weight_decay=DECAY),
         PEAK * DECAY * drops(t),
+    ),
+    "an early drop": (
+        lambda: optax.adamw(
+            optax.piecewise_constant_schedule(PEAK, {300: 1e-3}), weight_decay=DECAY
+        ),
+        PEAK * DECAY * drops(t, at=(300,), factor=1e-3),
     ),
     "warm restarts": (
         lambda: od.sgdw(PEAK, 1e-4, schedule=od.warm_restarts(700, 2)),
