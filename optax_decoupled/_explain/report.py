@@ -26,7 +26,7 @@ _TAIL = 8
 _INTEGER = re.compile(r"\d+")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class DecayRow:
     r"""The weight decay of one parameter.
 
@@ -71,6 +71,12 @@ class DecayRow:
     lost_to_rounding: bool
     budget: float = math.nan
     left: float = math.nan
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, DecayRow) and repr(self) == repr(other)  # NaN equals NaN
+
+    def __hash__(self) -> int:
+        return hash(repr(self))
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
