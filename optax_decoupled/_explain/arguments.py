@@ -28,10 +28,6 @@ STEP = (
     "It is the number of updates before the one to report: 0 for the first, None for the state's."
 )
 STEPS = "It is the number of updates in the run, or None."
-_INJECT_HINT = (
-    "A mask function under optax.inject_hyperparams is taken for a schedule, unless it is named "
-    'in static_args=("mask",).'
-)
 
 
 def check_arguments(tx: object, *trees: object) -> None:
@@ -65,7 +61,7 @@ def told(function: Callable[..., Any], what: str, way_out: str, *arguments: Any)
         return function(*arguments)
     except Exception as error:
         known = "static_args" in str(error) or not _foreign.came_through_injection(error)
-        hint = "" if known else f" {_INJECT_HINT}"
+        hint = "" if known else f" {_foreign.inject_hint('mask')}"
         text = f"{what} with {type(error).__name__}: {error}{hint}{way_out}"
         raise ValueError(text) from error
 
