@@ -88,6 +88,34 @@ def explain_speed() -> str:
     )
 
 
+def additions() -> str:
+    """What is new beside a plain AdamW step: time, bytes moved and kept."""
+    record = _load("additions")
+    rows = [
+        [
+            name,
+            *(f"{x[key]:.{digits}f}" for key, digits in _ADDED.items()),
+        ]
+        for name, x in record["results"].items()
+    ]
+    weights = record["leaves"] * record["shape"][0] * record["shape"][1] / 1e6
+    return (
+        f"The optimizer's step alone, without a network, of {weights:.0f} million float32 weights on "
+        f"{record['device']['cores']} cores ({record['device']['kind']}), medians of "
+        f"{record['turns']} turns:\n\n"
+        + markdown([["step", "ms", "x optax.adamw", "bytes moved", "bytes kept"], *rows])
+        + "\nBytes are per weight; kept is the optimizer's state.\n"
+    )
+
+
+_ADDED = {
+    "milliseconds": 1,
+    "ratio": 2,
+    "bytes_per_parameter": 0,
+    "state_bytes_per_parameter": 0,
+}
+
+
 def bfloat16() -> str:
     record = _load("bfloat16")
     rows = [
@@ -135,6 +163,7 @@ def _load(name: str) -> dict[str, Any]:
 
 
 SECTIONS: dict[str, Callable[[], str]] = {
+    "additions": additions,
     "bfloat16": bfloat16,
     "explain_speed": explain_speed,
     "regimes": regimes,

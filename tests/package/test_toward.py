@@ -327,6 +327,18 @@ def test_through_wrappers(name, kind):
     np.testing.assert_allclose(update(start)["kernel"], expected, rtol=1e-4, atol=1e-8)
 
 
+def test_an_argument_counts_when_accumulated_gradients_are_applied():
+    start, moved = _params(), _moved(_params())
+    tx = optax.MultiSteps(od.sgdw(0.1, DECAY, toward=od.toward_argument()), 2)
+    far = jax.tree.map(lambda x: x + 100, start)
+    state = tx.init(start)
+    first, state = tx.update(_zeros(start), state, moved, reference=far)
+    np.testing.assert_array_equal(first["kernel"], 0.0)
+    second, _ = tx.update(_zeros(start), state, moved, reference=start)
+    expected = -DECAY * (moved["kernel"] - start["kernel"])
+    np.testing.assert_allclose(second["kernel"], expected, rtol=1e-4, atol=1e-8)
+
+
 @pytest.mark.parametrize("kind", ["init", "argument", "initial rms"])
 def test_nnx_optimizers(kind):
     model = nnx.Linear(3, 4, rngs=nnx.Rngs(0))
