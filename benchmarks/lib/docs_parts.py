@@ -100,8 +100,8 @@ def additions() -> str:
     ]
     weights = record["leaves"] * record["shape"][0] * record["shape"][1] / 1e6
     return (
-        f"The optimizer's step alone, without a network, of {weights:.0f} million float32 weights on "
-        f"{record['device']['cores']} cores ({record['device']['kind']}), medians of "
+        f"The optimizer's step alone, without a network, of {weights:.0f} million float32 weights "
+        f"on {record['device']['cores']} cores ({record['device']['kind']}), medians of "
         f"{record['turns']} turns:\n\n"
         + markdown([["step", "ms", "x optax.adamw", "bytes moved", "bytes kept"], *rows])
         + "\nBytes are per weight; kept is the optimizer's state.\n"
