@@ -204,7 +204,7 @@ class Landscape:
             self.learning_rates,
             self.weight_decays,
             self.mean(metric),
-            ~np.isfinite(self._values(metric)).all(-1),
+            np.logical_not(np.isfinite(self._values(metric)).all(-1)),
             self._ranked(metric),
             self._sentence(metric),
             metric,
