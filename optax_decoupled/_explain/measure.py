@@ -9,6 +9,8 @@ or depends on the gradients.
 
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -153,6 +155,21 @@ def holds_norm(p: Probe, start: optax.OptState, at_natural: Response) -> np.ndar
         norms.append(amplitude**2 * vv + uu + gain)
     constant = (abs(norms[0] - norms[1]) < 1e-3 * norms[0]) & (at_natural.update > 0)
     return held | constant
+
+
+def is_pulled(p: Probe, start: optax.OptState, c: np.ndarray) -> np.ndarray:
+    """Whether parameters at 0 move without gradients and moments: to a place that tx closes over.
+
+    Twice the same way, so noise is none.
+    """
+    is_moment = lambda x: np.ndim(x) > 0 and jnp.issubdtype(jnp.result_type(x), jnp.inexact)
+    emptied = lambda tree: jax.tree.map(lambda x: np.zeros_like(x) if is_moment(x) else x, tree)
+    zero = np.zeros_like(p.natural)
+    first, state = p.step(emptied(start), zero, factor=0.0)
+    second = p.step(emptied(state), zero, factor=0.0)[0]
+    xx, yy, xy = _dot(first, first), _dot(second, second), _dot(first, second)
+    pulled = np.sqrt(xx) > TOLERANCE * abs(c) * p.natural * np.sqrt(_dot(p.v, p.v))
+    return pulled & (xy > (1 - TOLERANCE) * np.sqrt(xx * yy))
 
 
 def depends_on_no_gradient(p: Probe, start: optax.OptState) -> np.ndarray:

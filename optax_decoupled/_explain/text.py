@@ -110,9 +110,7 @@ _CAUTIOUS = (
     "Cautious decay: in this update {:.0%} of the elements decay, each by this fraction. "
     "Half-lives are of those that always do."
 )
-_TOWARD = (
-    "Pulled to values that the state keeps, and not to 0: {}. Fractions are of the difference."
-)
+_TOWARD = "Pulled to given values, and not to 0: {}. Fractions are of the difference from them."
 _CONSTRAINED = "The update holds a norm fixed, so no decay can change it: {}."
 _COPIES = "The state keeps copies of the parameters; they were probed together with them."
 _SYNTHETIC = (

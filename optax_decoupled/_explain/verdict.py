@@ -143,10 +143,10 @@ def _traits(
 def _kinds(
     p: Probe, start: optax.OptState, large: np.ndarray, at_large: Response, traits: _Traits
 ) -> np.ndarray:
-    toward = np.zeros_like(traits.nothing)
+    toward = measure.is_pulled(p, start, at_large.fraction)
     if p.references:
         along = measure.response(p, start, large, factor=FAINT, along=True).fraction
-        toward = abs(along - at_large.fraction) > TOLERANCE * abs(at_large.fraction)
+        toward |= abs(along - at_large.fraction) > TOLERANCE * abs(at_large.fraction)
     table = (
         (traits.held, "constrained"),
         (traits.nothing, "none"),

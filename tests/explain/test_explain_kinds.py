@@ -1,5 +1,6 @@
 """Every optimizer is told for what it is, every broken chain by name."""
 
+import functools
 import math
 
 import jax
@@ -312,7 +313,7 @@ def test_decay_toward_something_is_named(steps):
     report = od.explain_weight_decay(tx, params, state=state)
     assert kinds(report) == {"toward"}
     np.testing.assert_allclose([row.decay_per_step for row in report.rows], 1e-3, rtol=1e-3)
-    assert any("Pulled to values that the state keeps" in note for note in report.notes)
+    assert any("Pulled to given values, and not to 0" in note for note in report.notes)
 
 
 def test_a_copy_in_the_state_that_nothing_is_pulled_to_changes_no_kind():
@@ -438,11 +439,23 @@ def test_a_penalty_inside_the_loss_can_be_made_visible():
     assert row.decay_per_step == pytest.approx(1e-4, rel=1e-3)
 
 
+def _bound(tx):
+    """With the argument of its update as explain can be given it."""
+    teacher = jax.tree.map(lambda p: p + 1.0, small_params())
+    return optax.GradientTransformation(tx.init, functools.partial(tx.update, reference=teacher))
+
+
 PULLED = {
     "the start": (lambda: od.adamw(LR, 1e-4, toward=od.toward_init()), "toward"),
     "the start, SGD": (lambda: od.sgdw(LR, 1e-4, toward=od.toward_init()), "toward"),
     "a length": (lambda: od.adamw(LR, 1e-4, toward=od.toward_rms(1.0)), "nonlinear"),
     "its first length": (lambda: od.adamw(LR, 1e-4, toward=od.toward_rms()), "nonlinear"),
+    "a bound tree": (lambda: _bound(od.adamw(LR, 1e-4, toward=od.toward_argument())), "toward"),
+    "the same, SGD": (lambda: _bound(od.sgdw(LR, 1e-4, toward=od.toward_argument())), "toward"),
+    "0, and noise": (
+        lambda: optax.chain(od.adamw(LR, 1e-4), optax.add_noise(0.01, 0.5, 0)),
+        "decoupled",
+    ),
     "a sphere": (lambda: od.hyperball(optax.scale_by_adam(), LR), "constrained"),
 }
 
