@@ -46,7 +46,7 @@ class Transformer(nnx.Module):
         return self.head(self.norm(x))
 
 
-def language_task() -> tuple[sweep.Task, str]:
+def language_task(steps: int = STEPS) -> tuple[sweep.Task, str]:
     """The task and the SHA-256 of its text; "error" is the cross-entropy on text that follows,
     in nats per character.
     """
@@ -62,13 +62,13 @@ def language_task() -> tuple[sweep.Task, str]:
         return optax.softmax_cross_entropy_with_integer_labels(logits, windows[:, 1:]).mean()
 
     def batches(seed: int) -> np.ndarray:
-        return np.random.default_rng(seed).integers(0, TRAIN - CONTEXT, (STEPS, BATCH))
+        return np.random.default_rng(seed).integers(0, TRAIN - CONTEXT, (steps, BATCH))
 
     task = sweep.Task(
         init=lambda key: (nnx.split(Transformer(nnx.Rngs(key)), nnx.Param)[1], ()),
         loss=lambda params, state, starts, key: (cross_entropy(params, train, starts), state),
         batches=batches,
         evaluate=lambda params, state: {"error": cross_entropy(params, test, test_starts)},
-        steps=STEPS,
+        steps=steps,
     )
     return task, hashlib.sha256(source).hexdigest()

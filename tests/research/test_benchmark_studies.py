@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from benchmarks.lib import data, fine_tuning
-from benchmarks.study import hyperball, modular_addition, where_to
+from benchmarks.study import hyperball, language_model, modular_addition, where_to
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -96,7 +96,7 @@ def test_an_edge_outside_the_grid_does_not_count():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("script", [where_to, hyperball, modular_addition])
+@pytest.mark.parametrize("script", [where_to, hyperball, language_model, modular_addition])
 def test_scripts_run(script, tmp_path):
     name = script.__name__.rpartition(".")[2]
     command = [sys.executable, "-m", script.__name__, "--quick", "--out", str(tmp_path)]
