@@ -6,7 +6,7 @@ The optimizer is a black box: `sample` and `probe` ask it for updates of small s
 
 import optax
 
-from optax_decoupled import _foreign, _paths
+from optax_decoupled import _foreign
 from optax_decoupled._explain import report, run, text, verdict
 from optax_decoupled._explain.arguments import STEP, STEPS, check_arguments, whole
 from optax_decoupled._explain.probe import Probe
@@ -97,12 +97,8 @@ def explain_weight_decay(
     probe = Probe(tx, params, state, grads, step)
     found = verdict.examine(probe)
     whole_run = None if steps is None else run.measure_run(probe, found, steps)
-    leaves, columns = _paths.named_leaves(params)[0], (found.kind, found.fraction, found.steady)
-    rows = tuple(
-        report.make_row("/".join(path), leaf, kept_as, kind, decay, steady, found.period)
-        for (path, leaf), kept_as, kind, decay, steady in zip(
-            leaves, probe.kept_as, *(x.tolist() for x in columns), strict=True
-        )
+    rows = report.make_rows(
+        params, probe.kept_as, found.kind, found.fraction, found.steady, found.period
     )
     if whole_run is not None:
         rows = report.with_run(rows, whole_run.budget, whole_run.left)
@@ -110,13 +106,6 @@ def explain_weight_decay(
         rows=rows,
         steps=steps,
         warnings=text.warnings(rows, found, probe),
-        notes=text.notes(
-            rows,
-            found,
-            has_copies=bool(probe.follows),
-            synthetic=grads is None,
-            sampled=probe.is_sampled,
-            at_step=step is not None,
-        )
+        notes=text.notes(rows, found, probe, synthetic=grads is None)
         + text.notes_on_run(found, whole_run),
     )

@@ -10,6 +10,9 @@ from typing import Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
+import optax
+
+from optax_decoupled._paths import named_leaves
 
 Kind = Literal[
     "none", "decoupled", "cautious", "toward", "nonlinear", "coupled", "growing", "constrained"
@@ -124,17 +127,39 @@ class DecayReport:
         return f"<pre>{html.escape(str(self))}</pre>"
 
 
-def make_row(
-    path: str, leaf: Any, kept_as: Any, kind: Any, decay: float, steady: float, period: int
-) -> DecayRow:
-    """A row from what one update removes and what each of many does (NaN if that varies).
+def make_rows(
+    params: optax.Params,
+    kept_as: Sequence[Any],
+    kind: np.ndarray,
+    decay: np.ndarray,
+    steady: np.ndarray,
+    period: int,
+) -> tuple[DecayRow, ...]:
+    """A row for each parameter.
 
-    `kept_as` is the dtype in which the optimizer keeps the parameter, `period` the number
-    of calls that make an update.
+    Args:
+      params: the parameters.
+      kept_as: the dtypes in which the optimizer keeps them.
+      kind: what each one's decay is.
+      decay: the fraction that one update removes.
+      steady: that which each of many does; NaN if it varies.
+      period: the number of calls that make an update.
     """
-    dtype, lost = jnp.result_type(leaf), _lost(steady, kept_as)
-    life = period * half_life(steady)
-    return DecayRow(path, jnp.shape(leaf), dtype, kind, decay, life, lost)
+    columns = kept_as, kind.tolist(), decay.tolist(), steady.tolist()
+    return tuple(
+        DecayRow(
+            path="/".join(path),
+            shape=jnp.shape(leaf),
+            dtype=jnp.result_type(leaf),
+            kind=k,
+            decay_per_step=c,
+            half_life=period * half_life(of_many),
+            lost_to_rounding=_lost(of_many, dtype),
+        )
+        for (path, leaf), dtype, k, c, of_many in zip(
+            named_leaves(params)[0], *columns, strict=True
+        )
+    )
 
 
 def with_run(rows: Sequence[DecayRow], *columns: np.ndarray) -> tuple[DecayRow, ...]:

@@ -166,32 +166,18 @@ def warnings(rows: Sequence[DecayRow], found: Findings, probe: Probe) -> tuple[s
 
 
 def notes(
-    rows: Sequence[DecayRow],
-    found: Findings,
-    *,
-    has_copies: bool,
-    synthetic: bool,
-    sampled: bool,
-    at_step: bool,
+    rows: Sequence[DecayRow], found: Findings, probe: Probe, *, synthetic: bool
 ) -> tuple[str, ...]:
-    """How the numbers were measured, where that is not obvious.
-
-    Args:
-      rows: all parameters.
-      found: the measurements.
-      has_copies: whether the state keeps copies of the parameters.
-      synthetic: whether the gradients are synthetic.
-      sampled: whether the arrays were samples.
-      at_step: whether the update was asked for by its count.
-    """
+    """How the numbers were measured, where that is not obvious; `synthetic`: the gradients are."""
     still, coupled = _chosen(rows, ~found.moves), _of_kind(rows, "coupled")
+    later = _LATER.format((found.silent or 0) + 1) + _ANOTHER * (probe.count is None)
     texts = (
-        (found.silent, _LATER.format((found.silent or 0) + 1) + _ANOTHER * (not at_step)),
+        (found.silent, later),
         (found.period > 1, _PERIOD.format(found.period)),
         (0 < len(still) < len(rows), f"Not moved by this update: {_listing(still)}."),
-        (has_copies, _COPIES),
+        (probe.follows, _COPIES),
         (synthetic and coupled, _SYNTHETIC),
-        (sampled and coupled, _SAMPLED),
+        (probe.is_sampled and coupled, _SAMPLED),
         (coupled and _is_repeated(found), _REPEATED),
     )
     return (*(text for applies, text in texts if applies), *_notes_on_kinds(rows, found))
