@@ -27,6 +27,27 @@ BROKEN = """\
 tx = optax.chain(optax.adam(1e-3), optax.add_decayed_weights(1e-4))
 print(od.explain_weight_decay(tx, params))
 """
+SEEN = """\
+import jax.numpy as jnp, optax
+import optax_decoupled as od
+
+params = {f"layer_{i}": {"kernel": jnp.ones((64, 64)), "bias": jnp.zeros(64)} for i in range(12)}
+tx = optax.chain(optax.adam(1e-3), optax.add_decayed_weights(1e-4))  # trains without complaint
+print(od.explain_weight_decay(tx, params))
+
+tx = od.adamw(1e-3, 1e-4, mask=od.decay_mask)
+report = od.explain_weight_decay(tx, params)
+print(report)
+report.check()  # raises if there is any warning: pin it in a test of your own
+"""
+PLANNED = """\
+import optax_decoupled as od
+
+decay = od.weight_decay_from_pytorch(0.1, learning_rate=3e-4)
+longer = od.transfer_weight_decay(decay, steps=(100_000, 400_000))  # the same budget
+plan = od.plan_weight_decay(100_000, weight_decay=decay, learning_rate=3e-4)
+print("\\n".join(str(plan).splitlines()[:9]))
+"""
 AFTER_SGD = """\
 params = {"embedder": {"embedding": jnp.ones((1000, 300))}, "mlp": {"kernel": jnp.ones((512, 1))}}
 tx = optax.chain(optax.sgd(0.1, momentum=0.9), optax.add_decayed_weights(3e-6))
@@ -148,5 +169,7 @@ FOUND = {
 }
 SECTIONS = {
     "explained": explained,
+    "seen": lambda: _run(SEEN, {}),
+    "planned": lambda: _run(PLANNED, {}),
     **{name: lambda code=code: _run(code, _namespace()) for name, code in FOUND.items()},
 }
