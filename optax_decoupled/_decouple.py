@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
 from optax_decoupled import _checks, _foreign
 from optax_decoupled._decay import add_decoupled_weight_decay
-from optax_decoupled._dtypes import is_decayable, widen
+from optax_decoupled._dtypes import is_decayable
+from optax_decoupled._first_update import small_updates
 from optax_decoupled._paths import listing, named_leaves
+from optax_decoupled._products import check_decay_schedule
 from optax_decoupled._toward import Toward
 from optax_decoupled._types import Leaf, Mask, ScalarOrSchedule
 
@@ -57,6 +58,7 @@ def decouple(
             f"inner={inner!r} must be an optax.GradientTransformation (init and update). "
             "Call the optimizer's factory first, e.g. decouple(optax.sgd(0.1), ...)."
         )
+    check_decay_schedule(weight_decay, schedule)
     return optax.chain(
         _watched(inner),
         add_decoupled_weight_decay(
@@ -104,33 +106,10 @@ def _decaying(inner: optax.GradientTransformation, params: optax.Params) -> list
     paths = ["/".join(path) for path, _ in named_leaves(params)[0]]
     try:
         with jax.ensure_compile_time_eval():
-            found = [_is_decay(*leaves) for leaves in _small_updates(inner, params)]
+            found = [_is_decay(*leaves) for leaves in small_updates(inner, params)]
     except Exception:
         return []
     return [path for path, decays in zip(paths, found, strict=True) if decays]
-
-
-def _small_updates(
-    inner: optax.GradientTransformation, params: optax.Params
-) -> list[tuple[Leaf, Leaf, Leaf]]:
-    """For each parameter its values v, and the first updates that move anything at v and -v."""
-    leaves, treedef = jax.tree.flatten(params)
-    shapes = [[min(n, 2) for n in jnp.shape(x)] for x in leaves]
-    dtypes = [widen(jnp.zeros((), jnp.result_type(x))).dtype for x in leaves]
-    filled = lambda value: treedef.unflatten(
-        [jnp.full(shape, value, dtype) for shape, dtype in zip(shapes, dtypes, strict=True)]
-    )
-    grads, (plus, minus) = filled(2.0**-10), (filled(64), filled(-64))
-    after = [(at, inner.init(at)) for at in (plus, minus)]  # updates or parameters, state
-    for _ in range(3):  # a warmup begins at 0
-        after = [
-            inner.update(grads, state, at)
-            for at, (_, state) in zip((plus, minus), after, strict=True)
-        ]
-        if any(np.any(x) for x in jax.tree.leaves(after[0][0])):
-            break
-    columns = (plus, after[0][0], after[1][0])
-    return list(zip(*map(treedef.flatten_up_to, columns), strict=True))
 
 
 def _is_decay(v: Leaf, up: Leaf, down: Leaf) -> bool:

@@ -81,12 +81,22 @@ def weight_dynamics(
       >>> assert shrunk.rotation < 1e-6 and jnp.isclose(shrunk.growth, 0.9**2 - 1)
     """
     leaves, treedef = jax.tree.flatten(params)
-    moves = treedef.flatten_up_to(updates)
+    moves = _updates_of(treedef, updates)
     axes = leading_axes(stacked, params)
     _check_shapes(params, moves)
     motions = [_motion(*each) for each in zip(leaves, moves, axes, strict=True)]
     columns = zip(*motions, strict=True) if motions else ([], [], [])
     return WeightDynamics(*(treedef.unflatten(column) for column in columns))
+
+
+def _updates_of(treedef: Any, updates: optax.Updates) -> list[Leaf]:
+    try:
+        return treedef.flatten_up_to(updates)
+    except ValueError as error:
+        raise ValueError(
+            f"updates does not have the structure of params: {error} Pass what tx.update returned "
+            "for these params, before it is applied."
+        ) from error
 
 
 def _motion(param: Leaf, update: Leaf, axes: int) -> tuple[jax.Array, ...]:

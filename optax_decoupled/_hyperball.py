@@ -11,6 +11,7 @@ import optax
 from optax_decoupled import _checks
 from optax_decoupled._decay import required
 from optax_decoupled._dtypes import is_decayable, widen
+from optax_decoupled._first_update import climbs
 from optax_decoupled._products import product_schedule
 from optax_decoupled._stacked import Stacked, leading_axes, norm, normalized
 from optax_decoupled._types import Leaf, PyTree, Scalar, ScalarOrSchedule
@@ -66,6 +67,10 @@ def hyperball(
       TypeError, ValueError: for a ``direction`` that is no Optax transformation, a negative
         ``learning_rate``, or an ``update`` without ``params``.
 
+    Warns:
+      UserWarning: at ``init``, if the direction is a finished optimizer, which has the sign of
+        a step.
+
     Examples:
       >>> import jax.numpy as jnp, optax, optax_decoupled as od
       >>> tx = od.hyperball(optax.scale_by_adam(), 0.1)
@@ -84,7 +89,12 @@ def hyperball(
     _checks.check_learning_rate(learning_rate)
     inner, rate_at = optax.with_extra_args_support(direction), product_schedule(learning_rate)
 
+    told: list[bool] = []
+
     def init_fn(params: optax.Params) -> HyperballState:
+        if not told:
+            told.append(True)
+            _warn_if(climbs(inner, params))
         leaves, treedef = jax.tree.flatten(params)
         rows = zip(leaves, leading_axes(stacked, params), strict=True)
         radius = treedef.unflatten([_radius(*row) for row in rows])
@@ -106,6 +116,14 @@ def hyperball(
         return treedef.unflatten(moved), HyperballState(count, state.radius, after)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _warn_if(climbs: bool) -> None:
+    if climbs:
+        _checks.warn(
+            "direction points down the gradient, as a finished optimizer does, so hyperball, which "
+            "subtracts it, climbs. Pass the direction alone, e.g. optax.scale_by_adam()."
+        )
 
 
 def _radius(p: Leaf, axes: int) -> jax.Array:

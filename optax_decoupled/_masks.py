@@ -162,7 +162,7 @@ def leaf_multipliers(mask: Mask, params: optax.Params) -> list[Multiplier]:
     leaves, empty = named_leaves(params)
     if mask is None or not leaves:
         return [is_decayable(leaf) for _, leaf in leaves]
-    tree = mask(params) if _is_function(mask) else mask
+    tree = _called(mask, params) if _is_function(mask) else mask
     entries = _mask_entries(tree, params)
     used: set[Path] = set()
     multipliers: list[Multiplier] = []
@@ -236,6 +236,17 @@ def foreign_entries(entries: Iterable[Path], used: set[Path], empty: Sequence[Pa
         and path not in above
         and not any(path[:n] in nodes for n in range(len(path) + 1))
     ]
+
+
+def _called(mask: Any, params: optax.Params) -> PyTree:
+    try:
+        return mask(params)
+    except Exception as error:
+        error.add_note(
+            f"This was raised by mask={mask!r}, which is called with the tree of parameters and "
+            "must return a tree (or prefix) of bools or multipliers."
+        )
+        raise
 
 
 def _is_function(mask: Mask) -> bool:

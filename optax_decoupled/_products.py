@@ -17,6 +17,8 @@ from optax_decoupled._types import Scalar, ScalarOrSchedule, Schedule
 _SAMPLED = np.unique([*range(16), *np.round(2.0 ** np.arange(4, 28.5, 0.5))]).astype(np.int32)
 # A decay of which one update removes less than this does nothing in most runs.
 _FAINT = 5e-7
+# No decay is meant to remove so much of a weight in one of the first updates.
+_LARGE, _EARLY = 0.25, 10_000
 
 
 def product_schedule(*factors: ScalarOrSchedule | None) -> Schedule:
@@ -60,14 +62,14 @@ def product_over_run(steps: int, *factors: ScalarOrSchedule | None) -> np.ndarra
     return product
 
 
-def peak_of(multiplier: ScalarOrSchedule | None) -> float | None:
-    """The greatest value at a few dozen counts, from 0 to far; None if it cannot be known now."""
+def peak_of(multiplier: ScalarOrSchedule | None, until: int = 2**28) -> float | None:
+    """The greatest value at a few dozen counts up to one; None if it cannot be known now."""
     if multiplier is None:
         return 1.0
     if not callable(multiplier):
         return float(np.asarray(multiplier)) if _checks.is_known(multiplier) else None
     try:
-        values = jax.vmap(multiplier)(jnp.asarray(_SAMPLED))
+        values = jax.vmap(multiplier)(jnp.asarray(_SAMPLED[until >= _SAMPLED]))
     except Exception:  # a schedule may be any function, also one that takes no batch of counts
         return None
     if isinstance(values, jax.core.Tracer):
@@ -76,11 +78,11 @@ def peak_of(multiplier: ScalarOrSchedule | None) -> float | None:
 
 
 def check_multiplier(schedule: ScalarOrSchedule | None, learning_rate: ScalarOrSchedule) -> None:
-    """Warns where a schedule of the learning rate stands for a multiplier of step and decay."""
-    if not callable(schedule):
+    """Warns where a learning rate, or its schedule, stands for a multiplier of step and decay."""
+    if not (callable(schedule) or _checks.is_static(schedule)):
         return
     reached = peak_of(schedule)
-    if schedule is learning_rate:
+    if callable(schedule) and schedule is learning_rate:
         problem = "learning_rate and schedule are one function, so the step is scaled by it twice"
     elif reached is not None and 0 < reached < _checks.FULL:
         problem = f"schedule reaches {reached:.3g} at most, so no step is a full one"
@@ -100,6 +102,19 @@ def check_decay_multiplier(
         _checks.warn(
             f"schedule reaches {reached:.3g} at most, so with weight_decay={weight_decay} no "
             f"update removes more than {decay * reached:.3g} of a weight. {_MULTIPLIER}"
+        )
+
+
+def check_decay_schedule(weight_decay: ScalarOrSchedule, *factors: ScalarOrSchedule | None) -> None:
+    """Warns where a multiplier stands for a schedule of the decay."""
+    if not callable(weight_decay):
+        return
+    most = peak_of(product_schedule(weight_decay, *factors), _EARLY)
+    if most is not None and most >= _LARGE:
+        _checks.warn(
+            f"weight_decay reaches {most:.3g}: so much of every weight is removed at one step. "
+            "It is a decay, such as 1e-4 or a schedule near it; a multiplier that is 1 for a full "
+            "step goes in as schedule."
         )
 
 

@@ -302,6 +302,35 @@ MISTAKEN = {
     ),
 }
 ONES = optax.cosine_decay_schedule(1.0, 100)
+MISTAKEN["rate and multiplier swapped"] = (
+    lambda: od.adamw(ONES, 1e-4, schedule=1e-3),
+    ["0.001 at most", "multiplier", "split_schedule"],
+)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda decay: od.adamw(1e-3, decay),
+        lambda decay: od.sgdw(0.1, decay, schedule=ONES),
+        lambda decay: od.decouple(optax.sgd(0.1), decay),
+    ],
+)
+def test_a_multiplier_where_a_decay_belongs_warns(make):
+    with pytest.warns(UserWarning, match=r"weight_decay reaches 1: .* goes in as schedule") as told:
+        make(ONES)
+    assert len(told) == 1
+    assert told[0].filename == __file__
+    make(lambda step: 1e-4 * ONES(step))
+    make(od.log_time_weight_decay(1_000))
+    make(lambda step: 1e-6 * step)  # no run is so long that this would matter
+
+
+def test_what_a_mask_function_raises_says_that_it_is_the_mask():
+    tx = od.adamw(1e-3, 1e-4, mask=lambda path, leaf: True)
+    with pytest.raises(TypeError) as caught:
+        tx.init({"a": jnp.ones(2)})
+    assert "is called with the tree of parameters" in "".join(caught.value.__notes__)
 
 
 @pytest.mark.parametrize("name", MISTAKEN)

@@ -157,6 +157,30 @@ def test_hyperball_refuses():
         tx.update(jnp.ones(2), state)
 
 
+FINISHED = [optax.adam(1e-3), optax.sgd(0.1, momentum=0.9), od.adamw(1e-3, 1e-4)]
+
+
+@pytest.mark.parametrize("direction", FINISHED)
+def test_a_finished_optimizer_is_no_direction(direction):
+    """Its sign is that of a step: subtracted, it would climb."""
+    tx = od.hyperball(direction, 0.1)
+    with pytest.warns(UserWarning, match=r"climbs. Pass the direction alone") as caught:
+        state = jax.jit(tx.init)({"w": jnp.ones((3, 4)), "b": jnp.zeros(4)})
+    assert len(caught) == 1
+    params = jnp.array([3.0, 4.0])
+    updates, _ = tx.update(params, tx.init(params), params)  # told once
+    assert jax.tree.structure(state) == jax.tree.structure(tx.init({"w": params, "b": params}))
+    assert jnp.isclose(jnp.linalg.norm(params + updates), 5.0)
+
+
+@pytest.mark.parametrize(
+    "direction",
+    [optax.scale_by_adam(), optax.identity(), optax.trace(0.9), optax.contrib.scale_by_muon()],
+)
+def test_a_direction_is_believed(direction):
+    od.hyperball(direction, 0.1).init({"w": jnp.ones((3, 4))})  # warnings are errors here
+
+
 ETA = optax.cosine_decay_schedule(1.0, 60)
 
 

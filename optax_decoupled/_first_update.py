@@ -1,0 +1,49 @@
+"""What somebody's optimizer does at its first update, asked on a few elements of each parameter."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from optax_decoupled._dtypes import widen
+from optax_decoupled._types import Leaf
+
+_GRADIENT = 2.0**-10
+
+
+def small_updates(
+    inner: optax.GradientTransformation, params: optax.Params
+) -> list[tuple[Leaf, Leaf, Leaf]]:
+    """For each parameter its values v, and the first updates that move anything at v and -v."""
+    leaves, treedef = jax.tree.flatten(params)
+    shapes = [[min(n, 2) for n in jnp.shape(x)] for x in leaves]
+    dtypes = [widen(jnp.zeros((), jnp.result_type(x))).dtype for x in leaves]
+    filled = lambda value: treedef.unflatten(
+        [jnp.full(shape, value, dtype) for shape, dtype in zip(shapes, dtypes, strict=True)]
+    )
+    grads, (plus, minus) = filled(_GRADIENT), (filled(64), filled(-64))
+    after = [(at, inner.init(at)) for at in (plus, minus)]  # updates or parameters, state
+    for _ in range(3):  # a warmup begins at 0
+        after = [
+            inner.update(grads, state, at)
+            for at, (_, state) in zip((plus, minus), after, strict=True)
+        ]
+        if any(np.any(x) for x in jax.tree.leaves(after[0][0])):
+            break
+    columns = (plus, after[0][0], after[1][0])
+    return list(zip(*map(treedef.flatten_up_to, columns), strict=True))
+
+
+def climbs(direction: optax.GradientTransformation, params: optax.Params) -> bool:
+    """Whether its updates point against the gradient, as those of a finished optimizer do.
+
+    What cannot be asked is not told.
+    """
+    try:
+        with jax.ensure_compile_time_eval():
+            rows = small_updates(direction, params)
+            return sum(np.real(np.sum(np.asarray(u))) for _, *both in rows for u in both) < 0
+    except Exception:
+        return False
