@@ -1,9 +1,10 @@
 """What do toward, hyperball, AdamC and weight_dynamics cost beside a plain AdamW step?
 
-Eight weights of a million elements, gradients given, parameters and state donated: the optimizer's
-step alone, so the shares are upper bounds; a network's forward and backward passes come on top. The
-competitors are compiled first, then timed in turns; medians, and ratios to optax.adamw of the same
-turn. Bytes are those that XLA's cost analysis counts.
+Eight weights of a million elements, and a thousand of a thousand; gradients given, parameters and
+state donated: the optimizer's step alone, so the shares are upper bounds; a network's forward and
+backward passes come on top. The competitors are compiled first, then timed in turns; medians, and
+ratios to optax.adamw of the same turn. Bytes are those that XLA's cost analysis counts. What a plan
+and a report of a whole run take is timed apart, in a process that has compiled them once.
 
 Usage: python -m benchmarks.cost.additions [--out DIR] [--turns N]
 """
@@ -24,7 +25,8 @@ import optax_decoupled as od
 from benchmarks.lib.harness import RESULTS, environment, write_json
 
 RATE, DECAY = 1e-3, 1e-4
-LEAVES, SHAPE = 8, (1000, 1000)
+TREES = {"8 weights of a million": (8, (1000, 1000)), "1,000 weights of 1,000": (1000, (10, 100))}
+RUN = 100_000  # steps of the run that is planned and reported
 UNIT = "optax.adamw"
 ETA = optax.cosine_decay_schedule(1.0, 10_000)
 Watch = Callable[[Any, Any, jax.Array], Any]
@@ -87,9 +89,9 @@ class Contestant:
         return time.perf_counter() - start
 
 
-def measure(turns: int) -> dict[str, Any]:
-    keys = jax.random.split(jax.random.key(0), LEAVES)
-    params = {f"layer_{i}": {"kernel": jax.random.normal(k, SHAPE)} for i, k in enumerate(keys)}
+def measure(turns: int, leaves: int, shape: tuple[int, ...]) -> dict[str, Any]:
+    keys = jax.random.split(jax.random.key(0), leaves)
+    params = {f"layer_{i}": {"kernel": jax.random.normal(k, shape)} for i, k in enumerate(keys)}
     grads = jax.tree.map(lambda x: 0.1 * x, params)
     size = sum(x.size for x in jax.tree.leaves(params))
     rivals = {n: Contestant(*how, params, grads) for n, how in contestants().items()}
@@ -114,20 +116,45 @@ def measure(turns: int) -> dict[str, Any]:
     }
 
 
+def calls(turns: int) -> dict[str, list[float]]:
+    """Seconds of each turn."""
+    rate = optax.warmup_cosine_decay_schedule(0.0, RATE, 2_000, RUN)
+    params = {f"layer_{i}": {"kernel": jnp.ones((256, 256))} for i in range(12)}
+    tx = optax.adamw(rate, weight_decay=0.1)
+    what: dict[str, Callable[[], Any]] = {
+        "plan_weight_decay": lambda: od.plan_weight_decay(RUN, weight_decay=DECAY, schedule=ETA),
+        "explain_weight_decay": lambda: od.explain_weight_decay(tx, params),
+        "explain_weight_decay, steps=": lambda: od.explain_weight_decay(tx, params, steps=RUN),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in what}
+    for turn in range(-1, turns):
+        for name, call in what.items():
+            start = time.perf_counter()
+            call()
+            if turn >= 0:
+                seconds[name].append(round(time.perf_counter() - start, 4))
+    return seconds
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--turns", type=int, default=60)
     arguments = parser.parse_args()
-    results = measure(arguments.turns)
-    record = {"name": "additions", **environment(), "leaves": LEAVES, "shape": list(SHAPE)}
-    record |= {"turns": arguments.turns, "results": results}
+    record = {"name": "additions", **environment(), "turns": arguments.turns, "trees": {}}
+    for name, (leaves, shape) in TREES.items():
+        found = measure(arguments.turns, leaves, shape)
+        record["trees"][name] = {"leaves": leaves, "shape": list(shape), "results": found}
+        print(name)
+        for step, row in found.items():
+            print(f"{step:34} {row['milliseconds']:7.2f} ms  x{row['ratio']:.2f}  ", end="")
+            print(f"{row['bytes_per_parameter']:5.1f} B moved  ", end="")
+            print(f"{row['state_bytes_per_parameter']:4.1f} B kept", flush=True)
+    record["calls"] = {"steps": RUN, "seconds": calls(5)}
+    for name, seconds in record["calls"]["seconds"].items():
+        print(f"{name:34} {statistics.median(seconds):7.3f} s")
     arguments.out.mkdir(parents=True, exist_ok=True)
     write_json(arguments.out / "additions.json", record)
-    for name, row in results.items():
-        print(f"{name:34} {row['milliseconds']:7.2f} ms  x{row['ratio']:.2f}  ", end="")
-        print(f"{row['bytes_per_parameter']:5.1f} B moved  ", end="")
-        print(f"{row['state_bytes_per_parameter']:4.1f} B kept")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from benchmarks.lib.readings import (
     separability,
     slope_interval,
 )
-from benchmarks.lib.rules import REPRODUCED, verdict, whole_number
+from benchmarks.lib.rules import NEARLY, REPRODUCED, verdict, whole_number
 from benchmarks.lib.sizes import MLP_NAME, Run, mlp, run_from_arguments, task_of
 from benchmarks.lib.tables import folded, image
 
@@ -76,7 +76,8 @@ def tally(record: dict[str, Any]) -> str:
         for network, slopes in PREDICTED.items()
         for x, slope in slopes.items()
     ]
-    return f"{verdicts.count(REPRODUCED)} of {len(verdicts)} predicted slopes reproduced."
+    nearly = f", {verdicts.count(NEARLY)} nearly" if NEARLY in verdicts else ""
+    return f"{verdicts.count(REPRODUCED)} of {len(verdicts)} predicted slopes reproduced{nearly}."
 
 
 def report(record: dict[str, Any]) -> str:

@@ -16,8 +16,8 @@ from benchmarks.lib.harness import RESULTS
 from benchmarks.lib.readings import slope_text
 
 PANELS = {
-    "SGD+L2": ("SGD with L2: double the rate, halve the decay", "L2 coefficient λ′"),
-    "SGDW": ("Decoupled (SGDW): the decay stays", "weight decay λ"),
+    "SGD+L2": ("With L2 the best decay moves with the rate", "L2 coefficient λ′ (SGD+L2)"),
+    "SGDW": ("Decoupled it hardly moves", "weight decay λ (SGDW)"),
 }
 
 
@@ -42,7 +42,7 @@ def draw(record: dict[str, Any], path: Path) -> None:
         if valley:
             line = valley["weight_decays"], valley["learning_rates"]
             ax.plot(*line, "o-", color="red", label=f"best of each rate, slope {slope_text(x)}")
-            ax.legend(loc="center left", fontsize="small")
+            ax.legend(loc="lower left", fontsize="small")
         ax.set_xscale("log", base=2)
         ax.set_yscale("log", base=2)
         ax.set(title=title, xlabel=decay)

@@ -91,21 +91,22 @@ def explain_speed() -> str:
 def additions() -> str:
     """What is new beside a plain AdamW step: time, bytes moved and kept."""
     record = _load("additions")
-    rows = [
-        [
-            name,
-            *(f"{x[key]:.{digits}f}" for key, digits in _ADDED.items()),
-        ]
-        for name, x in record["results"].items()
-    ]
-    weights = record["leaves"] * record["shape"][0] * record["shape"][1] / 1e6
+    tables = [markdown(_steps(name, tree["results"])) for name, tree in record["trees"].items()]
+    calls = {name: statistics.median(x) for name, x in record["calls"]["seconds"].items()}
+    taken = ", ".join(f"`{name}` {seconds:.2g} s" for name, seconds in calls.items())
     return (
-        f"The optimizer's step alone, without a network, of {weights:.0f} million float32 weights "
+        "The optimizer's step alone, without a network, in float32, "
         f"on {record['device']['cores']} cores ({record['device']['kind']}), medians of "
         f"{record['turns']} turns:\n\n"
-        + markdown([["step", "ms", "x optax.adamw", "bytes moved", "bytes kept"], *rows])
-        + "\nBytes are per weight; kept is the optimizer's state.\n"
+        + "\n".join(tables)
+        + "\nBytes are per weight; kept is the optimizer's state. A call for a run of "
+        f"{record['calls']['steps']:,} steps takes: {taken}.\n"
     )
+
+
+def _steps(title: str, results: dict[str, Any]) -> list[list[str]]:
+    rows = [[name, *(f"{x[k]:.{n}f}" for k, n in _ADDED.items())] for name, x in results.items()]
+    return [[title, "ms", "x optax.adamw", "bytes moved", "bytes kept"], *rows]
 
 
 _ADDED = {

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-REPRODUCED, REFUTED, UNDECIDED = "reproduced", "not reproduced", "undecided"
+REPRODUCED, NEARLY, REFUTED, UNDECIDED = "reproduced", "nearly", "not reproduced", "undecided"
 
 
 class Interval(NamedTuple):
@@ -30,23 +30,25 @@ class Interval(NamedTuple):
 class Rule(NamedTuple):
     """Reproduced by an interval that reaches into the claim and holds no rival.
 
-    One that does not reach into the claim says that it is not reproduced; one that holds both
-    the claim and a rival leaves it undecided.
+    One that does not reach into the claim says that it is not reproduced, or nearly so, if all
+    of it is near; one that holds both the claim and a rival leaves it undecided.
 
     Attributes:
       low: the least number that the claim allows.
       high: the greatest.
       rivals: numbers of which it says that they are not so.
+      near: the ends of what is near, if anything is.
     """
 
     low: float
     high: float
     rivals: tuple[float, ...]
+    near: tuple[float, float] | None = None
 
 
 def whole_number(value: int) -> Rule:
-    """Of the whole numbers it is this one, and not a neighbour."""
-    return Rule(value, value, (value - 1, value + 1))
+    """Of the whole numbers it is this one, and not a neighbour; near is what rounds to it."""
+    return Rule(value, value, (value - 1, value + 1), (value - 0.5, value + 0.5))
 
 
 MORE = Rule(0, np.inf, (0,))
@@ -60,13 +62,14 @@ def verdict(rule: Rule, interval: Interval | None) -> str:
     if interval is None or not np.isfinite(interval).all():
         return UNDECIDED
     if not interval.holds(rule.low, rule.high):
-        return REFUTED
+        near = rule.near is not None and rule.near[0] < interval.low <= interval.high < rule.near[1]
+        return NEARLY if near else REFUTED
     return UNDECIDED if any(interval.holds(x, x) for x in rule.rivals) else REPRODUCED
 
 
 def verdict_of_all(verdicts: list[str]) -> str:
     """A claim of several parts fails with any of them, and waits for all."""
-    return next((x for x in (REFUTED, UNDECIDED) if x in verdicts), REPRODUCED)
+    return next((x for x in (REFUTED, UNDECIDED, NEARLY) if x in verdicts), REPRODUCED)
 
 
 def signed(value: float, digits: int) -> str:

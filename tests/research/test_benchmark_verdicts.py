@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks.figures import figure2_digits, verdicts
 from benchmarks.lib import rules
-from benchmarks.lib.rules import REFUTED, REPRODUCED, UNDECIDED, Interval
+from benchmarks.lib.rules import NEARLY, REFUTED, REPRODUCED, UNDECIDED, Interval
 from benchmarks.lib.tables import landscape_rows, plain, wrapped
 
 SEEDS = 8
@@ -161,6 +161,9 @@ def test_the_table_is_short_and_whole():
         (Interval(0.0, -0.9, 0.9), REPRODUCED),
         (Interval(0.0, -1.0, 0.9), UNDECIDED),
         (Interval(0.0, -0.9, 1.0), UNDECIDED),
+        (Interval(0.2, 0.1, 0.49), NEARLY),
+        (Interval(-0.2, -0.49, -0.1), NEARLY),
+        (Interval(0.2, 0.1, 0.51), REFUTED),
         (Interval(0.5, 0.1, 0.9), REFUTED),
         (Interval(-0.5, -0.9, -0.1), REFUTED),
         (Interval(np.nan, np.nan, np.nan), UNDECIDED),
@@ -192,6 +195,8 @@ def test_rules(rule, words):
 def test_a_part_that_fails_decides_before_one_that_waits():
     assert rules.verdict_of_all([REPRODUCED, UNDECIDED, REFUTED]) == REFUTED
     assert rules.verdict_of_all([REPRODUCED, UNDECIDED]) == UNDECIDED
+    assert rules.verdict_of_all([REPRODUCED, NEARLY]) == NEARLY
+    assert rules.verdict_of_all([NEARLY, UNDECIDED]) == UNDECIDED
     assert rules.verdict_of_all([REPRODUCED, REPRODUCED]) == REPRODUCED
 
 
