@@ -1,7 +1,7 @@
 """What is passed to `explain_weight_decay`, checked; and errors of the optimizer, told."""
 
 import reprlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -66,13 +66,15 @@ def told(function: Callable[..., Any], what: str, way_out: str, *arguments: Any)
         raise ValueError(text) from error
 
 
-def fitting(state: optax.OptState, expected: Sequence[optax.OptState]) -> optax.OptState:
-    """The one of the expected states that has the structure and shapes of this one."""
+def fitting(state: optax.OptState, expected: Iterable[optax.OptState]) -> optax.OptState:
+    """The first of the expected states that has the structure and shapes of this one."""
+    seen: list[optax.OptState] = []
     for like in expected:
+        seen.append(like)
         if same_structure(state, like):
             check_shapes("state", state, like)
             return like
-    given, own = ({"/".join(p) for p, _ in named_leaves(tree)[0]} for tree in (state, expected[0]))
+    given, own = ({"/".join(p) for p, _ in named_leaves(tree)[0]} for tree in (state, seen[0]))
     differences = [f"{path!r} is missing" for path in sorted(own - given)]
     differences += [f"{path!r} is unexpected" for path in sorted(given - own)]
     raise ValueError(

@@ -9,8 +9,6 @@ or depends on the gradients.
 
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -162,11 +160,9 @@ def is_pulled(p: Probe, start: optax.OptState, c: np.ndarray) -> np.ndarray:
 
     Twice the same way, so noise is none.
     """
-    is_moment = lambda x: np.ndim(x) > 0 and jnp.issubdtype(jnp.result_type(x), jnp.inexact)
-    emptied = lambda tree: jax.tree.map(lambda x: np.zeros_like(x) if is_moment(x) else x, tree)
     zero = np.zeros_like(p.natural)
-    first, state = p.step(emptied(start), zero, factor=0.0)
-    second = p.step(emptied(state), zero, factor=0.0)[0]
+    first, state = p.step(p.sharing.emptied(start), zero, factor=0.0)
+    second = p.step(p.sharing.emptied(state), zero, factor=0.0)[0]
     xx, yy, xy = _dot(first, first), _dot(second, second), _dot(first, second)
     pulled = np.sqrt(xx) > TOLERANCE * abs(c) * p.natural * np.sqrt(_dot(p.v, p.v))
     return pulled & (xy > (1 - TOLERANCE) * np.sqrt(xx * yy))

@@ -42,6 +42,7 @@ class Probe:
       references: paths of those that stay, such as what the parameters are pulled to.
       is_sampled: whether the arrays are samples.
       calls_per_step: calls of tx.update that make one update, 1 but for SAM.
+      sharing: finds equal leaves.
     """
 
     def __init__(
@@ -58,13 +59,13 @@ class Probe:
         self.wide = [np.float32 if is_narrow(np.empty(0, d)) else d for d in self.dtypes]
         self.decays = [is_decayable(x) for x in leaves]
         # With a state of its own, no parameter is like another.
-        self._sharing = Sharing(state is None)
+        self.sharing = Sharing(state is None)
         self._init = jax.jit(functools.partial(arguments.told, tx.init, arguments.INIT, ""))
         self._update = jax.jit(self._update_distinct, static_argnums=0)
         full = [jnp.shape(x) for x in leaves]
         like = next(self._states(full))
         if state is not None:
-            like = arguments.fitting(state, list(self._states(full)))
+            like = arguments.fitting(state, self._states(full))
         arguments.check_shapes("grads", grads, params)
         given = arguments.per_parameter(grads, self.treedef)
         wide = self._shapes(full)
@@ -108,7 +109,7 @@ class Probe:
                 self.start = jax.tree.map(fit, state, next(own))
             if program is None:
                 return True
-            given_once = self._sharing.distinct(
+            given_once = self.sharing.distinct(
                 self._grads(1.0, 0.0, False), self.start, self.params(1.0)
             )
             return self._program(shapes, *given_once) == program
@@ -161,7 +162,7 @@ class Probe:
         keys = zip(shapes, self.wide, self.natural, map(id, given), strict=True)
         first: dict[Any, int] = {}
         alike = [first.setdefault(key, i) for i, key in enumerate(keys)]
-        self._alike = alike if self._sharing.active else list(range(len(shapes)))
+        self._alike = alike if self.sharing.active else list(range(len(shapes)))
         given = [g if decays else None for g, decays in zip(given, self.decays, strict=True)]
         self.g, self._other_g = sample.gradients(given, self.g, shapes)
 
@@ -243,7 +244,7 @@ class Probe:
     def _call(
         self, grads: optax.Updates, state: optax.OptState, params: optax.Params
     ) -> tuple[Leaves, optax.OptState]:
-        updates, after = self._update(*self._sharing.distinct(grads, state, params))
+        updates, after = self._update(*self.sharing.distinct(grads, state, params))
         leaves = zip(self.treedef.flatten_up_to(updates), self.v, self.decays, strict=True)
         return [
             np.asarray(u) if decays and u is not None else np.zeros(v.shape, np.float32)
@@ -291,9 +292,7 @@ class Probe:
     def arguments(self, amplitude: Amplitude, factor: float) -> tuple[Layout, Leaves]:
         """What the update from the start at amplitude·v for factor·g is called with."""
         state = self._following(self.start, amplitude, self.follows)
-        return self._sharing.distinct(
-            self._grads(factor, 0.0, False), state, self.params(amplitude)
-        )
+        return self.sharing.distinct(self._grads(factor, 0.0, False), state, self.params(amplitude))
 
     def until_moving(
         self, state: optax.OptState, amplitude: Amplitude, **kwargs: Any

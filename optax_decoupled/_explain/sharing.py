@@ -4,7 +4,9 @@ import re
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 
 from optax_decoupled._explain.sample import is_device_array
 
@@ -38,3 +40,16 @@ class Sharing:
             content = np.asarray(x).tobytes() if self.active and is_device_array(x) else id(x)
             index.append(distinct.setdefault((place, content), (len(distinct), x))[0])
         return (tuple(index), structure), [x for _, x in distinct.values()]
+
+    def emptied(self, state: optax.OptState) -> optax.OptState:
+        """The state with all its moments 0, equal where those of other states are."""
+        zeros: dict[Any, np.ndarray] = {}
+
+        def empty(i: int, x: Any) -> Any:
+            if np.ndim(x) == 0 or not jnp.issubdtype(jnp.result_type(x), jnp.inexact):
+                return x
+            key = x.shape, x.dtype, None if self.active else i
+            return zeros.setdefault(key, np.zeros(x.shape, x.dtype))
+
+        leaves, treedef = jax.tree.flatten(state)
+        return treedef.unflatten([empty(i, x) for i, x in enumerate(leaves)])
