@@ -31,8 +31,11 @@ extensions = [
     "sphinx.ext.autosummary",
     "sphinx.ext.doctest",
     "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
     "sphinx_copybutton",
     "sphinx_gallery.gen_gallery",
+    "sphinx-mathjax-offline",  # formulas come from the site itself, not from another server
+    "sphinxext.opengraph",
 ]
 exclude_patterns = ["_build", "figures"]
 templates_path = ["_templates"]
@@ -47,10 +50,18 @@ nitpick_ignore_regex = [
 html_theme = "furo"
 html_title = "optax_decoupled"
 html_static_path = ["_static"]
+html_extra_path = ["../benchmarks/results/landing.png"]  # the card of a shared link
 html_css_files = ["site.css"]
+html_favicon = "_static/favicon.svg"
 html_show_sphinx = False
 pygments_style = "friendly"
 pygments_dark_style = "github-dark"
+
+ogp_site_url = os.environ.get("READTHEDOCS_CANONICAL_URL", "")
+ogp_image = "landing.png"
+ogp_image_alt = "With L2 the best decay falls as the learning rate rises; decoupled it hardly moves"
+ogp_enable_meta_description = True
+ogp_custom_meta_tags = ['<meta name="twitter:card" content="summary_large_image" />']
 
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
