@@ -123,7 +123,11 @@ def _traits(
     straight = at_large.residual < TOLERANCE + at_large.noise / (at_large.size + 1e-300)
     same = abs(c - small_c) < TOLERANCE * abs(c) + at_natural.fraction_noise
     held = measure.holds_norm(p, start, at_natural)
-    nothing = ~(odd | odd_when_small | memory.remembered | held)
+    # A step whose size depends on the parameters turns with their sign, but not along them.
+    along = np.zeros_like(odd)
+    for x in (at_large, at_natural):
+        along |= abs(x.fraction) * x.extent > x.own_noise
+    nothing = ~(((odd | odd_when_small) & along) | memory.remembered | held)
     uneven = ~(straight & same) & ~nothing & ~held
     free = np.zeros_like(uneven)
     if (uneven & ~memory.remembered).any():

@@ -316,6 +316,16 @@ def test_decay_toward_something_is_named(steps):
     assert any("Pulled to given values, and not to 0" in note for note in report.notes)
 
 
+@pytest.mark.parametrize("make", [optax.contrib.dog, optax.contrib.dowg])
+def test_a_step_by_the_distance_from_the_start_is_no_decay(make):
+    """Its size is another at other parameters, its direction the gradient's."""
+    assert kinds(od.explain_weight_decay(make(), small_params())) == {"none"}
+    both = optax.chain(make(), od.add_decoupled_weight_decay(1e-3))
+    report = od.explain_weight_decay(both, small_params())
+    assert kinds(report) == {"decoupled"}
+    np.testing.assert_allclose([row.decay_per_step for row in report.rows], 1e-3, rtol=1e-3)
+
+
 def test_a_copy_in_the_state_that_nothing_is_pulled_to_changes_no_kind():
     keeps = optax.GradientTransformation(lambda params: params, lambda u, state, _=None: (u, state))
     for c, kind in [(1e-4, "decoupled"), (0.0, "none")]:
