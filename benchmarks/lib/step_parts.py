@@ -26,10 +26,24 @@ def step_cost() -> str:
     )
 
 
+def step_summary() -> str:
+    """Each variant beside its counterpart: geometric means over the networks, and extremes."""
+    trees = _load("variants")["trees"]
+    rows = []
+    for name in _variants(trees):
+        found = [tree[name] for tree in trees.values() if name in tree]
+        cells = [
+            _mean_and_range([x[f"{kind}_ratio"] for x in found], digits)
+            for kind, digits in {"time": 2, "bytes": 3, "compile": 2}.items()
+        ]
+        rows.append([f"`{name}`", f"`{found[0]['baseline']}`", *cells])
+    return markdown([["step", "relative to", "time", "bytes", "time to compile"], *rows])
+
+
 def step_variants() -> str:
     """Time, bytes and compile time relative to the stock optimizer that does the same work."""
     trees = _load("variants")["trees"]
-    names = [name for name, x in next(iter(trees.values())).items() if "time_ratio" in x]
+    names = _variants(trees)
 
     def table(key: str, digits: int) -> str:
         rows = []
@@ -110,6 +124,17 @@ def step_xla_options() -> str:
     return markdown([["`optax.adamw`, one leaf of 8 M", "ms", "relative to the limit"], *rows])
 
 
+def _variants(trees: dict[str, Any]) -> list[str]:
+    return [name for name, x in next(iter(trees.values())).items() if "time_ratio" in x]
+
+
+def _mean_and_range(ratios: list[float], digits: int) -> str:
+    """The extremes are left out where they read like the mean."""
+    values = [statistics.geometric_mean(ratios), min(ratios), max(ratios)]
+    mean, low, high = (f"{x:.{digits}f}" for x in values)
+    return mean if low == high else f"{mean} ({low} to {high})"
+
+
 def _milliseconds(step: dict[str, Any] | None) -> str:
     return f"{1e3 * step['seconds']:.3g}" if step else "-"
 
@@ -120,6 +145,7 @@ def _load(part: str) -> dict[str, Any]:
 
 SECTIONS: dict[str, Callable[[], str]] = {
     "step_cost": step_cost,
+    "step_summary": step_summary,
     "step_variants": step_variants,
     "step_dtypes": step_dtypes,
     "step_growth": step_growth,
