@@ -5,11 +5,16 @@ scripts in `figures/` and the docstrings' doctests; `make test` runs, page by pa
 block of these pages, and checks that their numbers are those of `benchmarks/results`.
 """
 
+import html
 import os
 import sys
+import textwrap
 from pathlib import Path
+from urllib.parse import urljoin
 
 import jax
+from docutils import nodes
+from sphinx import addnodes
 
 import optax_decoupled
 
@@ -35,7 +40,6 @@ extensions = [
     "sphinx_copybutton",
     "sphinx_gallery.gen_gallery",
     "sphinx-mathjax-offline",  # formulas come from the site itself, not from another server
-    "sphinxext.opengraph",
 ]
 exclude_patterns = ["_build", "figures"]
 templates_path = ["_templates"]
@@ -53,15 +57,10 @@ html_static_path = ["_static"]
 html_extra_path = ["../benchmarks/results/landing.png"]  # the card of a shared link
 html_css_files = ["site.css"]
 html_favicon = "_static/favicon.svg"
+html_baseurl = os.environ.get("READTHEDOCS_CANONICAL_URL", "")
 html_show_sphinx = False
 pygments_style = "friendly"
 pygments_dark_style = "github-dark"
-
-ogp_site_url = os.environ.get("READTHEDOCS_CANONICAL_URL", "")
-ogp_image = "landing.png"
-ogp_image_alt = "With L2 the best decay falls as the learning rate rises; decoupled it hardly moves"
-ogp_enable_meta_description = True
-ogp_custom_meta_tags = ['<meta name="twitter:card" content="summary_large_image" />']
 
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
@@ -91,3 +90,38 @@ sphinx_gallery_conf = {
     "thumbnail_size": (480, 320),
     "write_computation_times": False,
 }
+
+
+def describe(app, pagename, templatename, context, doctree):
+    """A page's first paragraph and a picture, for search engines and for shared links."""
+    if doctree is None:
+        return  # the index and the search
+    title = doctree.next_node(nodes.title).astext()
+    texts = (
+        paragraph.astext()
+        for paragraph in doctree.findall(nodes.paragraph)
+        if isinstance(paragraph.parent, nodes.section | addnodes.desc_content)
+        and not list(paragraph.findall(nodes.math))
+    )
+    text = textwrap.shorten(next(texts, title), 200, placeholder=" …")
+    picture = urljoin(html_baseurl, "landing.png")
+    tags = [
+        ("name", "description", text),
+        ("property", "og:title", title),
+        ("property", "og:description", text),
+        ("property", "og:type", "website"),
+        ("property", "og:site_name", project),
+        ("property", "og:image", picture),
+        ("property", "og:image:alt", "Test error over learning rate and decay: L2, decoupled"),
+        ("name", "twitter:card", "summary_large_image"),
+    ]
+    if html_baseurl:
+        tags.append(("property", "og:url", context["pageurl"]))
+    context["metatags"] += "".join(
+        f'<meta {kind}="{name}" content="{html.escape(content)}" />\n'
+        for kind, name, content in tags
+    )
+
+
+def setup(app):
+    app.connect("html-page-context", describe)
