@@ -9,7 +9,7 @@ import optax
 from optax_decoupled import _checks, _foreign
 from optax_decoupled._decay import add_decoupled_weight_decay
 from optax_decoupled._dtypes import is_decayable
-from optax_decoupled._first_update import small_updates
+from optax_decoupled._first_update import looked_at_once, small_updates
 from optax_decoupled._paths import listing, named_leaves
 from optax_decoupled._products import check_decay_schedule
 from optax_decoupled._toward import Toward
@@ -70,7 +70,7 @@ def decouple(
 def _watched(inner: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
     """The optimizer, looked at when it is first initialized: decay around it must fit."""
     inner = optax.with_extra_args_support(inner)
-    told: list[bool] = []
+    look = looked_at_once(lambda params: _warn_of_decay(_decaying(inner, params)))
 
     def init_fn(params: optax.Params) -> optax.OptState:
         state = inner.init(params)
@@ -80,9 +80,7 @@ def _watched(inner: optax.GradientTransformation) -> optax.GradientTransformatio
                 "while decay around it would act at every call. Put the accumulation outside: "
                 "optax.MultiSteps(decouple(...), every_k_schedule)."
             )
-        if not told:
-            told.append(True)
-            _warn_of_decay(_decaying(inner, params))
+        look(params)
         return state
 
     return optax.GradientTransformationExtraArgs(init_fn, inner.update)

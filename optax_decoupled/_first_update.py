@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +13,18 @@ from optax_decoupled._dtypes import widen
 from optax_decoupled._types import Leaf
 
 _GRADIENT = 2.0**-10
+
+
+def looked_at_once(look: Callable[[optax.Params], None]) -> Callable[[optax.Params], None]:
+    """A function for `init`, which looks at the first parameters that it is given."""
+    seen: list[bool] = []
+
+    def once(params: optax.Params) -> None:
+        if not seen:
+            seen.append(True)
+            look(params)
+
+    return once
 
 
 def small_updates(

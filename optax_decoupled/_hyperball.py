@@ -11,7 +11,7 @@ import optax
 from optax_decoupled import _checks
 from optax_decoupled._decay import required
 from optax_decoupled._dtypes import is_decayable, widen
-from optax_decoupled._first_update import climbs
+from optax_decoupled._first_update import climbs, looked_at_once
 from optax_decoupled._products import product_schedule
 from optax_decoupled._stacked import Stacked, leading_axes, norm, normalized
 from optax_decoupled._types import Leaf, PyTree, Scalar, ScalarOrSchedule
@@ -89,12 +89,10 @@ def hyperball(
     _checks.check_learning_rate(learning_rate)
     inner, rate_at = optax.with_extra_args_support(direction), product_schedule(learning_rate)
 
-    told: list[bool] = []
+    look = looked_at_once(lambda params: _warn_if(climbs(inner, params)))
 
     def init_fn(params: optax.Params) -> HyperballState:
-        if not told:
-            told.append(True)
-            _warn_if(climbs(inner, params))
+        look(params)
         leaves, treedef = jax.tree.flatten(params)
         rows = zip(leaves, leading_axes(stacked, params), strict=True)
         radius = treedef.unflatten([_radius(*row) for row in rows])
