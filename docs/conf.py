@@ -7,6 +7,7 @@ block of these pages, and checks that their numbers are those of `benchmarks/res
 
 import html
 import os
+import re
 import sys
 import textwrap
 from pathlib import Path
@@ -14,6 +15,7 @@ from urllib.parse import urljoin
 
 import jax
 from docutils import nodes
+from docutils.utils.math import tex2unichar
 from sphinx import addnodes
 
 import optax_decoupled
@@ -56,6 +58,7 @@ html_title = "optax_decoupled"
 html_static_path = ["_static"]
 html_extra_path = ["../benchmarks/results/landing.png"]  # the card of a shared link
 html_css_files = ["site.css"]
+html_js_files = ["full_size.js"]
 html_favicon = "_static/favicon.svg"
 html_baseurl = os.environ.get("READTHEDOCS_CANONICAL_URL", "")
 html_show_sphinx = False
@@ -71,6 +74,7 @@ autodoc_typehints = "none"
 autodoc_member_order = "bysource"
 python_maximum_signature_line_length = 88
 napoleon_use_ivar = True
+napoleon_use_param = False  # arguments that are explained together stay together
 napoleon_use_rtype = False
 
 plot_formats = ["svg"]
@@ -92,18 +96,47 @@ sphinx_gallery_conf = {
 }
 
 
+# What a formula's macro is in plain text.
+SYMBOLS = {
+    **tex2unichar.mathalpha,
+    **tex2unichar.mathbin,
+    **tex2unichar.mathrel,
+    **tex2unichar.mathop,
+    "ge": "≥",
+    "le": "≤",
+    "odot": "⊙",
+}
+
+
+def prose(paragraph):
+    """Its sentences, up to one that leads to a list or has a formula of more than symbols."""
+    text = ""
+    for child in paragraph.children:
+        tex = child.astext()
+        if not isinstance(child, nodes.math):
+            text += tex
+        elif SYMBOLS.keys() >= set(re.findall(r"\\([a-zA-Z]+|\W)", tex)):
+            plain = re.sub(r"\\([a-zA-Z]+) ?", lambda match: SYMBOLS[match[1]], tex)
+            text += re.sub(r"[{}]", "", plain)
+        else:
+            break
+    else:
+        if text.endswith((".", "?", ")")):
+            return text
+    return "".join(text.rpartition(". ")[:2]).strip()
+
+
 def describe(app, pagename, templatename, context, doctree):
     """A page's first paragraph and a picture, for search engines and for shared links."""
     if doctree is None:
         return  # the index and the search
     title = doctree.next_node(nodes.title).astext()
     texts = (
-        paragraph.astext()
+        prose(paragraph)
         for paragraph in doctree.findall(nodes.paragraph)
         if isinstance(paragraph.parent, nodes.section | addnodes.desc_content)
-        and not list(paragraph.findall(nodes.math))
     )
-    text = textwrap.shorten(next(texts, title), 200, placeholder=" …")
+    text = textwrap.shorten(next(filter(None, texts), title), 200, placeholder=" …")
     picture = urljoin(html_baseurl, "landing.png")
     tags = [
         ("name", "description", text),
