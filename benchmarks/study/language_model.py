@@ -25,7 +25,7 @@ from benchmarks.lib.drawing import save
 from benchmarks.lib.harness import RESULTS, environment, write_json
 from benchmarks.lib.landscapes import Job, train
 from benchmarks.lib.readings import FEWEST_SEEDS, slope_interval, summary
-from benchmarks.lib.rules import Interval
+from benchmarks.lib.rules import NEARLY, REPRODUCED, Interval, verdict, whole_number
 from benchmarks.lib.tables import image, markdown, of_grid
 from optax_decoupled.sweep import Landscape
 
@@ -107,12 +107,15 @@ def conclusion(x: dict[str, Any]) -> str:
         f"As the rate doubles, log₂ of the best λ moves by {found.text()}, that of v by "
         f"{as_v.text()}: "
     )
-    if as_v.may_be_chance and not found.may_be_chance:
-        return text + "in this transformer v stays put."
-    if found.may_be_chance and not as_v.may_be_chance:
-        return text + "in this transformer λ stays put."
-    closer = "λ" if abs(found.value) < abs(as_v.value) else "v"
-    return text + f"neither stays put for certain; {closer} moves less."
+    words = {name: verdict(whole_number(0), x) for name, x in (("λ", found), ("v", as_v))}
+    staying = [name for name, word in words.items() if word in (REPRODUCED, NEARLY)]
+    if len(staying) != 1:
+        closer = "λ" if abs(found.value) < abs(as_v.value) else "v"
+        return text + f"neither stays put for certain; {closer} moves less."
+    (name,) = staying
+    return (
+        text + f"{name} {'nearly ' if words[name] == NEARLY else ''}stays put in this transformer."
+    )
 
 
 if __name__ == "__main__":
