@@ -1,4 +1,4 @@
-"""The ports of the page "Coming from another library" take the other library's steps.
+"""The ports of the page "Port a run" take the other library's steps.
 
 Optax's are its own, PyTorch's are stored, Keras's and Composer's are written out in NumPy from the
 updates they document. A port whose decay is not converted is far away.
@@ -48,7 +48,7 @@ def test_optax(ports):
         before = path(ports["before"], grad, theta)
         for name in ("after", "injected"):
             assert relative_error(path(ports[name], grad, theta), before) < 1e-6
-    twice = od.adamw(3e-4, 2 * ports["decay"], schedule=ports["eta"])
+    twice = od.adamw(3e-4, 2 * 3e-5, schedule=ports["eta"])
     assert relative_error(path(twice), path(ports["after"])) > 1e-3
 
 
