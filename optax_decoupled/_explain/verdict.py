@@ -147,7 +147,9 @@ def _traits(
 def _kinds(
     p: Probe, start: optax.OptState, large: np.ndarray, at_large: Response, traits: _Traits
 ) -> np.ndarray:
-    toward = measure.is_pulled(p, start, at_large.fraction)
+    toward = np.zeros_like(traits.nothing)
+    if not (traits.nothing | traits.held | traits.remembered | traits.uneven).all():
+        toward = measure.is_pulled(p, start, at_large.fraction)
     if p.references:
         along = measure.response(p, start, large, factor=FAINT, along=True).fraction
         toward |= abs(along - at_large.fraction) > TOLERANCE * abs(at_large.fraction)
