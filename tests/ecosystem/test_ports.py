@@ -62,6 +62,15 @@ def test_pytorch(ports, port, case):
     assert relative_error(ours, np.asarray(GOLDEN["cases"][case]["theta"])) < 1e-5
 
 
+def test_pytorch_with_groups_warmup_and_clipping(ports):
+    curvature, noise = np.asarray(GOLDEN["curvature"]), np.asarray(GOLDEN["noise"])
+    grad = lambda theta, t: curvature * theta + noise[t]
+    for name, other in (("kernel", "bias"), ("bias", "kernel")):
+        ours = path(ports["from_groups"], grad, np.asarray(GOLDEN["theta"]), name)[GOLDEN["keep"]]
+        assert relative_error(ours, np.asarray(GOLDEN["groups"][name])) < 1e-5
+        assert relative_error(ours, np.asarray(GOLDEN["groups"][other])) > 1e-3
+
+
 def keras(weight_decay, rate=0.002, b1=0.9, b2=0.999, eps=1e-7):
     """Keras's AdamW: decay first, times the rate; ε beside the root of the uncorrected v."""
     theta, m, v, kept = THETA, 0.0, 0.0, []

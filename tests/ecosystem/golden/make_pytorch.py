@@ -53,6 +53,33 @@ def train(optimizer, options) -> list[list[float]]:
     return [path[t] for t in KEEP]
 
 
+def train_groups() -> dict[str, list[list[float]]]:
+    """Two parameters that start alike, one of them without decay; warmup, cosine and clipping."""
+    curvature = torch.tensor(CURVATURE, dtype=torch.float64)
+    names = ("kernel", "bias")
+    params = {x: torch.nn.Parameter(torch.tensor(THETA, dtype=torch.float64)) for x in names}
+    groups = [
+        {"params": [params["kernel"]], "weight_decay": 0.1},
+        {"params": [params["bias"]], "weight_decay": 0.0},
+    ]
+    tx, schedules = torch.optim.AdamW(groups, lr=0.002), torch.optim.lr_scheduler
+    warmup = schedules.LinearLR(tx, start_factor=0.1, total_iters=20)
+    cosine = schedules.CosineAnnealingLR(tx, T_max=STEPS - 20)
+    schedule = schedules.SequentialLR(tx, [warmup, cosine], milestones=[20])
+    paths = {name: [] for name in names}
+    for t in range(STEPS):
+        tx.zero_grad()
+        linear = torch.tensor(noise(t), dtype=torch.float64)
+        for theta in params.values():
+            (0.5 * (curvature * theta**2).sum() + (linear * theta).sum()).backward()
+        torch.nn.utils.clip_grad_norm_(params.values(), 1.0)
+        tx.step()
+        schedule.step()
+        for name, theta in params.items():
+            paths[name].append(theta.detach().tolist())
+    return {name: [path[t] for t in KEEP] for name, path in paths.items()}
+
+
 if __name__ == "__main__":
     record = {
         "torch": torch.__version__,
@@ -66,5 +93,6 @@ if __name__ == "__main__":
             for name, (optimizer, options) in CASES.items()
         },
     }
+    record["groups"] = train_groups()
     path = pathlib.Path(__file__).with_name("pytorch.json")
     path.write_text(json.dumps(record) + "\n")
