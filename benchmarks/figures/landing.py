@@ -35,7 +35,7 @@ def draw(record: dict[str, Any], path: Path) -> None:
     for ax, (name, (title, decay)) in zip(axes, PANELS.items(), strict=True):
         x = optimizers[name]
         rates, decays = x["learning_rates"], x["weight_decays"]
-        drawn = ax.pcolormesh(
+        ax.pcolormesh(
             *map(_edges, (decays, rates)), _mean(x), cmap="viridis_r", vmin=lowest, vmax=2 * lowest
         )
         valley = x["valley_slope"]
@@ -47,7 +47,7 @@ def draw(record: dict[str, Any], path: Path) -> None:
         ax.set_yscale("log", base=2)
         ax.set(title=title, xlabel=decay)
     axes[0].set_ylabel("learning rate")
-    figure.colorbar(drawn, ax=axes, extend="max", label="test error (%)", pad=0.01)
+    figure.colorbar(axes[0].collections[0], ax=axes, extend="max", label="test error (%)", pad=0.01)
     save(figure, path)
 
 

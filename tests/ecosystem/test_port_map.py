@@ -3,6 +3,7 @@
 Optax's originals are Optax's own; the others are written out in NumPy from their updates.
 """
 
+import jax
 import numpy as np
 import optax
 import pytest
@@ -31,6 +32,28 @@ def test_injected(ports):
     original = path(optax.adamw(PEAK, weight_decay=0.1))
     assert relative_error(path(ports["from_injected"]), original) < 1e-6
     assert relative_error(path(od.adamw(PEAK, 2 * 0.1 * PEAK)), original) > 1e-3
+
+
+def test_a_tall_matrix_decays_more_in_nanochat(ports):
+    """Muon's own steps, and the decay by the rate times the shape's factor, written out."""
+    tall = MATRIX[:, : len(THETA) // 2]
+    factor, muon = (tall.shape[0] / tall.shape[1]) ** 0.5, optax.contrib.muon(ports["rate"])
+    assert factor > 1.2
+    decays = optax.GradientTransformation(
+        muon.init,
+        lambda g, s, p: _also_decayed(muon.update(g, s, p), p, factor, ports["rate"]),
+    )
+    grad = lambda theta, t: matrix_gradient(0, t)[:, : tall.shape[1]] + theta
+    original = path(decays, grad, tall)
+    assert relative_error(path(ports["from_nanochat"], grad, tall), original) < 1e-6
+    assert relative_error(path(ports["from_muon"], grad, tall), original) > 1e-4
+
+
+def _also_decayed(after, params, factor, rate):
+    updates, state = after
+    step = optax.tree.get_all_with_path(state, "count")[0][1]
+    decay = 0.1 * factor * rate(step - 1)
+    return jax.tree.map(lambda u, p: u - decay * p, updates, params), state
 
 
 MISTAKES = {
