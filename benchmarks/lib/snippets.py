@@ -33,7 +33,7 @@ import optax_decoupled as od
 
 params = {f"layer_{i}": {"kernel": jnp.ones((64, 64)), "bias": jnp.zeros(64)} for i in range(12)}
 tx = optax.chain(optax.adam(1e-3), optax.add_decayed_weights(1e-4))  # trains without complaint
-print(od.explain_weight_decay(tx, params))
+print(od.explain_weight_decay(tx, params), end="\\n\\n")
 
 tx = od.adamw(1e-3, 1e-4, mask=od.decay_mask)
 report = od.explain_weight_decay(tx, params)
