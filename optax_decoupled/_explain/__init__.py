@@ -96,7 +96,12 @@ def explain_weight_decay(
     params, state, grads = (_foreign.without_boxes(tree) for tree in (params, state, grads))
     probe = Probe(tx, params, state, grads, step)
     found = verdict.examine(probe)
-    whole_run = None if steps is None else run.measure_run(probe, found, steps)
+    ran, whole_run = found, None
+    if steps is not None:
+        # Where this update moves nothing, as at the end of a schedule, the run is still one.
+        first = Probe(tx, params, None, grads) if found.start is None else probe
+        ran = found if first is probe else verdict.examine(first)
+        whole_run = run.measure_run(first, ran, steps)
     rows = report.make_rows(
         params, probe.kept_as, found.kind, found.fraction, found.steady, found.period
     )
@@ -107,5 +112,5 @@ def explain_weight_decay(
         steps=steps,
         warnings=text.warnings(rows, found, probe),
         notes=text.notes(rows, found, probe, synthetic=grads is None)
-        + text.notes_on_run(found, whole_run),
+        + text.notes_on_run(ran, whole_run),
     )
