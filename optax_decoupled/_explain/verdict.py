@@ -127,7 +127,10 @@ def _traits(
     along = np.zeros_like(odd)
     for x in (at_large, at_natural):
         along |= abs(x.fraction) * x.extent > x.own_noise
-    nothing = ~(((odd | odd_when_small) & along) | memory.remembered | held)
+    aside = (odd | odd_when_small) & ~(along | memory.remembered | held)
+    if aside.any():
+        aside &= ~measure.depends_on_no_gradient(p, start)
+    nothing = ~(((odd | odd_when_small) & ~aside) | memory.remembered | held)
     uneven = ~(straight & same) & ~nothing & ~held
     free = np.zeros_like(uneven)
     if (uneven & ~memory.remembered).any():

@@ -326,6 +326,11 @@ def test_a_step_by_the_distance_from_the_start_is_no_decay(make):
     np.testing.assert_allclose([row.decay_per_step for row in report.rows], 1e-3, rtol=1e-3)
 
 
+def test_a_decay_of_either_sign_is_not_nothing():
+    mixed = lambda p: -1e-4 * p * jnp.where(jnp.arange(p.size).reshape(p.shape) % 2, 1, -1)
+    assert "none" not in kinds(od.explain_weight_decay(_after_adam(mixed), small_params()))
+
+
 def test_a_copy_in_the_state_that_nothing_is_pulled_to_changes_no_kind():
     keeps = optax.GradientTransformation(lambda params: params, lambda u, state, _=None: (u, state))
     for c, kind in [(1e-4, "decoupled"), (0.0, "none")]:

@@ -175,7 +175,14 @@ def test_a_finished_optimizer_is_no_direction(direction):
 
 @pytest.mark.parametrize(
     "direction",
-    [optax.scale_by_adam(), optax.identity(), optax.trace(0.9), optax.contrib.scale_by_muon()],
+    [
+        optax.scale_by_adam(),
+        optax.identity(),
+        optax.trace(0.9),
+        optax.contrib.scale_by_muon(),
+        optax.chain(optax.add_decayed_weights(1e-3), optax.scale_by_adam()),
+        optax.chain(optax.add_noise(0.01, 0.55, 0), optax.scale_by_adam()),
+    ],
 )
 def test_a_direction_is_believed(direction):
     od.hyperball(direction, 0.1).init({"w": jnp.ones((3, 4))})  # warnings are errors here
