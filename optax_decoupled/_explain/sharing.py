@@ -37,7 +37,9 @@ class Sharing:
             self._places[structure] = [_INTEGER.sub("#", jax.tree_util.keystr(p)) for p, _ in paths]
         index, distinct = [], {}
         for place, x in zip(self._places[structure], leaves, strict=True):
-            content = np.asarray(x).tobytes() if self.active and is_device_array(x) else id(x)
+            content = id(x)
+            if self.active and is_device_array(x):
+                content = x.shape, x.dtype, np.asarray(x).tobytes()
             index.append(distinct.setdefault((place, content), (len(distinct), x))[0])
         return (tuple(index), structure), [x for _, x in distinct.values()]
 

@@ -187,6 +187,15 @@ def test_steps_count_updates_and_not_calls():
     assert not any("not the calls" in note for note in plain.notes)
 
 
+@pytest.mark.parametrize("containers", [list, lambda x: {f"w{i}": y for i, y in enumerate(x)}])
+def test_numbered_layers_of_other_shapes_are_not_taken_for_each_other(containers):
+    """Their moments, all 0, have the same bytes on small samples."""
+    params = containers([jnp.ones((8, 32)), jnp.ones((32, 1)), jnp.ones(16)])
+    for tx in (od.adamw(1e-3, 1e-4), optax.adamw(1e-3, weight_decay=0.1)):
+        rows = od.explain_weight_decay(tx, params, steps=100).rows
+        assert [row.budget for row in rows] == pytest.approx([0.01] * 3, rel=1e-3)
+
+
 def test_where_nothing_moves_any_more_the_run_is_still_summed():
     """After the last step of a schedule, which is where a training script prints it."""
     tx = optax.adamw(optax.cosine_decay_schedule(1e-3, 1_000), weight_decay=0.1)
