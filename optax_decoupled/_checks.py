@@ -191,13 +191,18 @@ def warn(text: str) -> None:
 def _caller_depth() -> int:
     """The stacklevel (for `_caller_depth`'s caller) of the first frame that is the user's."""
     depth, frame = 1, sys._getframe(1)
-    while frame is not None and _package(frame.f_globals.get("__name__", "")) in _OURS:
+    while frame is not None and _package(frame.f_globals.get("__name__", "")) in _BETWEEN:
         depth, frame = depth + 1, frame.f_back
     return depth
+
+
+def is_ours(function: object) -> bool:
+    return _package(getattr(function, "__module__", None) or "") == _package(__name__)
 
 
 def _package(module: str) -> str:
     return module.partition(".")[0]
 
 
-_OURS = {_package(__name__), "optax"}  # whose inject_hyperparams calls our functions
+# Optax's inject_hyperparams calls our functions, and JAX what it traces.
+_BETWEEN = {_package(__name__), "optax", "jax", "numpy", "contextlib"}

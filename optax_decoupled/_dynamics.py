@@ -94,8 +94,8 @@ def _updates_of(treedef: Any, updates: optax.Updates) -> list[Leaf]:
         return treedef.flatten_up_to(updates)
     except ValueError as error:
         raise ValueError(
-            f"updates does not have the structure of params: {error} Pass what tx.update returned "
-            "for these params, before it is applied."
+            f"updates has the structure {jax.tree.structure(updates)}; it must be that of params, "
+            f"{treedef}. Pass what tx.update returned for these params, before it is applied."
         ) from error
 
 

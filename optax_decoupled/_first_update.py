@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from optax_decoupled._dtypes import widen
+from optax_decoupled._dtypes import is_decayable, widen
 from optax_decoupled._types import Leaf
 
 _GRADIENT = 2.0**-10
@@ -57,9 +57,9 @@ def climbs(direction: optax.GradientTransformation, params: optax.Params) -> boo
     """
     try:
         with jax.ensure_compile_time_eval():
-            rows = small_updates(direction, params)
-            both = [[np.asarray(u) for u in row[1:]] for row in rows]
+            rows = [row for row in small_updates(direction, params) if is_decayable(row[0])]
+            both = [[np.asarray(u) for u in updates] for _, *updates in rows]
             # What turns with the sign of the parameters, a decay, cancels; noise has both signs.
-            return all(np.all(x + y < -1e-3 * np.abs(x - y)) for x, y in both)
+            return bool(both) and all(np.all(x + y < -1e-3 * np.abs(x - y)) for x, y in both)
     except Exception:
         return False

@@ -89,7 +89,7 @@ def hyperball(
     _checks.check_learning_rate(learning_rate)
     inner, rate_at = optax.with_extra_args_support(direction), product_schedule(learning_rate)
 
-    look = looked_at_once(lambda params: _warn_if(climbs(inner, params)))
+    look = looked_at_once(lambda params: _warn_of_climbing(climbs(inner, params)))
 
     def init_fn(params: optax.Params) -> HyperballState:
         look(params)
@@ -116,8 +116,8 @@ def hyperball(
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-def _warn_if(climbs: bool) -> None:
-    if climbs:
+def _warn_of_climbing(climbs_up: bool) -> None:
+    if climbs_up:
         _checks.warn(
             "direction points down the gradient, as a finished optimizer does, so hyperball, which "
             "subtracts it, climbs. Pass the direction alone, e.g. optax.scale_by_adam()."

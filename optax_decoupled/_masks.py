@@ -242,10 +242,11 @@ def _called(mask: Any, params: optax.Params) -> PyTree:
     try:
         return mask(params)
     except Exception as error:
-        error.add_note(
-            f"This was raised by mask={mask!r}, which is called with the tree of parameters and "
-            "must return a tree (or prefix) of bools or multipliers."
-        )
+        if not _checks.is_ours(mask):  # those of this package say what they mean
+            error.add_note(
+                f"This was raised by mask={mask!r}, which is called with the tree of parameters "
+                "and must return a tree (or prefix) of bools or multipliers."
+            )
         raise
 
 

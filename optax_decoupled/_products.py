@@ -17,8 +17,8 @@ from optax_decoupled._types import Scalar, ScalarOrSchedule, Schedule
 _SAMPLED = np.unique([*range(16), *np.round(2.0 ** np.arange(4, 28.5, 0.5))]).astype(np.int32)
 # A decay of which one update removes less than this does nothing in most runs.
 _FAINT = 5e-7
-# No decay is meant to remove so much of a weight in one of the first updates.
-_LARGE, _EARLY = 0.25, 10_000
+# A multiplier reaches 1; no decay is meant to reach half of it in one of the first updates.
+_LARGE, _EARLY = 0.5, 10_000
 
 
 def product_schedule(*factors: ScalarOrSchedule | None) -> Schedule:

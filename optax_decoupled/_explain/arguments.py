@@ -37,11 +37,21 @@ def check_arguments(tx: object, *trees: object) -> None:
             "the first argument: explain_weight_decay(tx, params). Call the optimizer's factory "
             "first, e.g. optax.adamw(1e-3)."
         )
+    keys = [path for path, x in named_leaves(trees[0])[0] if _is_key(x)]
+    if keys:
+        raise TypeError(
+            f"params holds a random key at {'/'.join(keys[0])!r}, which is no parameter. Pass the "
+            "parameters alone, of a Flax NNX model nnx.state(model, nnx.Param)."
+        )
     if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(trees)):
         raise TypeError(
             "explain_weight_decay got traced arrays, but it reports numbers. Call it outside "
             "jit, grad and scan; tx.update may be a jitted function."
         )
+
+
+def _is_key(x: object) -> bool:
+    return jnp.issubdtype(getattr(x, "dtype", np.float32), jax.dtypes.prng_key)
 
 
 def whole(name: str, value: object, least: int, way_out: str) -> int:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import optax
 
+from optax_decoupled._explain import sample
 from optax_decoupled._explain.probe import Amplitude, Probe
 from optax_decoupled._explain.sharing import Leaves
 
@@ -155,14 +156,15 @@ def holds_norm(p: Probe, start: optax.OptState, at_natural: Response) -> np.ndar
     return held | constant
 
 
-def is_pulled(p: Probe, start: optax.OptState, c: np.ndarray) -> np.ndarray:
-    """Whether parameters at 0 move without gradients and moments: to a place that tx closes over.
+def is_pulled(p: Probe, start: optax.OptState, after: optax.OptState, c: np.ndarray) -> np.ndarray:
+    """Whether parameters at 0 move without gradients and moments: to what tx or the state keeps.
 
-    Twice the same way, so noise is none.
+    A moment is what an update changes, from start to after. Noise does not move twice alike.
     """
     zero = np.zeros_like(p.natural)
-    first, state = p.step(p.sharing.emptied(start), zero, factor=0.0)
-    second = p.step(p.sharing.emptied(state), zero, factor=0.0)[0]
+    kept = sample.unchanged(start, after)
+    first, state = p.step(p.sharing.emptied(start, kept), zero, factor=0.0)
+    second = p.step(p.sharing.emptied(state, kept), zero, factor=0.0)[0]
     xx, yy, xy = _dot(first, first), _dot(second, second), _dot(first, second)
     pulled = np.sqrt(xx) > TOLERANCE * abs(c) * p.natural * np.sqrt(_dot(p.v, p.v))
     return pulled & (xy > (1 - TOLERANCE) * np.sqrt(xx * yy))

@@ -39,7 +39,6 @@ class Probe:
         of which its update is made.
       follows: paths of leaves of the state that are copies of the parameters and move with
         them, such as schedule-free's z.
-      references: paths of those that stay, such as what the parameters are pulled to.
       is_sampled: whether the arrays are samples.
       calls_per_step: calls of tx.update that make one update, 1 but for SAM.
       sharing: finds equal leaves.
@@ -196,7 +195,6 @@ class Probe:
         """Leaves of the initial state that change sign with the parameters, and what they do."""
         plus, minus = (sample.leaves_by_path(self.fresh(sign)) for sign in (1.0, -1.0))
         self.follows = {path for path, x in plus.items() if sample.differ(x, minus[path])}
-        self.references: set[Any] = set()
         self.kept_as = list(self.dtypes)
         if not self.follows:
             return
@@ -206,10 +204,10 @@ class Probe:
             self._call(self._grads(1.0, 0.0, False), before, self.params(-1.0))[1]
         )
         start = sample.leaves_by_path(before)
-        self.references = {
-            path for path in self.follows if not sample.differ(start[path], after[path])
-        }
-        self.follows -= self.references
+        stay = {path for path in self.follows if not sample.differ(start[path], after[path])}
+        # What parameters are pulled to: as where they start at v, for some of them start at 0.
+        self.start = self._following(self.start, self.natural, stay)
+        self.follows -= stay
         self.kept_as = self._find_kept_as(before)
 
     def _find_kept_as(self, state: optax.OptState) -> list[Any]:
@@ -259,16 +257,14 @@ class Probe:
         factor: float = 1.0,
         shift: Amplitude = 0.0,
         other: bool = False,
-        along: bool = False,
     ) -> tuple[Leaves, optax.OptState]:
         """The update at amplitude·v for factor·g + shift·v, and the state after it.
 
-        It is one call of tx.update, but for SAM, whose last one undoes the others. `along`
-        moves the references with the parameters, `other` takes other gradients.
+        It is one call of tx.update, but for SAM, whose last one undoes the others. `other`
+        takes other gradients.
         """
         grads, params = self._grads(factor, shift, other), self.params(amplitude)
-        which = self.follows | self.references if along else self.follows
-        total, state = self._call(grads, self._following(state, amplitude, which), params)
+        total, state = self._call(grads, self._following(state, amplitude, self.follows), params)
         calls = 1
         while _foreign.is_perturbed(state):
             tree = self.treedef.unflatten(total)

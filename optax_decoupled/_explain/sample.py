@@ -128,6 +128,13 @@ def differ(x: Any, y: Any) -> bool:
     return is_decayable(x) and bool(np.any(np.asarray(x) != np.asarray(y)))
 
 
+def unchanged(before: Any, after: Any) -> set[Any]:
+    """Paths of the arrays that are in both trees and equal."""
+    others = leaves_by_path(after)
+    leaves = leaves_by_path(before).items()
+    return {path for path, x in leaves if path in others and not differ(x, others[path])}
+
+
 def cast(x: Any, dtype: Any) -> Any:
     return x if x.dtype == dtype else x.astype(dtype)
 

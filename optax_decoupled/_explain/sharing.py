@@ -43,15 +43,15 @@ class Sharing:
             index.append(distinct.setdefault((place, content), (len(distinct), x))[0])
         return (tuple(index), structure), [x for _, x in distinct.values()]
 
-    def emptied(self, state: optax.OptState) -> optax.OptState:
-        """The state with all its moments 0, equal where those of other states are."""
+    def emptied(self, state: optax.OptState, kept: set[Any]) -> optax.OptState:
+        """The state with its arrays 0 but those kept, equal where those of other states are."""
         zeros: dict[Any, np.ndarray] = {}
 
-        def empty(i: int, x: Any) -> Any:
-            if np.ndim(x) == 0 or not jnp.issubdtype(jnp.result_type(x), jnp.inexact):
+        def empty(path: Any, x: Any) -> Any:
+            is_moment = np.ndim(x) > 0 and jnp.issubdtype(jnp.result_type(x), jnp.inexact)
+            if path in kept or not is_moment:
                 return x
-            key = x.shape, x.dtype, None if self.active else i
+            key = x.shape, x.dtype, None if self.active else path
             return zeros.setdefault(key, np.zeros(x.shape, x.dtype))
 
-        leaves, treedef = jax.tree.flatten(state)
-        return treedef.unflatten([empty(i, x) for i, x in enumerate(leaves)])
+        return jax.tree_util.tree_map_with_path(empty, state)

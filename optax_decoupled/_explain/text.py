@@ -32,8 +32,8 @@ _NOTHING = (
     "instead, optax.chain(l2_to_grad(l2), tx), and it can."
 )
 _STILL = (
-    "Nothing decays within {} updates, none of which moves anything. If later ones do, pass the "
-    "state of such a step."
+    "Nothing decays within {} updates, none of which moves anything, as at the end of a schedule. "
+    "If others do, pass their step= or state=."
 )
 _STILL_THERE = (
     "Nothing decays: the update with count {} moves nothing. Its rate is 0 there, as before a "
@@ -137,7 +137,7 @@ _VECTORS = (
 # Arguments that are masks: mask, weight_decay_mask, but not mask_probability.
 _MASK_NAME = re.compile(r"(^|_)mask$")
 # A decay that leaves half of a weight after seven million updates is seldom meant.
-_FAINT = 1e-7
+_FAINT = 1e-7 * (1 - 1e-3)  # less what rounding takes
 # No weight decay changes a weight by more in one update.
 _LARGEST = 0.25
 # From here on a fraction looks like PyTorch's, less what rounding takes.

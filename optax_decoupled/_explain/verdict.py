@@ -70,7 +70,7 @@ def examine(p: Probe) -> Findings:
     if traits.linear.any():
         steady = np.where(traits.linear, measure.steady_fraction(p, start), steady)
     return Findings(
-        kind=_kinds(p, start, large, at_large, traits),
+        kind=_kinds(p, start, after, at_large, traits),
         fraction=fraction,
         steady=steady,
         double=memory.decoupled > 0,
@@ -148,14 +148,15 @@ def _traits(
 
 
 def _kinds(
-    p: Probe, start: optax.OptState, large: np.ndarray, at_large: Response, traits: _Traits
+    p: Probe,
+    start: optax.OptState,
+    after: optax.OptState,
+    at_large: Response,
+    traits: _Traits,
 ) -> np.ndarray:
     toward = np.zeros_like(traits.nothing)
     if not (traits.nothing | traits.held | traits.remembered | traits.uneven).all():
-        toward = measure.is_pulled(p, start, at_large.fraction)
-    if p.references:
-        along = measure.response(p, start, large, factor=FAINT, along=True).fraction
-        toward |= abs(along - at_large.fraction) > TOLERANCE * abs(at_large.fraction)
+        toward = measure.is_pulled(p, start, after, at_large.fraction)
     table = (
         (traits.held, "constrained"),
         (traits.nothing, "none"),

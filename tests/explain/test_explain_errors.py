@@ -32,6 +32,8 @@ def test_arguments_are_checked():
         od.explain_weight_decay(optax.adamw, params)  # pyright: ignore[reportArgumentType]
     with pytest.raises(TypeError, match=r"traced arrays.*outside"):
         jax.jit(lambda p: od.explain_weight_decay(tx, p).rows[0].decay_per_step)(params)
+    with pytest.raises(TypeError, match=r"random key at 'key', which is no.*nnx.Param"):
+        od.explain_weight_decay(tx, {**params, "key": jax.random.key(0)})
     with pytest.raises(ValueError, match=r"state is not what this tx has.*'2/count' is missing"):
         od.explain_weight_decay(tx, params, state=optax.adam(LR).init(params))
     with pytest.raises(ValueError, match="grads has the structure"):

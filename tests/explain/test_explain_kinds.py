@@ -289,6 +289,8 @@ def test_a_learning_rate_that_is_passed_as_schedule_is_noted():
     peak, eta = od.split_schedule(rate, 3e-4)
     meant = od.explain_weight_decay(od.adamw(peak, 1e-4, schedule=eta), params)
     assert not any("split_schedule" in note for note in meant.notes)
+    defaults = od.explain_weight_decay(optax.adamw(1e-3), params)  # 1e-7, up to rounding
+    assert not any("split_schedule" in note for note in defaults.notes)
 
 
 def _after_adam(function):
@@ -460,6 +462,12 @@ def _bound(tx):
     return optax.GradientTransformation(tx.init, functools.partial(tx.update, reference=teacher))
 
 
+def _anchored(anchor):
+    pull = lambda u, p: u - 1e-4 * (p - jnp.resize(anchor, p.shape))
+    add = lambda updates, params: jax.tree.map(pull, updates, params)
+    return optax.chain(optax.adam(LR), optax.stateless(add))
+
+
 PULLED = {
     "the start": (lambda: od.adamw(LR, 1e-4, toward=od.toward_init()), "toward"),
     "the start, SGD": (lambda: od.sgdw(LR, 1e-4, toward=od.toward_init()), "toward"),
@@ -467,6 +475,10 @@ PULLED = {
     "its first length": (lambda: od.adamw(LR, 1e-4, toward=od.toward_rms()), "nonlinear"),
     "a bound tree": (lambda: _bound(od.adamw(LR, 1e-4, toward=od.toward_argument())), "toward"),
     "the same, SGD": (lambda: _bound(od.sgdw(LR, 1e-4, toward=od.toward_argument())), "toward"),
+    "an array in the state": (
+        lambda: optax.inject_hyperparams(_anchored)(anchor=jnp.ones(16)),
+        "toward",
+    ),
     "0, and noise": (
         lambda: optax.chain(od.adamw(LR, 1e-4), optax.add_noise(0.01, 0.5, 0)),
         "decoupled",

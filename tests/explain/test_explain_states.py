@@ -64,7 +64,7 @@ def test_the_last_update_that_is_looked_at(steps):
 
 def test_what_cannot_be_measured_is_not_called_no_decay():
     report = od.explain_weight_decay(optax.MultiSteps(optax.adamw(LR), 128), small_params())
-    assert "If later ones do, pass the state of such a step." in report.warnings[0]
+    assert "If others do, pass their step= or state=." in report.warnings[0]
     assert not any("its coefficient is 0" in warning for warning in report.warnings)
 
 

@@ -187,7 +187,7 @@ def test_of_flax_nnx_parameters():
     ("call", "says"),
     [
         (lambda: od.weight_dynamics({"w": jnp.ones(3)}, {"w": jnp.ones(())}), "updates at 'w'"),
-        (lambda: od.weight_dynamics({"w": jnp.ones(3)}, {"v": jnp.ones(3)}), "updates does not"),
+        (lambda: od.weight_dynamics({"w": jnp.ones(3)}, {"v": jnp.ones(3)}), "has the structure"),
         (lambda: od.weight_dynamics(jnp.ones(3), jnp.ones(3), stacked=2), "stacked=2"),
         (lambda: od.weight_dynamics(jnp.ones(3), jnp.ones(3), stacked=-1), "stacked=-1"),
         (lambda: od.weight_dynamics([jnp.ones(3)], [jnp.ones(3)], stacked=[0.5]), "stacked=0.5"),

@@ -167,6 +167,7 @@ def test_a_finished_optimizer_is_no_direction(direction):
     with pytest.warns(UserWarning, match=r"climbs. Pass the direction alone") as caught:
         state = jax.jit(tx.init)({"w": jnp.ones((3, 4)), "b": jnp.zeros(4)})
     assert len(caught) == 1
+    assert caught[0].filename == __file__  # and not a line of JAX
     params = jnp.array([3.0, 4.0])
     updates, _ = tx.update(params, tx.init(params), params)  # told once
     assert jax.tree.structure(state) == jax.tree.structure(tx.init({"w": params, "b": params}))
