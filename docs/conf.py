@@ -5,18 +5,12 @@ scripts in `figures/` and the docstrings' doctests; `make test` runs, page by pa
 block of these pages, and checks that their numbers are those of `benchmarks/results`.
 """
 
-import html
 import os
 import re
 import sys
-import textwrap
 from pathlib import Path
-from urllib.parse import urljoin
 
 import jax
-from docutils import nodes
-from docutils.utils.math import tex2unichar
-from sphinx import addnodes
 
 import optax_decoupled
 
@@ -42,6 +36,7 @@ extensions = [
     "sphinx_copybutton",
     "sphinx_gallery.gen_gallery",
     "sphinx-mathjax-offline",  # formulas come from the site itself, not from another server
+    "sphinxext.opengraph",
 ]
 exclude_patterns = ["_build", "figures"]
 templates_path = ["_templates"]
@@ -62,6 +57,11 @@ html_js_files = ["full_size.js"]
 html_favicon = "_static/favicon.svg"
 html_baseurl = os.environ.get("READTHEDOCS_CANONICAL_URL", "")
 html_show_sphinx = False
+# What search engines and shared links show of a page: its beginning, and one picture.
+ogp_site_url = html_baseurl
+ogp_image = "landing.png"
+ogp_image_alt = "Test error over learning rate and decay: with L2, and decoupled"
+ogp_custom_meta_tags = ['<meta name="twitter:card" content="summary_large_image" />']
 pygments_style = "friendly"
 pygments_dark_style = "github-dark"
 
@@ -96,65 +96,11 @@ sphinx_gallery_conf = {
 }
 
 
-# What a formula's macro is in plain text.
-SYMBOLS = {
-    **tex2unichar.mathalpha,
-    **tex2unichar.mathbin,
-    **tex2unichar.mathrel,
-    **tex2unichar.mathop,
-    "ge": "≥",
-    "le": "≤",
-    "odot": "⊙",
-}
-
-
-def prose(paragraph):
-    """Its sentences, up to one that leads to a list or has a formula of more than symbols."""
-    text = ""
-    for child in paragraph.children:
-        tex = child.astext()
-        if not isinstance(child, nodes.math):
-            text += tex
-        elif SYMBOLS.keys() >= set(re.findall(r"\\([a-zA-Z]+|\W)", tex)):
-            plain = re.sub(r"\\([a-zA-Z]+) ?", lambda match: SYMBOLS[match[1]], tex)
-            text += re.sub(r"[{}]", "", plain)
-        else:
-            break
-    else:
-        if text.endswith((".", "?", ")")):
-            return text
-    return "".join(text.rpartition(". ")[:2]).strip()
-
-
-def describe(app, pagename, templatename, context, doctree):
-    """A page's first paragraph and a picture, for search engines and for shared links."""
-    if doctree is None:
-        return  # the index and the search
-    title = doctree.next_node(nodes.title).astext()
-    texts = (
-        prose(paragraph)
-        for paragraph in doctree.findall(nodes.paragraph)
-        if isinstance(paragraph.parent, nodes.section | addnodes.desc_content)
-    )
-    text = textwrap.shorten(next(filter(None, texts), title), 200, placeholder=" …")
-    picture = urljoin(html_baseurl, "landing.png")
-    tags = [
-        ("name", "description", text),
-        ("property", "og:title", title),
-        ("property", "og:description", text),
-        ("property", "og:type", "website"),
-        ("property", "og:site_name", project),
-        ("property", "og:image", picture),
-        ("property", "og:image:alt", "Test error over learning rate and decay: L2, decoupled"),
-        ("name", "twitter:card", "summary_large_image"),
-    ]
-    if html_baseurl:
-        tags.append(("property", "og:url", context["pageurl"]))
-    context["metatags"] += "".join(
-        f'<meta {kind}="{name}" content="{html.escape(content)}" />\n'
-        for kind, name, content in tags
-    )
+def link_to_gallery(app, docname, source):
+    """Links to examples lead to files where a page is read in a clone, to pages on the site."""
+    source[0] = re.sub(r"\]\(\.\./examples/(\w+)\.py\)", r"](gallery/\1)", source[0])
+    source[0] = source[0].replace("](../examples)", "](gallery/index)")
 
 
 def setup(app):
-    app.connect("html-page-context", describe)
+    app.connect("source-read", link_to_gallery)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import optax
 
@@ -12,6 +13,7 @@ from optax_decoupled import _checks
 from optax_decoupled._decay import required
 from optax_decoupled._dtypes import is_decayable, widen
 from optax_decoupled._first_update import climbs, looked_at_once
+from optax_decoupled._paths import listing, named_leaves
 from optax_decoupled._products import product_schedule
 from optax_decoupled._stacked import Stacked, leading_axes, norm, normalized
 from optax_decoupled._types import Leaf, PyTree, Scalar, ScalarOrSchedule
@@ -69,7 +71,7 @@ def hyperball(
 
     Warns:
       UserWarning: at ``init``, if the direction is a finished optimizer, which has the sign of
-        a step.
+        a step, and for weights that are 0.
 
     Examples:
       >>> import jax.numpy as jnp, optax, optax_decoupled as od
@@ -89,7 +91,10 @@ def hyperball(
     _checks.check_learning_rate(learning_rate)
     inner, rate_at = optax.with_extra_args_support(direction), product_schedule(learning_rate)
 
-    look = looked_at_once(lambda params: _warn_of_climbing(climbs(inner, params)))
+    @looked_at_once
+    def look(params: optax.Params) -> None:
+        _warn_of_climbing(climbs(inner, params))
+        _warn_of_zeros(params)
 
     def init_fn(params: optax.Params) -> HyperballState:
         look(params)
@@ -122,6 +127,21 @@ def _warn_of_climbing(climbs_up: bool) -> None:
             "direction points down the gradient, as a finished optimizer does, so hyperball, which "
             "subtracts it, climbs. Pass the direction alone, e.g. optax.scale_by_adam()."
         )
+
+
+def _warn_of_zeros(params: optax.Params) -> None:
+    zero = ["/".join(path) for path, x in named_leaves(params)[0] if _is_zero(x)]
+    if zero:
+        _checks.warn(
+            f"{listing(zero, limit=3)} starts at 0 and stays there: hyperball keeps the norm. Give "
+            "such weights to another optimizer with optax.partition."
+        )
+
+
+def _is_zero(x: Leaf) -> bool:
+    if isinstance(x, jax.core.Tracer | jax.ShapeDtypeStruct) or not is_decayable(x):
+        return False
+    return jnp.size(x) > 0 and not jnp.any(jnp.asarray(x))
 
 
 def _radius(p: Leaf, axes: int) -> jax.Array:

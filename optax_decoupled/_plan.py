@@ -205,7 +205,8 @@ def _comparison(rows: Sequence[PlanRow]) -> list[str]:
     if high.budget > _DISAGREE * low.budget:
         notes.append(
             f"The rules disagree by {high.budget / low.budget:.3g}x, from budget {low.budget:.3g} "
-            f"({low.rule}) to {high.budget:.3g} ({high.rule}). Sweep this range."
+            f"({low.rule}) to {high.budget:.3g} ({high.rule}). Sweep decays per step from "
+            f"{low.weight_decay:.2e} to {high.weight_decay:.2e}."
         )
     yours = rows[0]
     if yours.rule == "yours":

@@ -6,8 +6,8 @@ process allows one loop for several:
     XLA_FLAGS=--xla_backend_extra_options=xla_cpu_use_multi_output_fusion=true
 
 It is read when JAX starts, so two processes, one with it, wait their turns and take their steps
-alternately, beside the machine's limit. Each builds its two optimizers in both orders. The arrays
-after ten steps are compared bit by bit.
+alternately, in changing order, beside the machine's limit. Each builds its optimizers in both
+orders. The arrays after ten steps are compared bit by bit.
 
 Usage: python -m benchmarks.cost.fused_outputs [--out DIR] [--quick]
 """
@@ -117,7 +117,8 @@ def measure(shapes: Shapes, rounds: int) -> dict[str, Any]:
                 for name, x in ask("build", shapes, backwards).items():
                     found.setdefault(flags, {}).setdefault(name, []).append(x)
             for round_, name in itertools.product(range(rounds + 1), OPTIMIZERS):
-                for flags, ask in asks.items():
+                turns = list(asks.items())
+                for flags, ask in turns if round_ % 2 else reversed(turns):
                     seconds = ask("step", name, backwards)
                     if round_:
                         times.setdefault((flags, name), []).append(seconds)
@@ -127,11 +128,13 @@ def measure(shapes: Shapes, rounds: int) -> dict[str, Any]:
                 ask("clear")
     for (flags, name), seconds in ((k, v) for k, v in times.items() if k != "limit"):
         rows = found[flags][name]
+        digest, *others = {x["sha256"] for x in rows}
+        assert not others, f"{name}, {flags}: the two build orders differ"
         found[flags][name] = {
             "seconds": statistics.median(seconds),
             "bytes_accessed": rows[0]["bytes_accessed"],
             "build_seconds": statistics.median(x["build_seconds"] for x in rows),
-            "sha256": rows[0]["sha256"],
+            "sha256": digest,
         }
     plain, fused = (found[flags] for flags in FLAGS)
     return {

@@ -17,7 +17,7 @@ from benchmarks.lib.readings import slope_text
 
 PANELS = {
     "SGD+L2": ("With L2 the best decay moves with the rate", "L2 coefficient λ′ (SGD+L2)"),
-    "SGDW": ("Decoupled it hardly moves", "weight decay λ (SGDW)"),
+    "SGDW": ("Decoupled it moves far less", "weight decay λ (SGDW)"),
 }
 
 

@@ -58,20 +58,24 @@ def main() -> None:
         "landscape": summary(landscape),
     }
     write_json(arguments.out / "language_model.json", record)
-    draw(landscape, arguments.out / "language_model.png")
+    draw(record["landscape"], arguments.out / "language_model.png")
     print(report(record))
 
 
-def draw(x: Landscape, path: Path) -> None:
-    """The landscape, and the best decay of each rate as λ and as v."""
+def draw(x: dict[str, Any], path: Path) -> None:
+    """The landscape, and where the best decay of each rate that trains lies, as λ and as v."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(9.5, 3.8), layout="constrained")
-    x.plot(ax=left, title="cross-entropy on later text, nats")
-    alpha = np.asarray(x.learning_rates, float)
-    best = np.asarray(x.weight_decays)[np.nanargmin(x.mean(), 1)]
-    for label, values in {"λ": best, "v = λ/α": best / alpha}.items():
-        right.loglog(alpha, values / values[0], "o-", base=2, label=label)
+    axes = {name: np.array(x[name]) for name in ("learning_rates", "weight_decays", "seeds")}
+    loss = np.array(x["error_percent"], float)
+    landscape = Landscape(**axes, metrics={"nats": loss}, diverged=np.where(loss > 0, -1, 0))
+    landscape.plot("nats", ax=left, title="cross-entropy on later text")
+    valley = x["valley_slope"]
+    if valley:
+        rate, decay = (np.array(valley[name]) for name in ("learning_rates", "weight_decays"))
+        for label, values in {"λ": decay, "v = λ/α": decay / rate}.items():
+            right.loglog(rate, values / values[0], "o-", base=2, label=label)
+        right.legend()
     right.set(xlabel="learning rate", title="best decay of each rate, relative to the first")
-    right.legend()
     save(figure, path)
 
 
@@ -103,19 +107,29 @@ def conclusion(x: dict[str, Any]) -> str:
         few = len(x["seeds"]) < FEWEST_SEEDS
         return f"No slope: {'too few seeds' if few else 'too few rates have their best inside'}."
     as_v = Interval(*(end - 1 for end in found))
-    text = (
+    valley = x["valley_slope"]
+    rates, steps = valley["learning_rates"], np.diff(np.log2(valley["weight_decays"]))
+    left_out = len(x["learning_rates"]) - len(rates)
+    why = "there even the best cell is worse than the grid's median, or it lies at the grid's edge"
+    return (
         f"As the rate doubles, log₂ of the best λ moves by {found.text()}, that of v by "
-        f"{as_v.text()}: "
+        f"{as_v.text()}: {_what_stays(found, as_v)} These are the slopes of lines; from one "
+        f"rate to the next λ moves by {', '.join(f'{step:+.2f}' for step in steps)}. "
+        f"{len(rates)} rates count, {min(rates):.2g} to {max(rates):.2g}"
+        f"{f'; {left_out} left out: {why}' if left_out else ''}."
     )
-    words = {name: verdict(whole_number(0), x) for name, x in (("λ", found), ("v", as_v))}
+
+
+def _what_stays(of_lambda: Interval, of_v: Interval) -> str:
+    words = {name: verdict(whole_number(0), x) for name, x in (("λ", of_lambda), ("v", of_v))}
     staying = [name for name, word in words.items() if word in (REPRODUCED, NEARLY)]
     if len(staying) != 1:
-        closer = "λ" if abs(found.value) < abs(as_v.value) else "v"
-        return text + f"neither stays put for certain; {closer} moves less."
+        less = ("λ", "v") if abs(of_lambda.value) < abs(of_v.value) else ("v", "λ")
+        return f"neither stays put for certain; {less[0]} moves less than {less[1]}."
     (name,) = staying
-    return (
-        text + f"{name} {'nearly ' if words[name] == NEARLY else ''}stays put in this transformer."
-    )
+    other = "v" if name == "λ" else "λ"
+    nearly = "nearly " if words[name] == NEARLY else ""
+    return f"{name} {nearly}stays put here, and moves less than {other}."
 
 
 if __name__ == "__main__":

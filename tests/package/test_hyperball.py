@@ -83,7 +83,10 @@ def test_what_is_zero_stays_without_nan():
     params = {"zero": jnp.zeros(3), "w": jnp.ones(3), "count": jnp.arange(2), "none": None}
     grads = {"zero": jnp.ones(3), "w": jnp.zeros(3), "count": jnp.zeros(2, int), "none": None}
     tx = od.hyperball(optax.identity(), 0.1)
-    updates, _ = jax.jit(tx.update)(grads, tx.init(params), params)
+    with pytest.warns(UserWarning, match="'zero' starts at 0 and stays there") as caught:
+        state = tx.init(params)
+    assert caught[0].filename == __file__
+    updates, _ = jax.jit(tx.update)(grads, state, params)
     chex.assert_tree_all_finite(updates)
     for name in ("zero", "w", "count"):
         np.testing.assert_allclose(updates[name], 0, atol=1e-7)
