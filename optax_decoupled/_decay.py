@@ -28,7 +28,13 @@ import optax
 from optax_decoupled import _checks
 from optax_decoupled._dtypes import widen
 from optax_decoupled._masks import leaf_multipliers
-from optax_decoupled._products import check_decay_multiplier, peak_of, product, product_schedule
+from optax_decoupled._products import (
+    check_decay_multiplier,
+    check_decay_schedule,
+    peak_of,
+    product,
+    product_schedule,
+)
 from optax_decoupled._toward import Toward
 from optax_decoupled._types import Leaf, Mask, PyTree, Scalar, ScalarOrSchedule
 
@@ -102,7 +108,7 @@ def add_decoupled_weight_decay(
 
     Warns:
       UserWarning: if a static ``weight_decay`` is 0.01 or more, which looks like
-        PyTorch's.
+        PyTorch's, and if a schedule of it reaches 0.5, which looks like a multiplier.
 
     Examples:
       With zero gradients :math:`T` steps leave :math:`θ_0 (1 - c)^T`:
@@ -125,6 +131,7 @@ def add_decoupled_weight_decay(
     _checks.check_weight_decay(weight_decay, peak=peak_of(schedule))
     _checks.check_flag("cautious", cautious)
     check_decay_multiplier(schedule, weight_decay)
+    check_decay_schedule(weight_decay, schedule)
     _check_toward(toward)
     rate_at, decay = product_schedule(weight_decay, schedule), _cautious if cautious else _all
 

@@ -11,7 +11,6 @@ from optax_decoupled._decay import add_decoupled_weight_decay
 from optax_decoupled._dtypes import is_decayable
 from optax_decoupled._first_update import looked_at_once, small_updates
 from optax_decoupled._paths import listing, named_leaves
-from optax_decoupled._products import check_decay_schedule
 from optax_decoupled._toward import Toward
 from optax_decoupled._types import Leaf, Mask, ScalarOrSchedule
 
@@ -58,7 +57,6 @@ def decouple(
             f"inner={inner!r} must be an optax.GradientTransformation (init and update). "
             "Call the optimizer's factory first, e.g. decouple(optax.sgd(0.1), ...)."
         )
-    check_decay_schedule(weight_decay, schedule)
     return optax.chain(
         _watched(inner),
         add_decoupled_weight_decay(

@@ -16,7 +16,6 @@ from optax_decoupled._decay import add_decoupled_weight_decay
 from optax_decoupled._masks import complement, hidden_matrices, intersection
 from optax_decoupled._products import (
     check_decay_multiplier,
-    check_decay_schedule,
     check_multiplier,
     peak_of,
     product_schedule,
@@ -238,7 +237,6 @@ def _check_decoupled(
     _checks.check_schedule("decay_schedule", decay_schedule)
     multiplier = schedule if decay_schedule is None else decay_schedule
     _checks.check_weight_decay(weight_decay, learning_rate, peak_of(multiplier))
-    check_decay_schedule(weight_decay, multiplier)
     check_multiplier(schedule, learning_rate)
     check_decay_multiplier(decay_schedule, weight_decay)
     if callable(learning_rate) and schedule is None and decay_schedule is None:

@@ -67,6 +67,10 @@ _UNWANTED = (
     "Biases, scales or norm parameters decay: {}. Pass mask=decay_mask (or decay_rules) unless "
     "this is intended."
 )
+_INVERTED = (
+    "Only biases, scales or norm parameters decay: {}. The mask looks inverted: True (or a "
+    "multiplier above 0) selects what decays. Pass mask=decay_mask."
+)
 _LARGE = (
     "One update changes {} by more than a quarter of its value, which no weight decay does. Check "
     "the units of weight_decay, and whether the optimizer constrains or replaces its parameters."
@@ -148,6 +152,8 @@ def warnings(rows: Sequence[DecayRow], found: Findings, probe: Probe) -> tuple[s
     """One text for each thing that is wrong. Of the state only the structure is looked at."""
     state, count = probe.start, probe.count
     broken, double = _chosen(rows, ~found.finite), _chosen(rows, found.double)
+    unwanted, decaying = _unwanted(rows), [row for row in rows if row.decay_per_step > 0]
+    is_inverted = unwanted == decaying and any(len(row.shape) > 1 for row in rows)
     texts = [_MASK_CALLED] if _mask_was_called(state) else []
     if not broken and all(row.kind == "none" for row in rows):
         still = _STILL.format(MAX_STEPS) if count is None else _STILL_THERE.format(count)
@@ -158,7 +164,7 @@ def warnings(rows: Sequence[DecayRow], found: Findings, probe: Probe) -> tuple[s
         (_DOUBLE, double),
         (_COUPLED, [row for row in _of_kind(rows, "coupled") if row not in double]),
         (_NONLINEAR, _of_kind(rows, "nonlinear")),
-        (_UNWANTED, _unwanted(rows)),
+        (_INVERTED if is_inverted else _UNWANTED, unwanted),
         (_LARGE, [row for row in rows if abs(row.decay_per_step) > _LARGEST]),
     )
     texts += [text.format(_listing(chosen)) for text, chosen in named if chosen]

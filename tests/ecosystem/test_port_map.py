@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 from problems import THETA, gradient, relative_error
-from test_ports import STEPS, path, ports
+from test_ports import STEPS, path, paths, ports
 
 import optax_decoupled as od
 
@@ -26,6 +26,29 @@ def matrix_gradient(theta, t):
 def test_optax(ports, name):
     original = path(ports[name], matrix_gradient, MATRIX)
     assert relative_error(path(ports[f"from_{name}"], matrix_gradient, MATRIX), original) < 1e-6
+
+
+LAYERS = ("embedding", "kernel", "bias", "scale")
+
+
+@pytest.mark.parametrize(
+    ("name", "decaying"), [("from_levanter", {"kernel"}), ("from_maxtext", set(LAYERS))]
+)
+def test_language_models(ports, name, decaying):
+    """A chain behind one clip, its decay before the rate; and the default mask."""
+    mask = {layer: layer in decaying for layer in LAYERS}
+    original = optax.chain(
+        optax.clip_by_global_norm(1.0),
+        optax.scale_by_adam(0.9, 0.95),
+        optax.add_decayed_weights(0.1, mask),
+        optax.scale_by_learning_rate(ports["rate"]),
+    )
+    ours, theirs = (paths(tx, LAYERS) for tx in (ports[name], original))
+    other = od.adamw(PEAK, 1e-3, schedule=ports["eta"], b2=0.95, mask=mask)
+    mistaken = paths(optax.chain(optax.clip_by_global_norm(1.0), other), LAYERS)
+    for layer in LAYERS:
+        assert relative_error(ours[layer], theirs[layer]) < 1e-6
+        assert (relative_error(mistaken[layer], theirs[layer]) > 1e-3) == mask[layer]
 
 
 def test_injected(ports):

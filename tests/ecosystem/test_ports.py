@@ -27,18 +27,23 @@ def ports():
     return run_page("porting")
 
 
-def path(tx, grad=gradient, theta=THETA, name="kernel"):
-    """The parameter of that name after every step, in float64; kernel and bias start alike."""
+def paths(tx, names, grad=gradient, theta=THETA):
+    """Parameters that start alike after every step, in float64."""
     with jax.enable_x64(True):
-        params = {"kernel": jnp.asarray(theta), "bias": jnp.asarray(theta)}
-        state, kept = tx.init(params), []
+        params = {name: jnp.asarray(theta) for name in names}
+        state, kept = tx.init(params), {name: [] for name in names}
         update = jax.jit(tx.update)
         for t in range(STEPS):
             grads = {key: jnp.asarray(grad(np.asarray(x), t)) for key, x in params.items()}
             updates, state = update(grads, state, params)
             params = optax.apply_updates(params, updates)
-            kept.append(np.asarray(params[name]))
-    return np.stack(kept)
+            for name in names:
+                kept[name].append(np.asarray(params[name]))
+    return {name: np.stack(x) for name, x in kept.items()}
+
+
+def path(tx, grad=gradient, theta=THETA, name="kernel"):
+    return paths(tx, ("kernel", "bias"), grad, theta)[name]
 
 
 def test_optax(ports):
@@ -62,13 +67,24 @@ def test_pytorch(ports, port, case):
     assert relative_error(ours, np.asarray(GOLDEN["cases"][case]["theta"])) < 1e-5
 
 
-def test_pytorch_with_groups_warmup_and_clipping(ports):
+@pytest.mark.parametrize(
+    ("port", "case"),
+    [("from_groups", "groups"), ("from_torchtitan", "torchtitan"), ("from_olmo", "olmo")],
+)
+def test_pytorch_with_groups_warmup_and_clipping(ports, port, case):
     curvature, noise = np.asarray(GOLDEN["curvature"]), np.asarray(GOLDEN["noise"])
-    grad = lambda theta, t: curvature * theta + noise[t]
-    for name, other in (("kernel", "bias"), ("bias", "kernel")):
-        ours = path(ports["from_groups"], grad, np.asarray(GOLDEN["theta"]), name)[GOLDEN["keep"]]
-        assert relative_error(ours, np.asarray(GOLDEN["groups"][name])) < 1e-5
-        assert relative_error(ours, np.asarray(GOLDEN["groups"][other])) > 1e-3
+    grad, expected = lambda theta, t: curvature * theta + noise[t], GOLDEN[case]
+    ours = paths(ports[port], tuple(expected), grad, np.asarray(GOLDEN["theta"]))
+    for name in expected:
+        assert relative_error(ours[name][GOLDEN["keep"]], np.asarray(expected[name])) < 1e-5
+
+
+def test_their_groups_and_schedules_differ():
+    kernels = [np.asarray(GOLDEN[case]["kernel"]) for case in ("torchtitan", "olmo")]
+    assert relative_error(*kernels) > 1e-2
+    for case in ("groups", "olmo"):
+        kernel, bias = (np.asarray(GOLDEN[case][name]) for name in ("kernel", "bias"))
+        assert relative_error(kernel, bias) > 1e-3
 
 
 def keras(weight_decay, rate=0.002, b1=0.9, b2=0.999, eps=1e-7):

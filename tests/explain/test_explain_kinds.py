@@ -496,6 +496,17 @@ def test_what_weights_are_pulled_to_is_named(name):
         np.testing.assert_allclose([row.decay_per_step for row in report.rows], 1e-4, rtol=1e-3)
 
 
+def test_an_inverted_mask_is_named():
+    vectors = lambda params: jax.tree.map(lambda p: p.ndim < 2, params)
+    report = od.explain_weight_decay(od.adamw(LR, 1e-4, mask=vectors), small_params())
+    assert any("Only biases" in text and "inverted" in text for text in report.warnings)
+    everything = od.explain_weight_decay(od.adamw(LR, 1e-4), small_params())
+    assert any(text.startswith("Biases") for text in everything.warnings)
+    assert not any("inverted" in text for text in everything.warnings)
+    biases = od.explain_weight_decay(od.adamw(LR, 1e-4), {"bias": jnp.ones(4)})
+    assert not any("inverted" in text for text in biases.warnings)
+
+
 def test_where_nothing_is_spared_vectors_are_noted():
     """Whatever they are called; and not where a mask spares one, or where there are no others."""
     params = {"a": jnp.ones((4, 4)), "q": jnp.ones(4)}

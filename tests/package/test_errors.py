@@ -314,6 +314,7 @@ MISTAKEN["rate and multiplier swapped"] = (
         lambda decay: od.adamw(1e-3, decay),
         lambda decay: od.sgdw(0.1, decay, schedule=ONES),
         lambda decay: od.decouple(optax.sgd(0.1), decay),
+        od.add_decoupled_weight_decay,
     ],
 )
 def test_a_multiplier_where_a_decay_belongs_warns(make):

@@ -53,20 +53,32 @@ def train(optimizer, options) -> list[list[float]]:
     return [path[t] for t in KEEP]
 
 
-def train_groups() -> dict[str, list[list[float]]]:
-    """Two parameters that start alike, one of them without decay; warmup, cosine and clipping."""
-    curvature = torch.tensor(CURVATURE, dtype=torch.float64)
-    names = ("kernel", "bias")
-    params = {x: torch.nn.Parameter(torch.tensor(THETA, dtype=torch.float64)) for x in names}
-    groups = [
-        {"params": [params["kernel"]], "weight_decay": 0.1},
-        {"params": [params["bias"]], "weight_decay": 0.0},
-    ]
-    tx, schedules = torch.optim.AdamW(groups, lr=0.002), torch.optim.lr_scheduler
+def warmup_then_cosine(tx):
+    schedules = torch.optim.lr_scheduler
     warmup = schedules.LinearLR(tx, start_factor=0.1, total_iters=20)
     cosine = schedules.CosineAnnealingLR(tx, T_max=STEPS - 20)
-    schedule = schedules.SequentialLR(tx, [warmup, cosine], milestones=[20])
-    paths = {name: [] for name in names}
+    return schedules.SequentialLR(tx, [warmup, cosine], milestones=[20])
+
+
+def warmup_stable_decay(tx):
+    """Counted from 1, as torchtitan's: 20 steps of warmup, 100 at the peak, 80 to 0."""
+
+    def factor(t):
+        if t < 20:
+            return (t + 1) / 21
+        return 1.0 if t < 120 else 1 - (t + 1 - 120) / 81
+
+    return torch.optim.lr_scheduler.LambdaLR(tx, factor)
+
+
+def train_groups(decays, make_schedule, **options) -> dict[str, list[list[float]]]:
+    """Parameters that start alike, each with its own decay; the whole gradient is clipped."""
+    curvature = torch.tensor(CURVATURE, dtype=torch.float64)
+    params = {x: torch.nn.Parameter(torch.tensor(THETA, dtype=torch.float64)) for x in decays}
+    groups = [{"params": [params[x]], "weight_decay": decay} for x, decay in decays.items()]
+    tx = torch.optim.AdamW(groups, **options)
+    schedule = make_schedule(tx)
+    paths = {name: [] for name in decays}
     for t in range(STEPS):
         tx.zero_grad()
         linear = torch.tensor(noise(t), dtype=torch.float64)
@@ -78,6 +90,22 @@ def train_groups() -> dict[str, list[list[float]]]:
         for name, theta in params.items():
             paths[name].append(theta.detach().tolist())
     return {name: [path[t] for t in KEEP] for name, path in paths.items()}
+
+
+LAYERS = ("embedding", "kernel", "bias", "scale")
+GROUPS = {
+    "groups": (dict(kernel=0.1, bias=0.0), warmup_then_cosine, dict(lr=0.002)),
+    "torchtitan": (
+        dict.fromkeys(LAYERS, 0.1),
+        warmup_stable_decay,
+        dict(lr=0.002, betas=(0.9, 0.95)),
+    ),
+    "olmo": (
+        {**dict.fromkeys(LAYERS, 0.0), "kernel": 0.1},
+        warmup_then_cosine,
+        dict(lr=0.002, betas=(0.9, 0.95)),
+    ),
+}
 
 
 if __name__ == "__main__":
@@ -93,6 +121,7 @@ if __name__ == "__main__":
             for name, (optimizer, options) in CASES.items()
         },
     }
-    record["groups"] = train_groups()
+    for name, (decays, make_schedule, options) in GROUPS.items():
+        record[name] = train_groups(decays, make_schedule, **options)
     path = pathlib.Path(__file__).with_name("pytorch.json")
     path.write_text(json.dumps(record) + "\n")
