@@ -73,6 +73,7 @@ autosummary_generate = True
 autodoc_typehints = "none"
 autodoc_member_order = "bysource"
 python_maximum_signature_line_length = 88
+python_use_unqualified_type_names = True
 napoleon_use_ivar = True
 napoleon_use_param = False  # arguments that are explained together stay together
 napoleon_use_rtype = False

@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 from optax_decoupled import _checks
+from optax_decoupled._checks import shown
 from optax_decoupled._types import Scalar
 
 _BUDGET = "It measures the training budget."
@@ -145,7 +146,14 @@ def transfer_weight_decay(
         )
     by_steps = _ratio("steps", steps) ** _finite("exponent", exponent)
     by_width = _ratio("width", width) ** _finite("width_exponent", width_exponent)
+    _check_used("exponent", exponent, 1.0, "steps", steps)
+    _check_used("width_exponent", width_exponent, 0.0, "width", width)
     return weight_decay * by_steps * by_width
+
+
+def _check_used(name: str, value: Scalar, default: float, other: str, sizes: object) -> None:
+    if sizes is None and _checks.is_static(value) and value != default:
+        _checks.warn(f"{name}={value} does nothing without {other}=(old, new). Pass that too.")
 
 
 def check_norm(norm: Scalar) -> Any:
@@ -157,7 +165,9 @@ def _ratio(name: str, sizes: tuple[Scalar, Scalar] | None) -> Any:
     if sizes is None:
         return 1.0
     if not (isinstance(sizes, tuple | list) and len(sizes) == 2):
-        raise TypeError(f"{name}={sizes!r} must be a pair (old, new), e.g. {name}=(1000, 4000).")
+        raise TypeError(
+            f"{name}={shown(sizes)} must be a pair (old, new), e.g. {name}=(1000, 4000)."
+        )
     old, new = (_checks.check_positive(name, size, "Pass a pair (old, new).") for size in sizes)
     return old / new
 

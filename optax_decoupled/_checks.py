@@ -5,6 +5,7 @@ is an array on a device, but for a weight decay, whose unit people mistake.
 """
 
 import math
+import reprlib
 import sys
 import warnings
 from collections.abc import Callable
@@ -24,6 +25,13 @@ T = TypeVar("T")
 PYTORCH_SCALE = 0.01
 # A multiplier reaches 1. One that stays below this looks like a learning rate.
 FULL = 0.3
+_SHORT = reprlib.Repr()
+_SHORT.maxother, _SHORT.maxstring, _SHORT.maxdict = 60, 100, 2
+
+
+def shown(value: object) -> str:
+    """A value in a message: its beginning and end, if it is long."""
+    return _SHORT.repr(value)
 
 
 def is_static(value: object) -> TypeGuard[float]:
@@ -47,16 +55,16 @@ def is_known(value: object) -> bool:
 def check_number(name: str, value: T, rule: str, holds: Callable[[float], bool], way_out: str) -> T:
     """Returns value; refuses what is no scalar and static numbers that break the rule."""
     if isinstance(value, bool | np.bool_):
-        raise TypeError(f"{name}={value!r} is a bool; it must be {rule}. {way_out}")
+        raise TypeError(f"{name}={shown(value)} is a bool; it must be {rule}. {way_out}")
     number: object = value  # a copy for the type checker to narrow
     if is_static(number):
         if np.iscomplexobj(number) or not holds(float(number)):
-            raise ValueError(f"{name}={value!r} is not allowed: it must be {rule}. {way_out}")
+            raise ValueError(f"{name}={shown(value)} is not allowed: it must be {rule}. {way_out}")
     else:
         shape = getattr(value, "shape", None)
         if shape is None:
             kind = type(value).__name__
-            raise TypeError(f"{name}={value!r} is a {kind}; it must be {rule}. {way_out}")
+            raise TypeError(f"{name}={shown(value)} is a {kind}; it must be {rule}. {way_out}")
         if shape != ():
             raise ValueError(
                 f"{name} has shape {shape}; it must be a scalar, {rule}. "
@@ -85,7 +93,7 @@ def check_whole(name: str, value: object, way_out: str) -> None:
     """Requires a static integer >= 1 that fits Optax's int32 step counter."""
     if not is_static(value):
         raise TypeError(
-            f"{name}={value!r} must be a static Python integer, because the cycle "
+            f"{name}={shown(value)} must be a static Python integer, because the cycle "
             "boundaries are a table built before tracing. Under "
             f'optax.inject_hyperparams pass static_args=("{name}",).'
         )
@@ -109,9 +117,24 @@ def check_learning_rate(learning_rate: object) -> None:
 
 
 def check_schedule(name: str, schedule: object) -> None:
-    if schedule is not None and not callable(schedule):
+    if callable(schedule):
+        _check_no_mask(name, schedule)
+    elif schedule is not None:
         check_nonnegative(
             name, schedule, "Pass a schedule (step -> multiplier), a number, or None for 1."
+        )
+
+
+def _check_no_mask(name: str, schedule: Callable[..., object]) -> None:
+    """A mask function in the place of a schedule takes the count for a tree of parameters."""
+    try:
+        value = jax.eval_shape(schedule, jax.ShapeDtypeStruct((), jnp.int32))
+    except Exception:  # a schedule may be any function of a known step
+        return
+    if getattr(value, "dtype", None) == jnp.bool_:
+        raise TypeError(
+            f"{name}={shown(schedule)} returns a bool; a schedule (step -> multiplier) returns a "
+            "number. If it is a mask, pass it as mask=."
         )
 
 
@@ -126,6 +149,7 @@ def check_weight_decay(
       peak: the greatest multiplier that it meets, if that is known; else 1.
     """
     if callable(weight_decay):
+        _check_no_mask("weight_decay", weight_decay)
         return
     weight_decay, learning_rate = _on_host(weight_decay), _on_host(learning_rate)
     check_number(
@@ -167,7 +191,7 @@ def _conversion(weight_decay: object, learning_rate: object) -> str:
 
 def check_flag(name: str, value: object) -> None:
     if not isinstance(value, bool | np.bool_):
-        raise TypeError(f"{name}={value!r} must be True or False, known before tracing.")
+        raise TypeError(f"{name}={shown(value)} must be True or False, known before tracing.")
 
 
 def check_dtype(name: str, value: object) -> None:
@@ -178,7 +202,7 @@ def check_dtype(name: str, value: object) -> None:
         _ = value if value is None else jnp.dtype(value)  # type: ignore[call-overload]
     except TypeError:
         raise TypeError(
-            f'{name}={value!r} must be a dtype, such as jnp.float32 or "bfloat16", or None. '
+            f'{name}={shown(value)} must be a dtype, such as jnp.float32 or "bfloat16", or None. '
             f"{inject_hint(name)} The text needs no such help."
         ) from None
 

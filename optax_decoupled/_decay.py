@@ -17,7 +17,6 @@ Reference: Loshchilov & Hutter, Decoupled Weight Decay Regularization, ICLR 2019
 
 from __future__ import annotations
 
-import reprlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -26,6 +25,7 @@ import jax.numpy as jnp
 import optax
 
 from optax_decoupled import _checks
+from optax_decoupled._checks import shown
 from optax_decoupled._dtypes import widen
 from optax_decoupled._masks import leaf_multipliers
 from optax_decoupled._products import (
@@ -173,7 +173,7 @@ def _cautious(u: jax.Array, p: jax.Array, c: jax.Array, *r: jax.Array) -> jax.Ar
 def _check_toward(toward: object) -> None:
     if toward is not None and not isinstance(toward, Toward):
         raise TypeError(
-            f"toward={reprlib.repr(toward)} must be None (0) or what toward_init(), "
+            f"toward={shown(toward)} must be None (0) or what toward_init(), "
             "toward_argument(name) or toward_rms(rms) returns. To pull to a fixed tree, pass "
             "toward_argument()."
         )

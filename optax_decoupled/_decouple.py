@@ -7,6 +7,7 @@ import numpy as np
 import optax
 
 from optax_decoupled import _checks, _foreign
+from optax_decoupled._checks import shown
 from optax_decoupled._decay import add_decoupled_weight_decay
 from optax_decoupled._dtypes import is_decayable
 from optax_decoupled._first_update import looked_at_once, small_updates
@@ -54,7 +55,7 @@ def decouple(
     """
     if not (callable(getattr(inner, "init", None)) and callable(getattr(inner, "update", None))):
         raise TypeError(
-            f"inner={inner!r} must be an optax.GradientTransformation (init and update). "
+            f"inner={shown(inner)} must be an optax.GradientTransformation (init and update). "
             "Call the optimizer's factory first, e.g. decouple(optax.sgd(0.1), ...)."
         )
     return optax.chain(

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from optax_decoupled import _checks
+from optax_decoupled._checks import shown
 from optax_decoupled._decay import required
 from optax_decoupled._dtypes import is_decayable, widen
 from optax_decoupled._first_update import climbs, looked_at_once
@@ -85,7 +86,7 @@ def hyperball(
     """
     if not (callable(getattr(direction, "init", None)) and hasattr(direction, "update")):
         raise TypeError(
-            f"direction={direction!r} must be an optax.GradientTransformation, e.g. "
+            f"direction={shown(direction)} must be an optax.GradientTransformation, e.g. "
             "optax.scale_by_adam()."
         )
     _checks.check_learning_rate(learning_rate)

@@ -12,6 +12,7 @@ import numpy as np
 import optax
 
 from optax_decoupled import _checks, _foreign
+from optax_decoupled._checks import shown
 from optax_decoupled._dtypes import is_decayable
 from optax_decoupled._paths import is_array, listing, named_leaves, unboxed
 from optax_decoupled._types import Mask, MaskFunction, Multiplier, Path, PyTree
@@ -187,7 +188,7 @@ def _mask_entries(tree: PyTree, params: optax.Params) -> dict[Path, Any]:
     bare_params = jax.tree_util.treedef_is_leaf(jax.tree.structure(params))
     if bare and not (bare_params and isinstance(tree, bool | float)):
         raise ValueError(
-            f"mask is {tree!r}, a single {type(tree).__name__} for the whole parameter tree. "
+            f"mask is {shown(tree)}, a single {type(tree).__name__} for the whole parameter tree. "
             "It must be a tree (or prefix) of bools or multipliers shaped like the parameters, "
             "or a function from the parameters to one; None decays everything. "
             f"{_foreign.inject_hint('mask')}"
@@ -208,8 +209,8 @@ def check_multiplier(name: str, value: object) -> Multiplier:
         return value
     if not _checks.is_static(value):
         raise TypeError(
-            f"{name} is {value!r}, a {type(value).__name__}; it must be a bool or a multiplier "
-            ">= 0. Use False (or 0.0) for parameters that shall not decay."
+            f"{name} is {shown(value)}, a {type(value).__name__}; it must be a bool or a "
+            "multiplier >= 0. Use False (or 0.0) for parameters that shall not decay."
         )
     _checks.check_nonnegative(name, value, "A multiplier scales the decay; 0.0 turns it off.")
     return bool(value) if value in (0.0, 1.0) else float(value)

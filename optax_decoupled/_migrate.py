@@ -36,7 +36,9 @@ def migrate_opt_state(
     Adam's state class, so nothing can tell them apart: do not migrate those.)
 
     Args:
-      opt_state: the state to carry over; of an ``nnx.Optimizer``, its ``opt_state``.
+      opt_state: the state to carry over; of an ``nnx.Optimizer`` or ``TrainState``, its
+        ``opt_state``. (``nnx.update(optimizer, nnx.state({"opt_state": migrated}))`` puts the
+        new one in its place.)
       tx: the optimizer to carry it into.
       params: the parameters, of the structure that ``tx.init`` gets.
       count: the number of updates so far. Only for states that do not know it, such as
@@ -93,6 +95,12 @@ def migrate_opt_state(
 
 
 def _check_order(opt_state: optax.OptState, tx: optax.GradientTransformation) -> None:
+    if hasattr(opt_state, "opt_state"):
+        kind = type(opt_state).__name__
+        raise TypeError(
+            f"opt_state is a {kind}, which holds more than the optimizer's state. Pass its "
+            ".opt_state."
+        )
     if hasattr(opt_state, "init") or not hasattr(tx, "init"):
         raise TypeError(
             f"opt_state is a {type(opt_state).__name__} and tx a {type(tx).__name__}; the order is "

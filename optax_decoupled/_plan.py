@@ -201,12 +201,13 @@ def _comparison(rows: Sequence[PlanRow]) -> list[str]:
     if not rules:
         return []
     low, high = rules[0], rules[-1]
+    full = next(row.budget / row.weight_decay for row in rules if row.timescale > 0)
     notes = []
     if high.budget > _DISAGREE * low.budget:
         notes.append(
             f"The rules disagree by {high.budget / low.budget:.3g}x, from budget {low.budget:.3g} "
             f"({low.rule}) to {high.budget:.3g} ({high.rule}). Sweep decays per step from "
-            f"{low.weight_decay:.2e} to {high.weight_decay:.2e}."
+            f"{low.budget / full:.2e} to {high.budget / full:.2e}."
         )
     yours = rows[0]
     if yours.rule == "yours":

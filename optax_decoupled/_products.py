@@ -15,6 +15,7 @@ from optax_decoupled._types import Scalar, ScalarOrSchedule, Schedule
 
 # Where a schedule is looked at when an optimizer is built: dense at first, then to 2**28.
 _SAMPLED = np.unique([*range(16), *np.round(2.0 ** np.arange(4, 28.5, 0.5))]).astype(np.int32)
+_LAST = 2**28
 # A decay of which one update removes less than this does nothing in most runs.
 _FAINT = 5e-7
 # A multiplier reaches 1; no decay is meant to reach half of it in one of the first updates.
@@ -62,19 +63,35 @@ def product_over_run(steps: int, *factors: ScalarOrSchedule | None) -> np.ndarra
     return product
 
 
-def peak_of(multiplier: ScalarOrSchedule | None, until: int = 2**28) -> float | None:
+def peak_of(multiplier: ScalarOrSchedule | None, until: int = _LAST) -> float | None:
     """The greatest value at a few dozen counts up to one; None if it cannot be known now."""
     if multiplier is None:
         return 1.0
     if not callable(multiplier):
         return float(np.asarray(multiplier)) if _checks.is_known(multiplier) else None
+    values = _sampled(multiplier, until)
+    return None if values is None else float(np.max(values, initial=0.0))
+
+
+def _sampled(schedule: Schedule, until: int = _LAST) -> np.ndarray | None:
+    """Its finite values at a few dozen counts up to one; None if they cannot be known now."""
     try:
-        values = jax.vmap(multiplier)(jnp.asarray(_SAMPLED[until >= _SAMPLED]))
+        values = jax.vmap(schedule)(jnp.asarray(_SAMPLED[until >= _SAMPLED]))
     except Exception:  # a schedule may be any function, also one that takes no batch of counts
         return None
     if isinstance(values, jax.core.Tracer):
         return None
-    return float(np.max(np.asarray(values), initial=0.0, where=np.isfinite(values)))
+    return np.asarray(values, float)[np.isfinite(values)]
+
+
+def _move_alike(a: Schedule, b: Schedule) -> bool:
+    """Whether one is a constant times the other, and no constant."""
+    if a is b:
+        return True
+    both = [_sampled(x) for x in (a, b)]
+    x, y = (np.zeros(0) if v is None else v / (np.max(v, initial=0) or 1) for v in both)
+    moves = len(x) == len(y) > 0 and np.ptp(x) > 0.01
+    return bool(moves and np.allclose(x, y, atol=1e-4))
 
 
 def check_multiplier(schedule: ScalarOrSchedule | None, learning_rate: ScalarOrSchedule) -> None:
@@ -82,8 +99,8 @@ def check_multiplier(schedule: ScalarOrSchedule | None, learning_rate: ScalarOrS
     if not (callable(schedule) or _checks.is_static(schedule)):
         return
     reached = peak_of(schedule)
-    if callable(schedule) and schedule is learning_rate:
-        problem = "learning_rate and schedule are one function, so the step is scaled by it twice"
+    if callable(schedule) and callable(learning_rate) and _move_alike(schedule, learning_rate):
+        problem = "learning_rate and schedule move alike, so the step is scaled twice"
     elif reached is not None and 0 < reached < _checks.FULL:
         problem = f"schedule reaches {reached:.3g} at most, so no step is a full one"
     else:

@@ -13,6 +13,7 @@ import numpy as np
 
 from optax_decoupled import _checks
 from optax_decoupled._budget import check_norm
+from optax_decoupled._checks import shown
 from optax_decoupled._products import peak_of
 from optax_decoupled._types import Scalar, Schedule
 
@@ -220,16 +221,16 @@ def split_schedule(
     """
     if not callable(learning_rate_schedule):
         raise TypeError(
-            f"learning_rate_schedule={learning_rate_schedule!r} must be a schedule "
+            f"learning_rate_schedule={shown(learning_rate_schedule)} must be a schedule "
             "(step -> learning rate). A constant needs no splitting: pass it as learning_rate."
         )
     alpha = _checks.check_positive("peak", peak, "It is the learning rate of a full step.")
     reached = peak_of(learning_rate_schedule)
     if reached and _checks.is_static(alpha) and not _checks.FULL < reached / float(alpha) < 1.01:
         _checks.warn(
-            f"peak={peak} is not the peak of learning_rate_schedule, which reaches {reached:.3g}: "
-            f"as a multiplier it would reach {reached / float(alpha):.3g} instead of 1. Pass "
-            f"peak={reached:.3g} unless this is meant."
+            f"peak={peak} is not the peak of learning_rate_schedule, which reaches about "
+            f"{reached:.2g}: as a multiplier it would reach {reached / float(alpha):.2g} instead "
+            "of 1. Pass the schedule's own peak unless this is meant."
         )
     return alpha, lambda step: learning_rate_schedule(step) / alpha
 

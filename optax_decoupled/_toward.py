@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from optax_decoupled import _checks
+from optax_decoupled._checks import shown
 from optax_decoupled._dtypes import is_decayable, widen
 from optax_decoupled._paths import leaves_like
 from optax_decoupled._stacked import Stacked, leading_axes, norm
@@ -83,13 +84,14 @@ def toward_argument(name: str = "reference") -> Toward:
       >>> assert jnp.allclose(updates, 1e-3 * teacher)
     """
     if not isinstance(name, str) or not name.isidentifier():
-        raise TypeError(f"name={name!r} must be a keyword of tx.update, such as 'reference'.")
+        raise TypeError(f"name={shown(name)} must be a keyword of tx.update, such as 'reference'.")
 
     def point(_: PyTree, params: optax.Params, extra: Mapping[str, object]) -> list[Leaf]:
         if extra.get(name) is None:
+            given = f", and got {', '.join(sorted(extra))}" if extra else ""
             raise ValueError(
-                f"{name}=None in tx.update: the decay pulls the weights to it. Pass a tree like "
-                f"the parameters: tx.update(grads, state, params, {name}=...)."
+                f"{name}=None in tx.update{given}: the decay pulls the weights to it. Pass a tree "
+                f"like the parameters: tx.update(grads, state, params, {name}=...)."
             )
         return leaves_like(name, extra[name], params)
 

@@ -1,6 +1,5 @@
 """What is passed to `explain_weight_decay`, checked; and errors of the optimizer, told."""
 
-import reprlib
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -11,6 +10,7 @@ import numpy as np
 import optax
 
 from optax_decoupled import _checks, _foreign
+from optax_decoupled._checks import shown
 from optax_decoupled._paths import named_leaves
 
 INIT = "tx.init fails on these params"
@@ -33,7 +33,7 @@ STEPS = "It is the number of updates in the run, or None."
 def check_arguments(tx: object, *trees: object) -> None:
     if not (callable(getattr(tx, "init", None)) and callable(getattr(tx, "update", None))):
         raise TypeError(
-            f"tx={reprlib.repr(tx)} must be an optax.GradientTransformation (init and update), and "
+            f"tx={shown(tx)} must be an optax.GradientTransformation (init and update), and "
             "the first argument: explain_weight_decay(tx, params). Call the optimizer's factory "
             "first, e.g. optax.adamw(1e-3)."
         )
@@ -59,7 +59,7 @@ def whole(name: str, value: object, least: int, way_out: str) -> int:
     number = np.asarray(value).item() if _checks.is_known(value) else value
     rule = f"a whole number from {least} to 2**31 - 1"
     if not _checks.is_static(number) or isinstance(number, bool | np.bool_):
-        raise TypeError(f"{name}={reprlib.repr(value)} must be {rule}. {way_out}")
+        raise TypeError(f"{name}={shown(value)} must be {rule}. {way_out}")
     holds = lambda x: x == x // 1 and least <= x < 2**31
     _checks.check_number(name, number, rule, holds, way_out)
     return int(number)

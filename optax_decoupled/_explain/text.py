@@ -18,7 +18,6 @@ from optax_decoupled._explain.run import Run
 from optax_decoupled._explain.verdict import Findings
 from optax_decoupled._masks import are_biases_or_norms
 from optax_decoupled._paths import listing
-from optax_decoupled._types import PyTree
 
 _MASK_CALLED = (
     "The mask function did not reach the optimizer: optax.inject_hyperparams takes every callable "
@@ -94,7 +93,7 @@ _LATER = (
     "Measured at update {} from this state: before it nothing moves (a warmup from 0, or gradient "
     "accumulation)."
 )
-_ANOTHER = " Pass step= for another: step=1000 is the update with count 1000 (0 is the first)."
+_ANOTHER = " Pass step= for another, by its count, 0 for the first."
 _OWN_STEPS = (
     "Budget and left are of updates with counts of the optimizer's own, from 0: where it "
     "accumulates gradients, steps counts what it makes of them and not the calls."
@@ -138,6 +137,7 @@ _VECTORS = (
     "Every parameter decays, those of one axis too: {}. Biases and scales are usually spared; "
     "where decay_mask does not know their names, pass a mask of your own or decay_rules."
 )
+_OURS = (DecoupledWeightDecayState, PulledWeightDecayState)
 # Arguments that are masks: mask, weight_decay_mask, but not mask_probability.
 _MASK_NAME = re.compile(r"(^|_)mask$")
 # A decay that leaves half of a weight after seven million updates is seldom meant.
@@ -153,17 +153,19 @@ def warnings(rows: Sequence[DecayRow], found: Findings, probe: Probe) -> tuple[s
     state, count = probe.start, probe.count
     broken, double = _chosen(rows, ~found.finite), _chosen(rows, found.double)
     unwanted, decaying = _unwanted(rows), [row for row in rows if row.decay_per_step > 0]
-    is_inverted = unwanted == decaying and any(len(row.shape) > 1 for row in rows)
+    nonlinear = _of_kind(rows, "nonlinear")
+    spared = _chosen(rows, found.moves & (found.kind == "none"))
+    is_inverted = unwanted == decaying and any(len(row.shape) > 1 for row in spared)
     texts = [_MASK_CALLED] if _mask_was_called(state) else []
-    if not broken and all(row.kind == "none" for row in rows):
+    if not (texts or broken) and all(row.kind == "none" for row in rows):
         still = _STILL.format(MAX_STEPS) if count is None else _STILL_THERE.format(count)
         texts.append(still if found.silent is None else _NOTHING)
     named = (
         (_BROKEN, broken),
-        (_OURS_GROWING if _holds_our_decay(state) else _GROWING, _of_kind(rows, "growing")),
+        (_OURS_GROWING if _holds(state, *_OURS) else _GROWING, _of_kind(rows, "growing")),
         (_DOUBLE, double),
         (_COUPLED, [row for row in _of_kind(rows, "coupled") if row not in double]),
-        (_NONLINEAR, _of_kind(rows, "nonlinear")),
+        (_NONLINEAR, [] if _holds(state, PulledWeightDecayState) else nonlinear),
         (_INVERTED if is_inverted else _UNWANTED, unwanted),
         (_LARGE, [row for row in rows if abs(row.decay_per_step) > _LARGEST]),
     )
@@ -176,10 +178,13 @@ def notes(
 ) -> tuple[str, ...]:
     """How the numbers were measured, where that is not obvious; `synthetic`: the gradients are."""
     still, coupled = _chosen(rows, ~found.moves), _of_kind(rows, "coupled")
+    meant = _holds(probe.start, PulledWeightDecayState)  # as by toward_rms
+    pulled = _of_kind(rows, "nonlinear") if meant else []
     later = _LATER.format((found.silent or 0) + 1) + _ANOTHER * (probe.count is None)
     texts = (
         (found.silent, later),
         (found.period > 1, _PERIOD.format(found.period)),
+        (pulled, _NONLINEAR.format(_listing(pulled))),
         (0 < len(still) < len(rows), f"Not moved by this update: {_listing(still)}."),
         (probe.follows, _COPIES),
         (synthetic and coupled, _SYNTHETIC),
@@ -273,8 +278,6 @@ def _mask_was_called(state: optax.OptState) -> bool:
     )
 
 
-def _holds_our_decay(state: optax.OptState) -> bool:
-    def is_ours(node: PyTree) -> bool:
-        return isinstance(node, DecoupledWeightDecayState | PulledWeightDecayState)
-
-    return any(map(is_ours, jax.tree.leaves(state, is_leaf=is_ours)))
+def _holds(state: optax.OptState, *kinds: type) -> bool:
+    is_one = lambda node: isinstance(node, kinds)
+    return any(map(is_one, jax.tree.leaves(state, is_leaf=is_one)))

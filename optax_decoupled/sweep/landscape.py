@@ -13,7 +13,14 @@ from optax_decoupled.sweep.valley import ValleySlope, valley_slope
 
 
 class Best(NamedTuple):
-    """The best cell: mean and sample standard deviation of the metric over seeds."""
+    """The best cell of a landscape.
+
+    Attributes:
+      learning_rate: its learning rate.
+      weight_decay: its weight decay.
+      mean: that of the metric over seeds.
+      spread: the metric's sample standard deviation over seeds; NaN for one seed.
+    """
 
     learning_rate: float
     weight_decay: float

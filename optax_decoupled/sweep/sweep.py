@@ -8,6 +8,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from optax_decoupled import _checks
+from optax_decoupled._checks import shown
 from optax_decoupled.sweep.cell import trace_cell
 from optax_decoupled.sweep.grid import Results, make_grid
 from optax_decoupled.sweep.interrupt import answered, heard
@@ -94,7 +95,7 @@ def run(
     grid = make_grid(learning_rates, weight_decays, seeds)
     if mesh is not None and not isinstance(mesh, Mesh):
         raise TypeError(
-            f"mesh={mesh!r} must be a jax.sharding.Mesh, e.g. jax.make_mesh((8,), ('x',))."
+            f"mesh={shown(mesh)} must be a jax.sharding.Mesh, e.g. jax.make_mesh((8,), ('x',))."
         )
     if vectorize is not None:
         _checks.check_whole("vectorize", vectorize, "It is a number of cells; None chooses one.")

@@ -8,6 +8,7 @@ import jax
 import optax
 
 from optax_decoupled import _checks
+from optax_decoupled._checks import shown
 from optax_decoupled._types import Scalar
 
 # A tree of arrays that the forward pass updates, such as batch statistics, or ().
@@ -47,6 +48,6 @@ class Task:
             value = getattr(self, name)
             if not callable(value):
                 raise TypeError(
-                    f"{name}={value!r} must be a function; Task's docstring has its form."
+                    f"{name}={shown(value)} must be a function; Task's docstring has its form."
                 )
         _checks.check_whole("steps", self.steps, "It is the number of optimizer steps per cell.")

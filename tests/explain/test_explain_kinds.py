@@ -494,6 +494,9 @@ def test_what_weights_are_pulled_to_is_named(name):
     assert {row.kind for row in report.rows} == {kind}
     if kind == "toward":
         np.testing.assert_allclose([row.decay_per_step for row in report.rows], 1e-4, rtol=1e-3)
+    if kind == "nonlinear":  # which is what was asked for
+        assert any("one to a target norm" in note for note in report.notes)
+        assert not any("target norm" in warning for warning in report.warnings)
 
 
 def test_an_inverted_mask_is_named():
@@ -505,6 +508,15 @@ def test_an_inverted_mask_is_named():
     assert not any("inverted" in text for text in everything.warnings)
     biases = od.explain_weight_decay(od.adamw(LR, 1e-4), {"bias": jnp.ones(4)})
     assert not any("inverted" in text for text in biases.warnings)
+
+
+@pytest.mark.parametrize("matrices", [optax.set_to_zero(), od.hyperball(optax.scale_by_adam(), LR)])
+def test_where_matrices_have_another_optimizer_no_mask_is_inverted(matrices):
+    label = lambda params: jax.tree.map(lambda p: "matrix" if p.ndim > 1 else "rest", params)
+    tx = optax.partition({"matrix": matrices, "rest": od.adamw(LR, 1e-4)}, label)
+    report = od.explain_weight_decay(tx, small_params())
+    assert any(text.startswith("Biases") for text in report.warnings)
+    assert not any("inverted" in text for text in report.warnings)
 
 
 def test_where_nothing_is_spared_vectors_are_noted():

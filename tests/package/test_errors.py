@@ -217,12 +217,45 @@ REFUSED = {
         ValueError,
         ["scale at 'a'", "(3,)", "(1,)"],
     ),
+    "a mask as schedule": (
+        lambda: od.add_decoupled_weight_decay(1e-4, od.decay_mask),
+        TypeError,
+        ["schedule=", "returns a bool", "mask="],
+    ),
+    "a mask as decay": (
+        lambda: od.decouple(optax.adam(1e-3), lambda p: jax.tree.map(lambda x: x.ndim > 1, p)),
+        TypeError,
+        ["weight_decay=", "returns a bool", "mask="],
+    ),
+    "a long value": (
+        lambda: od.toward_argument({str(i): jnp.ones(20) for i in range(20)}),
+        TypeError,
+        ["name={'0': Array", "...", "must be a keyword"],
+    ),
+    "another keyword": (
+        lambda: _pulled().update(jnp.ones(2), _pulled().init(jnp.ones(2)), jnp.ones(2), teacher=1),
+        ValueError,
+        ["reference=None", "got teacher"],
+    ),
     "complex moment": (
         lambda: od.scale_by_adam(mu_dtype=jnp.float32).init(jnp.ones(1, complex)),
         ValueError,
         ["mu_dtype", "complex", "None"],
     ),
 }
+
+
+def _pulled():
+    return od.sgdw(0.1, 1e-4, toward=od.toward_argument())
+
+
+def test_long_values_are_cut():
+    with pytest.raises(TypeError) as caught:
+        od.adamw(1e-3, {str(i): jnp.ones(50) for i in range(50)})
+    assert len(str(caught.value)) < 700
+    with pytest.raises(TypeError) as caught:
+        od.toward_argument({str(i): jnp.ones(50) for i in range(50)})
+    assert len(str(caught.value)) < 700
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -290,15 +323,19 @@ MISTAKEN = {
     ),
     "one function twice": (
         lambda: od.adamw(ONES, 1e-4, schedule=ONES),
-        ["one function", "twice", "split_schedule"],
+        ["move alike", "twice", "split_schedule"],
+    ),
+    "a rate and its shape": (
+        lambda: od.sgdw(RATE, 1e-4, schedule=od.split_schedule(RATE, 3e-4)[1]),
+        ["move alike", "twice", "split_schedule"],
     ),
     "too small a peak": (
         lambda: od.split_schedule(optax.constant_schedule(1e-3), peak=1e-4),
-        ["peak=0.0001", "0.001", "reach 10", "Pass peak=0.001"],
+        ["peak=0.0001", "about 0.001", "reach 10", "own peak"],
     ),
     "too large a peak": (
         lambda: od.split_schedule(RATE, peak=3e-3),
-        ["peak=0.003", "reaches 0.000", "instead of 1"],
+        ["peak=0.003", "about 0.0003", "instead of 1"],
     ),
 }
 ONES = optax.cosine_decay_schedule(1.0, 100)
@@ -327,6 +364,19 @@ def test_a_multiplier_where_a_decay_belongs_warns(make):
     make(lambda step: 1e-6 * step)  # no run is so long that this would matter
 
 
+@pytest.mark.parametrize(
+    ("kwargs", "says"),
+    [
+        ({"width": (1, 2), "exponent": 0.5}, "exponent=0.5 does nothing without steps="),
+        ({"steps": (1, 2), "width_exponent": 0.5}, "width_exponent=0.5 .* without width="),
+    ],
+)
+def test_an_exponent_of_what_does_not_change_warns(kwargs, says):
+    with pytest.warns(UserWarning, match=says) as told:
+        od.transfer_weight_decay(1e-4, **kwargs)
+    assert told[0].filename == __file__
+
+
 def test_what_a_mask_function_raises_says_that_it_is_the_mask():
     tx = od.adamw(1e-3, 1e-4, mask=lambda path, leaf: True)
     with pytest.raises(TypeError) as caught:
@@ -340,7 +390,7 @@ def test_what_a_mask_function_raises_says_that_it_is_the_mask():
 @pytest.mark.parametrize("name", MISTAKEN)
 def test_a_learning_rate_where_a_multiplier_belongs_warns(name):
     make, parts = MISTAKEN[name]
-    with pytest.warns(UserWarning, match="split_schedule|Pass peak") as caught:
+    with pytest.warns(UserWarning, match="split_schedule|own peak") as caught:
         make()
     assert len(caught) == 1
     assert caught[0].filename == __file__

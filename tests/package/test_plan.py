@@ -258,6 +258,11 @@ def test_rules_that_disagree_are_named():
     disagreeing = od.plan_weight_decay(1_000_000, steps_per_epoch=100)
     assert "disagree" in disagreeing.notes[0]
     assert "one epoch" in disagreeing.notes[0]
+    budgets = [row.budget for row in disagreeing.rows]
+    range_ = [float(x) for x in re.findall(r"\d\.\d\de-\d\d", disagreeing.notes[0])]
+    np.testing.assert_allclose(range_, np.array([min(budgets), max(budgets)]) / 1e6, rtol=1e-2)
+    short = od.plan_weight_decay(500)  # log-time begins with more than any constant decay
+    assert f"{max(row.budget for row in short.rows) / 500:.2e}" in short.notes[0]
     assert not any("disagree" in note for note in od.plan_weight_decay(1).notes)
 
 

@@ -372,3 +372,13 @@ def test_swapped_arguments_and_untyped_states_are_told():
     untyped = [{"count": 0, "mu": params, "nu": params}, None, None]
     with pytest.raises(ValueError, match=r"Restore it into old_tx\.init\(params\)"):
         od.migrate_opt_state(untyped, tx, params)
+
+
+def test_what_holds_a_state_is_not_one():
+    from flax.training.train_state import TrainState
+
+    params, tx = {"w": jnp.ones(3)}, optax.adamw(1e-3)
+    train_state = TrainState.create(apply_fn=lambda *_: None, params=params, tx=tx)
+    with pytest.raises(TypeError, match=r"a TrainState, which holds more.*its \.opt_state"):
+        od.migrate_opt_state(train_state, od.adamw(1e-3, 1e-4), params)
+    od.migrate_opt_state(train_state.opt_state, od.adamw(1e-3, 1e-4), params)
