@@ -345,6 +345,11 @@ MISTAKEN["rate and multiplier swapped"] = (
 )
 
 
+def test_a_rate_and_a_schedule_of_other_shapes_are_meant():
+    od.adamw(RATE, 1e-4, schedule=ONES)
+    od.adamw(optax.constant_schedule(1e-3), 1e-4, schedule=optax.constant_schedule(1.0))
+
+
 @pytest.mark.parametrize(
     "make",
     [

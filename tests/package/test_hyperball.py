@@ -185,6 +185,7 @@ def test_a_finished_optimizer_is_no_direction(direction):
         optax.trace(0.9),
         optax.contrib.scale_by_muon(),
         optax.chain(optax.add_decayed_weights(1e-3), optax.scale_by_adam()),
+        optax.chain(optax.scale_by_adam(), optax.add_decayed_weights(-0.1)),
         optax.chain(optax.add_noise(0.01, 0.55, 0), optax.scale_by_adam()),
     ],
 )
