@@ -90,27 +90,20 @@ def explain_weight_decay(
     """
     tx, own_state = _foreign.transform_and_state(tx)
     check_arguments(tx, params, state, grads)
-    step = step if step is None else whole("step", step, 0, STEP)
-    steps = steps if steps is None else whole("steps", steps, 1, STEPS)
+    step, steps = whole("step", step, 0, STEP), whole("steps", steps, 1, STEPS)
     state = own_state if state is None else state
     params, state, grads = (_foreign.without_boxes(tree) for tree in (params, state, grads))
     probe = Probe(tx, params, state, grads, step)
-    found = verdict.examine(probe)
-    ran, whole_run = found, None
-    if steps is not None:
-        # Where this update moves nothing, as at the end of a schedule, the run is still one.
-        first = Probe(tx, params, None, grads) if found.start is None else probe
-        ran = found if first is probe else verdict.examine(first)
-        whole_run = run.measure_run(first, ran, steps)
-    rows = report.make_rows(
-        params, probe.kept_as, found.kind, found.fraction, found.steady, found.period
-    )
-    if whole_run is not None:
-        rows = report.with_run(rows, whole_run.budget, whole_run.left)
+    found, whole_run = verdict.examine(probe), None
+    if steps is not None and found.start is not None:
+        whole_run = run.measure_run(probe, found, steps)
+    elif steps is not None:  # at the end of a schedule, say: the run is still one
+        first = Probe(tx, params, None, grads)
+        whole_run = run.measure_run(first, verdict.examine(first), steps)
+    rows = report.make_rows(params, probe.kept_as, found, whole_run)
     return DecayReport(
         rows=rows,
         steps=steps,
         warnings=text.warnings(rows, found, probe),
-        notes=text.notes(rows, found, probe, synthetic=grads is None)
-        + text.notes_on_run(ran, whole_run),
+        notes=text.notes(rows, found, probe, whole_run, synthetic=grads is None),
     )

@@ -37,7 +37,8 @@ def check_arguments(tx: object, *trees: object) -> None:
             "the first argument: explain_weight_decay(tx, params). Call the optimizer's factory "
             "first, e.g. optax.adamw(1e-3)."
         )
-    keys = [path for path, x in named_leaves(trees[0])[0] if _is_key(x)]
+    is_key = lambda x: jnp.issubdtype(getattr(x, "dtype", np.float32), jax.dtypes.prng_key)
+    keys = [path for path, x in named_leaves(trees[0])[0] if is_key(x)]
     if keys:
         raise TypeError(
             f"params holds a random key at {'/'.join(keys[0])!r}, which is no parameter. Pass the "
@@ -50,12 +51,10 @@ def check_arguments(tx: object, *trees: object) -> None:
         )
 
 
-def _is_key(x: object) -> bool:
-    return jnp.issubdtype(getattr(x, "dtype", np.float32), jax.dtypes.prng_key)
-
-
-def whole(name: str, value: object, least: int, way_out: str) -> int:
-    """A known number of updates, as an int."""
+def whole(name: str, value: object, least: int, way_out: str) -> int | None:
+    """A known number of updates, as an int; or None."""
+    if value is None:
+        return None
     number = np.asarray(value).item() if _checks.is_known(value) else value
     rule = f"a whole number from {least} to 2**31 - 1"
     if not _checks.is_static(number) or isinstance(number, bool | np.bool_):
@@ -76,12 +75,12 @@ def told(function: Callable[..., Any], what: str, way_out: str, *arguments: Any)
         raise ValueError(text) from error
 
 
-def fitting(state: optax.OptState, expected: Iterable[optax.OptState]) -> optax.OptState:
-    """The first of the expected states that has the structure and shapes of this one."""
+def fitting(state: optax.OptState | None, expected: Iterable[optax.OptState]) -> optax.OptState:
+    """The first of the expected states, or the first of this one's structure; shapes must fit."""
     seen: list[optax.OptState] = []
     for like in expected:
         seen.append(like)
-        if same_structure(state, like):
+        if state is None or same_structure(state, like):
             check_shapes("state", state, like)
             return like
     given, own = ({"/".join(p) for p, _ in named_leaves(tree)[0]} for tree in (state, seen[0]))

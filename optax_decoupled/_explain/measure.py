@@ -32,52 +32,31 @@ _COEFFICIENTS = (2.0**-20, 1.0, 2.0**10)
 _ONE_SIDED = 0.05
 # The elements that opposite gradients must choose differently.
 _TURNS = 0.05
-_TINY = 1e-300
+TINY = 1e-300
 
 
 class Response(NamedTuple):
-    """Two updates at opposite parameters, and d, half their difference, for each leaf.
-
-    Attributes:
-      pair: the updates.
-      odd: d.
-      fraction: the c of the best fit d = -c·v.
-      size: the norm of d.
-      residual: the norm of d + c·v, relative to that of d.
-      update: the norm of the updates.
-      extent: the norm of the parameters.
-      own_noise: the norm of d that rounding of the updates may cause.
-      noise: the norm of d that any rounding may cause.
-      fraction_noise: the same as a fraction.
-    """
+    """Two updates at opposite parameters, and d, half their difference, for each leaf."""
 
     pair: tuple[Leaves, Leaves]
-    odd: Leaves
-    fraction: np.ndarray
-    size: np.ndarray
-    residual: np.ndarray
-    update: np.ndarray
-    extent: np.ndarray
-    own_noise: np.ndarray
-    noise: np.ndarray
-    fraction_noise: np.ndarray
+    odd: Leaves  # d
+    fraction: np.ndarray  # the c of the best fit d = -c·v
+    size: np.ndarray  # the norm of d
+    residual: np.ndarray  # the norm of d + c·v, relative to that of d
+    update: np.ndarray  # the norm of the updates
+    extent: np.ndarray  # the norm of the parameters
+    own_noise: np.ndarray  # the norm of d that rounding of the updates may cause
+    noise: np.ndarray  # the norm of d that any rounding may cause
+    fraction_noise: np.ndarray  # the same as a fraction
 
 
 class Memory(NamedTuple):
-    """What later updates remember of the parameters, for each leaf, float64[n].
+    """What later updates remember of the parameters, for each leaf."""
 
-    Attributes:
-      remembered: whether the next update depends on the parameters of this one.
-      leak: how much, as a fraction of them; positive if it shrinks them.
-      second: the fraction removed by the second of two updates at natural amplitude.
-      decoupled: the part of the immediate fraction that neither gradients nor the size of
-        the parameters explain.
-    """
-
-    remembered: np.ndarray
-    leak: np.ndarray
-    second: np.ndarray
-    decoupled: np.ndarray
+    remembered: np.ndarray  # whether the next update depends on the parameters of this one
+    leak: np.ndarray  # how much, as a fraction of them; positive if it shrinks them
+    second: np.ndarray  # the fraction removed by the second of two updates at natural amplitude
+    decoupled: np.ndarray  # the part of the fraction that neither gradients nor sizes explain
 
 
 def response(p: Probe, state: optax.OptState, amplitude: Amplitude, **kwargs: Any) -> Response:
@@ -85,16 +64,16 @@ def response(p: Probe, state: optax.OptState, amplitude: Amplitude, **kwargs: An
     odd = [(a - b) / 2 for a, b in zip(plus, minus, strict=True)]
     vv, dd, dv = _dot(p.v, p.v), _dot(odd, odd), _dot(odd, p.v)
     update = np.sqrt((_dot(plus, plus) + _dot(minus, minus)) / 2)
-    extent = amplitude * np.sqrt(vv) + _TINY
+    extent = amplitude * np.sqrt(vv) + TINY
     own_noise = 16 * p.epsilon * update
     # A transform with copies of the parameters may return the difference of two.
     noise = own_noise + (4 * p.epsilon * extent if p.follows else 0.0)
     return Response(
         pair=(plus, minus),
         odd=odd,
-        fraction=-dv / (extent * np.sqrt(vv) + _TINY),
+        fraction=-dv / (extent * np.sqrt(vv) + TINY),
         size=np.sqrt(dd),
-        residual=np.sqrt(np.clip(1 - dv**2 / (vv * dd + _TINY), 0, 1)),
+        residual=np.sqrt(np.clip(1 - dv**2 / (vv * dd + TINY), 0, 1)),
         update=update,
         extent=extent,
         own_noise=own_noise,
@@ -111,7 +90,7 @@ def is_odd(p: Probe, found: Response) -> np.ndarray:
 
 
 def is_cautious(
-    p: Probe, start: optax.OptState, large: np.ndarray, at_large: Response
+    p: Probe, start: optax.OptState, at_large: Response
 ) -> tuple[np.ndarray, np.ndarray]:
     """Whether elements decay only where the gradients let them, and the share that does.
 
@@ -123,8 +102,8 @@ def is_cautious(
     if not one_sided.any():
         return one_sided, share
     after = p.until_moving(start, p.natural)[2]
-    one_sided &= _one_sided(p, response(p, after, large, factor=FAINT, other=True))[0]
-    opposite = (p.until_moving(start, large, factor=factor)[0] for factor in (16.0, -16.0))
+    one_sided &= _one_sided(p, response(p, after, p.large, factor=FAINT, other=True))[0]
+    opposite = (p.until_moving(start, p.large, factor=factor)[0] for factor in (16.0, -16.0))
     chosen = [[x > np.max(x, initial=0) / 2 for x in _removed(p, u, 1)] for u in opposite]
     turns = [np.mean(a != b) if a.size else 0.0 for a, b in zip(*chosen, strict=True)]
     return one_sided & (np.array(turns) > _TURNS), share
@@ -144,7 +123,7 @@ def holds_norm(p: Probe, start: optax.OptState, at_natural: Response) -> np.ndar
     Asked where an update is a quarter and a half of θ: of small ones rounding hides it.
     """
     vv = _dot(p.v, p.v)
-    unit = 4 * at_natural.update / (np.sqrt(vv) + _TINY)
+    unit = 4 * at_natural.update / (np.sqrt(vv) + TINY)
     unit = np.where((unit > 0) & np.isfinite(unit), unit, p.natural)
     held, norms = np.ones_like(unit, bool), []
     for amplitude in (unit, unit / 2):
@@ -161,10 +140,9 @@ def is_pulled(p: Probe, start: optax.OptState, after: optax.OptState, c: np.ndar
 
     A moment is what an update changes, from start to after. Noise does not move twice alike.
     """
-    zero = np.zeros_like(p.natural)
     kept = sample.unchanged(start, after)
-    first, state = p.step(p.sharing.emptied(start, kept), zero, factor=0.0)
-    second = p.step(p.sharing.emptied(state, kept), zero, factor=0.0)[0]
+    first, state = p.step(p.sharing.emptied(start, kept), 0.0, factor=0.0)
+    second = p.step(p.sharing.emptied(state, kept), 0.0, factor=0.0)[0]
     xx, yy, xy = _dot(first, first), _dot(second, second), _dot(first, second)
     pulled = np.sqrt(xx) > TOLERANCE * abs(c) * p.natural * np.sqrt(_dot(p.v, p.v))
     return pulled & (xy > (1 - TOLERANCE) * np.sqrt(xx * yy))
@@ -185,29 +163,26 @@ def depends_on_no_gradient(p: Probe, start: optax.OptState) -> np.ndarray:
     return same & (one.size > noise)
 
 
-def measure_memory(
-    p: Probe, start: optax.OptState, large: np.ndarray, at_large: Response
-) -> Memory:
+def measure_memory(p: Probe, start: optax.OptState, at_large: Response) -> Memory:
     """Compares the updates that follow one at +v with those that follow one at -v."""
-    zero, c = np.zeros_like(p.natural), at_large.fraction
-    vv = _dot(p.v, p.v) + _TINY
+    c, large, vv = at_large.fraction, p.large, _dot(p.v, p.v) + TINY
 
-    def two_steps(first: np.ndarray, shift: np.ndarray, second: np.ndarray) -> np.ndarray:
+    def two_steps(first: Amplitude, shift: float, second: np.ndarray) -> np.ndarray:
         u1, state = p.step(start, first, shift=shift)
         u2 = p.until_moving(state, second, other=True)[0]
         return np.array([_dot(u1, p.v) / vv, _dot(u2, p.v) / vv, np.sqrt(_dot(u2, u2) / vv)])
 
-    def odd_part(first: np.ndarray, shift: np.ndarray = zero, flip: bool = False) -> np.ndarray:
+    def odd_part(first: Amplitude, shift: float = 0.0, flip: bool = False) -> np.ndarray:
         """Of the first update, and of the one that follows; and the size of that."""
-        opposite = (first, -shift) if shift.any() else (-first, shift)
+        opposite = (first, -shift) if shift else (-first, shift)
         plus = two_steps(first, shift, p.natural)
         minus = two_steps(*opposite, -p.natural if flip else p.natural)
         return np.array([(minus[0] - plus[0]) / 2, (minus[1] - plus[1]) / 2, plus[2]])
 
-    _, leak, size = odd_part(np.full_like(zero, _MEMORABLE))
+    _, leak, size = odd_part(_MEMORABLE)
     remembered = abs(leak) > _ROUNDING * size
     _, second, scale = odd_part(p.natural, flip=True) / p.natural
-    decoupled = zero
+    decoupled = np.zeros_like(c)
     if remembered.any():
         remembers = odd_part(large)[1] / large
         as_l2 = [odd_part(p.natural, k * large)[:2] / large for k in _COEFFICIENTS]
@@ -252,7 +227,7 @@ def steady_fraction(p: Probe, start: optax.OptState) -> np.ndarray:
         state = start
         for i in range(3):
             update, _, state, _ = p.until_moving(state, sign * p.natural)
-            removed[i] -= sign * _dot(update, p.v) / (2 * _dot(p.v, p.v) * p.natural + _TINY)
+            removed[i] -= sign * _dot(update, p.v) / (2 * _dot(p.v, p.v) * p.natural + TINY)
     first, _, third = removed
     steps = np.diff(removed, axis=0)
     constant = (abs(steps) < 1e-3 * abs(first)).all(0)
@@ -271,9 +246,6 @@ def _removed(p: Probe, updates: Leaves, sign: int) -> Leaves:
 
 def _dot(xs: Leaves, ys: Leaves) -> np.ndarray:
     """The inner product of each pair of leaves, in float64."""
-    return np.array([_inner(x, y) for x, y in zip(xs, ys, strict=True)], float)
-
-
-def _inner(x: np.ndarray, y: np.ndarray) -> float:
-    x, y = (np.asarray(a, np.result_type(a, np.float64)).ravel() for a in (x, y))
-    return float(np.real(np.vdot(x, y)))
+    wide = lambda x: np.asarray(x, np.result_type(x, np.float64))
+    pairs = zip(xs, ys, strict=True)
+    return np.array([np.real(np.vdot(wide(x), wide(y))) for x, y in pairs], float)

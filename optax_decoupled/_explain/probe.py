@@ -2,9 +2,8 @@
 
 import copy
 import functools
-import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -13,7 +12,7 @@ import numpy as np
 import optax
 
 from optax_decoupled import _foreign
-from optax_decoupled._dtypes import is_decayable, is_narrow
+from optax_decoupled._dtypes import cast_like, is_decayable, is_narrow
 from optax_decoupled._explain import arguments, sample
 from optax_decoupled._explain.sharing import Layout, Leaves, Sharing
 
@@ -24,25 +23,28 @@ MAX_STEPS = 100  # how far to look for an update that moves anything
 # Weights up to which an optimizer is measured at full size if samples will not do: 64 MiB
 # of float32, of which AdamW needs seven copies.
 FULL_SIZE = 2**24
+# A saturated preconditioner turns L2 into steps of fixed size: at this amplitude they
+# are small beside decoupled decay, and so is rounding.
+_LARGE = 2.0**20
+# Copies of the parameters in the state may be in float16, which ends at 2**16.
+_LARGE_COPIED = 2.0**14
 
 
 class Probe:
-    """Updates of an optimizer at multiples of synthetic parameters v and gradients g.
+    """Updates of an optimizer at multiples of synthetic parameters v and gradients g."""
 
-    Attributes:
-      count: that of the update to measure; None: as the state counts.
-      start: the state to start from.
-      natural: a power of two near the size of each parameter.
-      decays: whether it can decay.
-      v: the unit parameters, of size 1 to 2.
-      kept_as: the dtype in which each parameter is kept: its own, or that of a wider copy
-        of which its update is made.
-      follows: paths of leaves of the state that are copies of the parameters and move with
-        them, such as schedule-free's z.
-      is_sampled: whether the arrays are samples.
-      calls_per_step: calls of tx.update that make one update, 1 but for SAM.
-      sharing: finds equal leaves.
-    """
+    count: int | None  # that of the update to measure; None: as the state counts
+    start: Any  # the state to start from
+    natural: np.ndarray  # a power of two near the size of each parameter
+    large: float  # an amplitude beside which the gradients' part of an update is small
+    decays: list[bool]  # whether each parameter can decay
+    epsilon: np.ndarray  # that of the arithmetic on it
+    v: Leaves  # the unit parameters, of size 1 to 2
+    kept_as: list[Any]  # the dtype of each, or of a wider copy of which its update is made
+    follows: set[Any]  # paths of copies in the state that move with them: schedule-free's z
+    is_sampled: bool  # whether the arrays are samples
+    calls_per_step: int  # calls of tx.update that make one update, 1 but for SAM
+    sharing: Sharing  # finds equal leaves
 
     def __init__(
         self,
@@ -57,63 +59,45 @@ class Probe:
         self.dtypes = [jnp.result_type(x) for x in leaves]
         self.wide = [np.float32 if is_narrow(np.empty(0, d)) else d for d in self.dtypes]
         self.decays = [is_decayable(x) for x in leaves]
+        dtypes = zip(self.wide, self.decays, strict=True)
+        self.epsilon = np.array([float(jnp.finfo(d).eps) if k else 0.0 for d, k in dtypes])
         # With a state of its own, no parameter is like another.
         self.sharing = Sharing(state is None)
         self._init = jax.jit(functools.partial(arguments.told, tx.init, arguments.INIT, ""))
         self._update = jax.jit(self._update_distinct, static_argnums=0)
-        full = [jnp.shape(x) for x in leaves]
-        like = next(self._states(full))
-        if state is not None:
-            like = arguments.fitting(state, self._states(full))
+        self._leaves, self._full = leaves, [jnp.shape(x) for x in leaves]
+        like = arguments.fitting(state, self._states(self._full))
         arguments.check_shapes("grads", grads, params)
-        given = arguments.per_parameter(grads, self.treedef)
-        wide = self._shapes(full)
-        trees, structure = jax.tree.flatten((wide, like, wide))
-        program = self._program(full, (tuple(range(len(trees))), structure), trees)
-        self._given = leaves, given, program
-        for shapes in sample.samples(full):
-            if self._take(shapes, leaves, state, given, None if shapes == full else program):
+        self._given = arguments.per_parameter(grads, self.treedef)
+        trees = self._shapes(self._full), like, self._shapes(self._full)
+        self._full_program = self._program(self._full, *trees)
+        for shapes in sample.samples(self._full):
+            if self._take(shapes, state):
                 break
         self.start = _foreign.at_cycle_start(self.start)
         if step is not None:
             self.start = _foreign.at_count(self.start, step)
         self._find_copies()
+        self.large = _LARGE_COPIED if self.follows else _LARGE
 
-    def _take(
-        self,
-        shapes: list[sample.Shape],
-        leaves: Leaves,
-        state: optax.OptState | None,
-        given: Leaves,
-        program: sample.Fingerprint | None,
-    ) -> bool:
-        """Samples everything to these shapes; whether the optimizer is this program there."""
-        self.is_sampled, weights = program is not None, sum(map(math.prod, shapes))
-        if program is None and weights > max(FULL_SIZE, 2**12 * len(shapes)):
+    def _take(self, shapes: list[sample.Shape], state: optax.OptState | None) -> bool:
+        """Samples everything to these shapes; whether the optimizer does there what it does."""
+        self.is_sampled, weights = shapes != self._full, sum(map(math.prod, shapes))
+        if not self.is_sampled and weights > max(FULL_SIZE, 2**12 * len(shapes)):
             raise ValueError(arguments.NOT_SAMPLED.format(weights))
         try:
-            states = self._states(shapes)
-            self._like = next(states)
-            self._set_parameters(leaves, shapes)
-            self._set_gradients(given, shapes)
+            self._like = next(self._states(shapes))
+            self._set_units(shapes)
             if state is None:
                 self.start = self.fresh(self.natural)
             else:
-                own = (
-                    x
-                    for x in itertools.chain([self._like], states)
-                    if arguments.same_structure(x, state)
-                )
-                fit = lambda x, s: sample.cast(sample.sampled(x, s.shape), s.dtype)
-                self.start = jax.tree.map(fit, state, next(own))
-            if program is None:
-                return True
-            given_once = self.sharing.distinct(
-                self._grads(1.0, 0.0, False), self.start, self.params(1.0)
-            )
-            return self._program(shapes, *given_once) == program
+                own = next(x for x in self._states(shapes) if arguments.same_structure(x, state))
+                fit = lambda x, s: cast_like(sample.sampled(x, s.shape), s)
+                self.start = jax.tree.map(fit, state, own)
+            trees = self._grads(), self.start, self.params(1.0)
+            return not self.is_sampled or self._program(shapes, *trees) == self._full_program
         except ValueError:  # it holds arrays of other shapes
-            if program is None:
+            if not self.is_sampled:
                 raise
             return False
 
@@ -131,12 +115,10 @@ class Probe:
             state = jax.eval_shape(self._told_update, params, state, params)[1]
             yield state
 
-    def _program(
-        self, shapes: list[sample.Shape], layout: Layout, distinct: Leaves
-    ) -> sample.Fingerprint:
+    def _program(self, shapes: list[sample.Shape], *trees: Any) -> sample.Fingerprint:
         """What is done by init, and by an update of a state of the initial structure."""
         init = self._init.trace(self._shapes(shapes)).jaxpr
-        update = self._update.trace(layout, distinct).jaxpr
+        update = self._update.trace(*self.sharing.distinct(*trees)).jaxpr
         return [*sample.fingerprint(init), *sample.fingerprint(update)]
 
     def _told_update(self, *trees: Any) -> tuple[Any, Any]:
@@ -147,86 +129,73 @@ class Probe:
         index, structure = layout
         return self._told_update(*structure.unflatten(distinct[i] for i in index))
 
-    def _set_parameters(self, leaves: Leaves, shapes: list[sample.Shape]) -> None:
-        like = list(zip(leaves, shapes, strict=True))
+    def _set_units(self, shapes: list[sample.Shape]) -> None:
+        like = list(zip(self._leaves, shapes, strict=True))
         self.natural = np.array([sample.natural_amplitude(*x) for x in like])
-        keys = set(zip(shapes, self.wide, strict=True))
-        made = {key: sample.pattern(*key) for key in keys}
-        pairs = [made[key] for key in zip(shapes, self.wide, strict=True)]
-        self.v, self.g = [v for v, _ in pairs], [g for _, g in pairs]
         fixed = zip(like, self.decays, strict=True)
         self._fixed = [None if decays else sample.sampled(*x) for x, decays in fixed]
-
-    def _set_gradients(self, given: Leaves, shapes: list[sample.Shape]) -> None:
-        keys = zip(shapes, self.wide, self.natural, map(id, given), strict=True)
+        pairs = list(map(functools.cache(sample.pattern), shapes, self.wide))
+        self.v, units = [v for v, _ in pairs], [g for _, g in pairs]
+        given = [g if d else None for g, d in zip(self._given, self.decays, strict=True)]
+        self.g, self._other_g = sample.gradients(given, units, shapes)
+        keys = zip(shapes, self.dtypes, self.natural, map(id, self._given), strict=True)
         first: dict[Any, int] = {}
         alike = [first.setdefault(key, i) for i, key in enumerate(keys)]
         self._alike = alike if self.sharing.active else list(range(len(shapes)))
-        given = [g if decays else None for g, decays in zip(given, self.decays, strict=True)]
-        self.g, self._other_g = sample.gradients(given, self.g, shapes)
 
     def params(self, amplitude: Amplitude, dtypes: Sequence[Any] | None = None) -> optax.Params:
         """amplitude·v, equal leaves as one array."""
-        make = functools.cache(lambda i, a, dtype: (a * self.v[i]).astype(dtype))
-        each = np.broadcast_to(amplitude, len(self.v)).tolist()
-        leaves = zip(self._alike, each, dtypes or self.wide, self._fixed, strict=True)
-        return self.treedef.unflatten(
-            make(*leaf) if fixed is None else fixed for *leaf, fixed in leaves
-        )
+        dtypes = dtypes or self.wide
+        make = lambda i, a: (a * self.v[i]).astype(dtypes[i])
+        return self._tree(make, amplitude, np.asarray)
 
-    def _grads(self, factor: float, shift: Amplitude, other: bool) -> optax.Updates:
-        @functools.cache
-        def make(i: int, k: float) -> np.ndarray:
-            return (factor * units[i] + k * self.v[i]).astype(self.wide[i])
-
+    def _grads(self, factor: float = 1.0, shift: float = 0.0, other: bool = False) -> optax.Updates:
+        """factor·g + shift·v, with other gradients if asked for."""
         units = self._other_g if other else self.g
-        each = np.broadcast_to(shift, len(self.v)).tolist()
-        leaves = zip(self._alike, each, self._fixed, strict=True)
+        make = lambda i, k: (factor * units[i] + k * self.v[i]).astype(self.wide[i])
+        return self._tree(make, shift, np.zeros_like)
+
+    def _tree(self, make: Callable[..., Any], each: Amplitude, fix: Callable[..., Any]) -> Any:
+        """Of what is made for each leaf, once for equal ones, or of those that do not decay."""
+        make, numbers = functools.cache(make), np.broadcast_to(each, len(self.v)).tolist()
+        leaves = zip(self._alike, numbers, self._fixed, strict=True)
         return self.treedef.unflatten(
-            make(i, k) if fixed is None else np.zeros_like(fixed) for i, k, fixed in leaves
+            make(i, k) if fixed is None else fix(fixed) for i, k, fixed in leaves
         )
 
     def fresh(self, amplitude: Amplitude) -> optax.OptState:
         """The initial state of parameters in their own dtypes, as that of wide ones."""
-        state = self._init(self.params(amplitude, self.dtypes))
-        return jax.tree.map(lambda x, s: sample.cast(x, s.dtype), state, self._like)
+        return cast_like(self._init(self.params(amplitude, self.dtypes)), self._like)
 
     def _find_copies(self) -> None:
         """Leaves of the initial state that change sign with the parameters, and what they do."""
-        plus, minus = (sample.leaves_by_path(self.fresh(sign)) for sign in (1.0, -1.0))
-        self.follows = {path for path, x in plus.items() if sample.differ(x, minus[path])}
+        plus, minus = self.fresh(1.0), self.fresh(-1.0)
+        self.follows = set(sample.leaves_by_path(plus)) - sample.unchanged(plus, minus)
         self.kept_as = list(self.dtypes)
         if not self.follows:
             return
         _, before, _, _ = self.until_moving(self.start, self.natural)
         before = self._following(before, self.natural, self.follows)
-        after = sample.leaves_by_path(
-            self._call(self._grads(1.0, 0.0, False), before, self.params(-1.0))[1]
-        )
-        start = sample.leaves_by_path(before)
-        stay = {path for path in self.follows if not sample.differ(start[path], after[path])}
+        after = self._call(self._grads(), before, self.params(-1.0))[1]
+        stay = self.follows & sample.unchanged(before, after)
         # What parameters are pulled to: as where they start at v, for some of them start at 0.
         self.start = self._following(self.start, self.natural, stay)
         self.follows -= stay
-        self.kept_as = self._find_kept_as(before)
+        self._find_kept_as(before)
 
-    def _find_kept_as(self, state: optax.OptState) -> list[Any]:
-        dtypes = {
-            path: x.dtype
-            for path, x in sample.leaves_by_path(state).items()
-            if path in self.follows
-        }
-        kept = list(self.dtypes)
-        for wide in set(dtypes.values()):
-            which = {path for path, dtype in dtypes.items() if dtype == wide}
+    def _find_kept_as(self, state: optax.OptState) -> None:
+        """The widest dtype of the copies that change each parameter's update, or its own."""
+        dtypes = {path: x.dtype for path, x in sample.leaves_by_path(state).items()}
+        digits = lambda dtype: jnp.finfo(dtype).nmant
+        for wide in {dtypes[path] for path in self.follows}:
+            which = {path for path in self.follows if dtypes[path] == wide}
             states = [self._following(state, s * self.natural, which) for s in (1, -1)]
-            trees = self._grads(1.0, 0.0, False), self.params(self.natural)
-            both = [self._call(trees[0], state, trees[1])[0] for state in states]
-            kept = [
-                wide if np.any(a != b) and sample.digits(wide) > sample.digits(k) else k
-                for a, b, k in zip(*both, kept, strict=True)
+            grads, params = self._grads(), self.params(self.natural)
+            both = [self._call(grads, state, params)[0] for state in states]
+            self.kept_as = [
+                wide if np.any(a != b) and digits(wide) > digits(kept) else kept
+                for a, b, kept in zip(*both, self.kept_as, strict=True)
             ]
-        return kept
 
     def _following(
         self, state: optax.OptState, amplitude: Amplitude, which: set[Any]
@@ -236,59 +205,58 @@ class Probe:
             return state
         copies = sample.leaves_by_path(self.fresh(amplitude))
         return jax.tree_util.tree_map_with_path(
-            lambda path, x: sample.cast(copies[path], x.dtype) if path in which else x, state
+            lambda path, x: cast_like(copies[path], x) if path in which else x, state
         )
 
-    def _call(
-        self, grads: optax.Updates, state: optax.OptState, params: optax.Params
-    ) -> tuple[Leaves, optax.OptState]:
-        updates, after = self._update(*self.sharing.distinct(grads, state, params))
+    def _call(self, *trees: Any) -> tuple[Leaves, optax.OptState]:
+        updates, after = self.known(*self._update(*self.sharing.distinct(*trees)))
+        return [np.asarray(u) for u in updates], after
+
+    def known(self, updates: optax.Updates, after: Any) -> tuple[Leaves, optax.OptState]:
+        """The update of each parameter, 0 of those that have none; and the state."""
         leaves = zip(self.treedef.flatten_up_to(updates), self.v, self.decays, strict=True)
         return [
-            np.asarray(u) if decays and u is not None else np.zeros(v.shape, np.float32)
+            u if decays and u is not None else np.zeros(v.shape, np.float32)
             for u, v, decays in leaves
         ], after
 
-    def step(
-        self,
-        state: optax.OptState,
-        amplitude: Amplitude,
-        *,
-        factor: float = 1.0,
-        shift: Amplitude = 0.0,
-        other: bool = False,
-    ) -> tuple[Leaves, optax.OptState]:
-        """The update at amplitude·v for factor·g + shift·v, and the state after it.
+    def trees(self, state: optax.OptState, amplitude: Amplitude, **kwargs: Any) -> tuple[Any, ...]:
+        """What the update at amplitude·v for `_grads(**kwargs)` is called with."""
+        state = self._following(state, amplitude, self.follows)
+        return self._grads(**kwargs), state, self.params(amplitude)
 
-        It is one call of tx.update, but for SAM, whose last one undoes the others. `other`
-        takes other gradients.
+    def step(
+        self, state: optax.OptState, amplitude: Amplitude, **kwargs: Any
+    ) -> tuple[Leaves, optax.OptState]:
+        """The update for these trees, and the state after it."""
+        trees = self.trees(state, amplitude, **kwargs)
+        total, after, self.calls_per_step = self.all_calls(self._call, *trees)
+        return total, after
+
+    def all_calls(
+        self, call: Callable[..., Any], grads: Any, state: Any, params: Any, calls: int = 0
+    ) -> tuple[Leaves, optax.OptState, int]:
+        """One update, the state after it, and how many calls make it, unless that is given.
+
+        It is one call of tx.update, but for SAM, whose last one undoes the others.
         """
-        grads, params = self._grads(factor, shift, other), self.params(amplitude)
-        total, state = self._call(grads, self._following(state, amplitude, self.follows), params)
-        calls = 1
-        while _foreign.is_perturbed(state):
+        (total, state), made = call(grads, state, params), 1
+        while made < calls if calls else _foreign.is_perturbed(state):
             tree = self.treedef.unflatten(total)
             moved = jax.tree.map(lambda p, u: (p + u).astype(p.dtype), params, tree)
-            updates, state = self._call(grads, state, moved)
-            total, calls = [x + u for x, u in zip(total, updates, strict=True)], calls + 1
-        self.calls_per_step = calls
-        return total, state
+            updates, state = call(grads, state, moved)
+            total, made = [x + u for x, u in zip(total, updates, strict=True)], made + 1
+        return total, state, made
 
     def smaller(self, state: optax.OptState, most: int) -> "Probe":
         """This one from another state, on `most` elements a parameter if they do the same."""
-        leaves, given, program = self._given
         small, shapes = copy.copy(self), [sample.reduced(v.shape, most, True) for v in self.v]
         on_host = jax.tree.map(lambda x: np.asarray(x) if sample.is_device_array(x) else x, state)
-        if not small._take(shapes, leaves, on_host, given, program):
+        if not small._take(shapes, on_host):
             small = copy.copy(self)
             small.start = state
         small.start = jax.tree.map(jnp.asarray, small.start)  # so that equal leaves are shared
         return small
-
-    def arguments(self, amplitude: Amplitude, factor: float) -> tuple[Layout, Leaves]:
-        """What the update from the start at amplitude·v for factor·g is called with."""
-        state = self._following(self.start, amplitude, self.follows)
-        return self.sharing.distinct(self._grads(factor, 0.0, False), state, self.params(amplitude))
 
     def until_moving(
         self, state: optax.OptState, amplitude: Amplitude, **kwargs: Any
@@ -301,9 +269,3 @@ class Probe:
             if any(map(np.any, updates)) or not any(self.decays) or steps > MAX_STEPS:
                 return updates, state, after, calls
             state = after
-
-    @functools.cached_property
-    def epsilon(self) -> np.ndarray:
-        """Of the arithmetic on each parameter."""
-        dtypes = zip(self.wide, self.decays, strict=True)
-        return np.array([float(jnp.finfo(d).eps) if decays else 0.0 for d, decays in dtypes])

@@ -12,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from optax_decoupled._explain.run import Run
+from optax_decoupled._explain.verdict import Findings
 from optax_decoupled._paths import named_leaves
 
 Kind = Literal[
@@ -23,6 +25,7 @@ DECAYING = ("decoupled", "cautious", "toward", "nonlinear", "coupled")
 WIDTH = 80
 _HEADER = ("parameter", "n", "shape", "kind", "decay", "half-life (updates)")
 _HEADER_OF_RUN = (*_HEADER[:-1], "half-life", "budget", "left")
+_SIDES = "><<>>>>"  # to which all but the name are aligned
 _GAP = "  "
 _MAX_LINES = 40
 _TAIL = 8
@@ -128,44 +131,29 @@ class DecayReport:
 
 
 def make_rows(
-    params: optax.Params,
-    kept_as: Sequence[Any],
-    kind: np.ndarray,
-    decay: np.ndarray,
-    steady: np.ndarray,
-    period: int,
+    params: optax.Params, kept_as: Sequence[Any], found: Findings, run: Run | None
 ) -> tuple[DecayRow, ...]:
-    """A row for each parameter.
-
-    Args:
-      params: the parameters.
-      kept_as: the dtypes in which the optimizer keeps them.
-      kind: what each one's decay is.
-      decay: the fraction that one update removes.
-      steady: that which each of many does; NaN if it varies.
-      period: the number of calls that make an update.
-    """
-    columns = kept_as, kind.tolist(), decay.tolist(), steady.tolist()
+    """A row for each parameter; `kept_as` are the dtypes in which the optimizer keeps them."""
+    leaves = named_leaves(params)[0]
+    unknown = np.full(len(leaves), math.nan)
+    of_run = (unknown, unknown) if run is None else (run.budget, run.left)
+    columns = (x.tolist() for x in (found.kind, found.fraction, found.steady, *of_run))
     return tuple(
         DecayRow(
             path="/".join(path),
             shape=jnp.shape(leaf),
             dtype=jnp.result_type(leaf),
-            kind=k,
-            decay_per_step=c,
-            half_life=period * half_life(of_many),
-            lost_to_rounding=_lost(of_many, dtype),
+            kind=kind,
+            decay_per_step=decay,
+            half_life=found.period * _half_life(steady),
+            lost_to_rounding=steady != 0.0 and abs(steady) < smallest_change(dtype),
+            budget=budget,
+            left=left,
         )
-        for (path, leaf), dtype, k, c, of_many in zip(
-            named_leaves(params)[0], *columns, strict=True
+        for (path, leaf), dtype, kind, decay, steady, budget, left in zip(
+            leaves, kept_as, *columns, strict=True
         )
     )
-
-
-def with_run(rows: Sequence[DecayRow], *columns: np.ndarray) -> tuple[DecayRow, ...]:
-    """The rows with budget and left."""
-    both = zip(rows, *(column.tolist() for column in columns), strict=True)
-    return tuple(dataclasses.replace(row, budget=b, left=left) for row, b, left in both)
 
 
 def smallest_change(dtype: Any) -> float:
@@ -177,16 +165,10 @@ def smallest_change(dtype: Any) -> float:
     return float(jnp.finfo(dtype).eps) / 4
 
 
-def _lost(decay: float, dtype: Any) -> bool:
-    return decay != 0.0 and abs(decay) < smallest_change(dtype)
-
-
-def half_life(decay: float) -> float:
-    if math.isnan(decay):
-        return math.nan
+def _half_life(decay: float) -> float:
     if decay <= 0.0:
         return math.inf
-    return math.log(2) / -math.log1p(-decay) if decay < 1.0 else 0.0
+    return 0.0 if decay >= 1.0 else math.log(2) / -math.log1p(-decay)
 
 
 def _weights(rows: Sequence[DecayRow]) -> int:
@@ -199,12 +181,10 @@ def _table(rows: Sequence[DecayRow], steps: int | None) -> list[str]:
     names = _distinct([name for name, *_ in lines], [first for first, *_ in groups])
     header = _HEADER if steps is None else _HEADER_OF_RUN
     widths = [max(map(len, column)) for column in zip(header, *lines, strict=True)]
-    rest = sum(widths[1:]) + len(_GAP) * (len(widths) - 1)
-    narrower = widths[2] - max(rest + len(header[0]) - WIDTH, 0)
-    if narrower < widths[2]:
-        lines = [(*line[:2], _shortened(line[2], narrower), *line[3:]) for line in lines]
-        widths[2], rest = narrower, WIDTH - len(header[0])
-    widths[0] = max(len(header[0]), min(widths[0], WIDTH - rest))
+    room = WIDTH - sum(widths[1:]) - len(_GAP) * (len(widths) - 1)
+    widths[2] -= max(len(header[0]) - room, 0)
+    widths[0] = max(len(header[0]), min(widths[0], room))
+    lines = [(*line[:2], _shortened(line[2], widths[2]), *line[3:]) for line in lines]
     blocks = [_block(name, cells, widths) for name, (_, *cells) in zip(names, lines, strict=True)]
     return [*_block(header[0], header[1:], widths), *_cut(blocks)]
 
@@ -224,7 +204,8 @@ def _groups(rows: Sequence[DecayRow], steps: int | None) -> list[list[int]]:
 
 def _cells(group: Sequence[DecayRow], steps: int | None) -> tuple[str, ...]:
     row, decays = group[0], group[0].kind not in ("none", "constrained")
-    dtype = "" if row.dtype == jnp.float32 else f" {_short_dtype(row.dtype)}"
+    dtype = jnp.dtype(row.dtype).name.replace("float", "f").replace("uint", "u").replace("int", "i")
+    dtype = "" if dtype == "f32" else f" {dtype}"
     of_run = decays or row.budget != 0.0
     life = "lost" if row.lost_to_rounding else _steps(row.half_life)
     return (
@@ -243,10 +224,6 @@ def _amount(x: float) -> str:
     if math.isnan(x):
         return "varies"
     return text if len(text := f"{x:.3g}") <= 7 else f"{x:.2g}"
-
-
-def _short_dtype(dtype: Any) -> str:
-    return jnp.dtype(dtype).name.replace("float", "f").replace("uint", "u").replace("int", "i")
 
 
 def _slots(group: Sequence[DecayRow]) -> list[list[str]]:
@@ -288,10 +265,8 @@ def _distinct(names: Sequence[str], indices: Sequence[int]) -> list[str]:
 def _block(name: str, cells: Sequence[str], widths: Sequence[int]) -> list[str]:
     """A row of the table; above it the name, where that is too long to stand in it."""
     above = [name] if len(name) > widths[0] else []
-    aligned = [
-        cell.rjust(width) if i in (0, 3, 4, 5, 6) else cell.ljust(width)
-        for i, (cell, width) in enumerate(zip(cells, widths[1:], strict=True))
-    ]
+    columns = zip(cells, _SIDES, widths[1:], strict=False)
+    aligned = [f"{cell:{side}{width}}" for cell, side, width in columns]
     line = _GAP.join((("" if above else name).ljust(widths[0]), *aligned))
     return [*above, line.rstrip()]
 

@@ -5,21 +5,17 @@ at most half of what it changes by, times the steps between: counts are added wh
 large, so that a jump ends between two neighbours and the sum of what is known is exact.
 """
 
-import functools
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 
 from optax_decoupled import _foreign
 from optax_decoupled._explain import arguments
-from optax_decoupled._explain.measure import FAINT
+from optax_decoupled._explain.measure import FAINT, TINY
 from optax_decoupled._explain.probe import Probe
 from optax_decoupled._explain.sharing import Layout, Leaves
-from optax_decoupled._explain.verdict import Findings, large_amplitude
+from optax_decoupled._explain.verdict import Findings
 
 # Elements of a parameter: enough for a fraction that is the same for all of them.
 _ELEMENTS = 16
@@ -30,49 +26,44 @@ _GRID = 1024
 _TOLERANCE = 2e-3
 # Elements times counts in one call (memory), and in all of them (time).
 _BATCH, _MOST = 2**22, 2**27
-_TINY = 1e-300
 _AT_MANY_COUNTS = "tx.update fails at many counts at once (jax.vmap)"
 _WAY_OUT = "\nLeave steps out, or give the schedule as a function of jax.numpy."
 
 
 class Run(NamedTuple):
-    """What a run removes from each parameter, float64[parameters]; NaN if that varies.
+    """What a run removes from each parameter, float64[parameters]; NaN if that varies."""
 
-    Attributes:
-      budget: the sum of its fractions.
-      left: the product of what each of them leaves.
-      error: the bound on the relative error of the budgets, a number.
-      is_partial: whether at some counts no update could be made.
-    """
-
-    budget: np.ndarray
-    left: np.ndarray
-    error: float
-    is_partial: bool
+    budget: np.ndarray  # the sum of its fractions
+    left: np.ndarray  # the product of what each of them leaves
+    period: int  # calls that make an update at first
+    error: float  # the bound on the relative error of the budgets
+    is_partial: bool  # whether at some counts no update could be made
 
 
 @np.errstate(all="ignore")  # a fraction above 1 leaves nothing that has a logarithm
 def measure_run(p: Probe, found: Findings, steps: int) -> Run:
     """The decay at counts 0 to steps - 1, by the updates that follow ``found.start``."""
     if found.start is None:
-        nothing = np.full(len(p.v), np.nan)
-        return Run(nothing, nothing, 0.0, False)
+        unknown = np.full(len(p.v), np.nan)
+        return Run(unknown, unknown, found.period, 0.0, False)
     small = p.smaller(found.start, _ELEMENTS)
-    counts, decay, error = _sampled(_Decay(small, found), steps, small)
+    counts, decay, error = _sampled(_Decay(small, found), steps)
     budget, left = _sum(counts, decay), np.exp(_sum(counts, np.log1p(-decay)))
     budget, left = (np.where(found.varies, np.nan, x) for x in (budget, left))
-    return Run(budget, left, error, bool(np.isnan(decay).any()))
+    return Run(budget, left, found.period, error, bool(np.isnan(decay).any()))
 
 
 class _Decay:
     """The fraction that the update with a count removes of each parameter."""
 
     def __init__(self, p: Probe, found: Findings):
-        self.p, self.large = p, large_amplitude(p)
-        self.sides = [p.arguments(sign * self.large, FAINT) for sign in (1, -1)]
+        sides = (p.trees(p.start, sign * p.large, factor=FAINT) for sign in (1, -1))
+        self.p, self.sides = p, [p.sharing.distinct(*trees) for trees in sides]
         self.factor = np.select([found.kind == "cautious", found.kind == "constrained"], [2, 0], 1)
-        self.batch = 2 ** int(np.log2(np.clip(_BATCH // _weights(p), 1, _GRID)))
-        self.compiled = jax.jit(functools.partial(_updates, p), static_argnums=0)
+        weights = max(sum(v.size for v in p.v), 1)
+        self.batch = 2 ** int(np.log2(np.clip(_BATCH // weights, 1, _GRID)))
+        self.most = max(_MOST // weights, _GRID // 32)
+        self.compiled = jax.jit(self._updates, static_argnums=0)
 
     def __call__(self, counts: np.ndarray) -> np.ndarray:
         """float64[counts, parameters]; NaN where there is no update."""
@@ -85,11 +76,26 @@ class _Decay:
         leaves = zip(plus, minus, self.p.v, strict=True)
         columns = zip(*(_along(*leaf) for leaf in leaves), strict=True)
         removed, update, size = (np.array(column) for column in columns)
-        noise = 16 * self.p.epsilon * update.T / (self.large * size + _TINY)
+        noise = 16 * self.p.epsilon * update.T / (self.p.large * size + TINY)
         noise += 4 * self.p.epsilon if self.p.follows else 0.0  # as of `measure.response`
-        c = removed.T / (self.large * size**2 + _TINY)
+        c = removed.T / (self.p.large * size**2 + TINY)
         c = np.where(abs(c) > noise, self.factor * c, 0.0)
         return np.where(np.asarray(made)[:, None], c, np.nan)
+
+    def _updates(
+        self, layout: Layout, distinct: Leaves, counts: jax.Array
+    ) -> tuple[Leaves, jax.Array]:
+        """The update with each count, and whether there is one."""
+        (index, structure), p = layout, self.p
+        grads, state, params = structure.unflatten(distinct[i] for i in index)
+        call = lambda *trees: p.known(*p.tx.update(*trees))
+
+        def at(count: jax.Array) -> tuple[Leaves, jax.Array]:
+            before = _foreign.at_count(state, count)
+            update, after, _ = p.all_calls(call, grads, before, params, p.calls_per_step)
+            return update, _foreign.makes_update(before, after)
+
+        return arguments.told(jax.vmap(at), _AT_MANY_COUNTS, _WAY_OUT, counts)
 
 
 def _along(plus: jax.Array, minus: jax.Array, v: np.ndarray) -> tuple[Any, Any, Any]:
@@ -101,40 +107,9 @@ def _along(plus: jax.Array, minus: jax.Array, v: np.ndarray) -> tuple[Any, Any, 
     return lost, np.linalg.norm(at_plus, axis=1), np.linalg.norm(unit)
 
 
-def _updates(
-    p: Probe, layout: Layout, distinct: Leaves, counts: jax.Array
-) -> tuple[Leaves, jax.Array]:
-    """The update with each count, and whether there is one."""
-    index, structure = layout
-    grads, state, params = structure.unflatten(distinct[i] for i in index)
-
-    def at(count: jax.Array) -> tuple[Leaves, jax.Array]:
-        before = _foreign.at_count(state, count)
-        updates, after = _one_update(p, grads, before, params)
-        leaves = zip(p.treedef.flatten_up_to(updates), p.v, p.decays, strict=True)
-        known = [u if decays and u is not None else jnp.zeros(v.shape) for u, v, decays in leaves]
-        return known, _foreign.makes_update(before, after)
-
-    return arguments.told(jax.vmap(at), _AT_MANY_COUNTS, _WAY_OUT, counts)
-
-
-def _one_update(
-    p: Probe, grads: optax.Updates, state: optax.OptState, params: optax.Params
-) -> tuple[optax.Updates, optax.OptState]:
-    """All the calls that make an update, as `Probe.step` makes them."""
-    total, state = p.tx.update(grads, state, params)
-    for _ in range(p.calls_per_step - 1):
-        moved = jax.tree.map(lambda q, u: (q + u).astype(q.dtype), params, total)
-        updates, state = p.tx.update(grads, state, moved)
-        total = jax.tree.map(jnp.add, total, updates)
-    return total, state
-
-
-def _sampled(
-    decay_at: Callable[[np.ndarray], np.ndarray], steps: int, p: Probe
-) -> tuple[np.ndarray, np.ndarray, float]:
+def _sampled(decay_at: _Decay, steps: int) -> tuple[np.ndarray, np.ndarray, float]:
     """Counts from 0 to steps - 1, the decay there, and the bound on the error of its sum."""
-    most = min(steps, max(_MOST // _weights(p), 2 * _GRID // 64))
+    most = min(steps, decay_at.most)
     counts = _grid(steps, min(_GRID, most))
     decay = decay_at(counts)
     while True:
@@ -161,16 +136,12 @@ def _errors(counts: np.ndarray, decay: np.ndarray) -> np.ndarray:
     An interval may hide a cycle whose ends are alike: it is taken to change as its neighbours.
     """
     width, change = np.diff(counts)[:, None], abs(np.diff(decay, axis=0))
-    change = np.maximum(change, np.maximum(_shifted(change, 1), _shifted(change, -1)))
+    beside = np.pad(change, ((1, 1), (0, 0)))
+    change = np.maximum(change, np.maximum(beside[:-2], beside[2:]))
     bound = change * (width - 1) / 2
     total = _sum(counts, abs(decay))
     known = np.isfinite(total) & (total > 0)
     return (bound[:, known] / total[known]).max(1, initial=0.0)
-
-
-def _shifted(x: np.ndarray, by: int) -> np.ndarray:
-    """Those of the next row, or of the last; 0 outside."""
-    return np.pad(x, ((1, 1), (0, 0)))[1 + by : len(x) + 1 + by]
 
 
 def _between(counts: np.ndarray, errors: np.ndarray) -> np.ndarray:
@@ -186,7 +157,3 @@ def _sum(counts: np.ndarray, values: np.ndarray) -> np.ndarray:
     """Over all counts from the first to the last, with lines between those known."""
     width = np.diff(counts)[:, None]
     return (width * (values[1:] + values[:-1]) / 2).sum(0) + (values[0] + values[-1]) / 2
-
-
-def _weights(p: Probe) -> int:
-    return max(sum(v.size for v in p.v), 1)

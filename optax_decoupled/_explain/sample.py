@@ -26,16 +26,10 @@ _SAMPLES = ((2**12, True), (2**14, False), (2**17, True))
 _SHORT = 4
 
 
-def samples(shapes: Sequence[Shape]) -> Iterator[list[Shape]]:
+def samples(shapes: Sequence[Shape]) -> list[list[Shape]]:
     """Shapes to try instead of these, the smallest first; at last these themselves."""
-    tried = []
-    for most, in_ratio in _SAMPLES:
-        small = [reduced(shape, most, in_ratio) for shape in shapes]
-        if small not in tried:
-            tried.append(small)
-            yield small
-    if list(shapes) not in tried:
-        yield list(shapes)
+    every = [[reduced(shape, *size) for shape in shapes] for size in _SAMPLES] + [list(shapes)]
+    return [small for i, small in enumerate(every) if small not in every[:i]]
 
 
 def reduced(shape: Shape, most: int, in_ratio: bool) -> Shape:
@@ -124,34 +118,22 @@ def leaves_by_path(tree: Any) -> dict[Any, Any]:
     return dict(jax.tree_util.tree_flatten_with_path(tree)[0])
 
 
-def differ(x: Any, y: Any) -> bool:
-    return is_decayable(x) and bool(np.any(np.asarray(x) != np.asarray(y)))
-
-
 def unchanged(before: Any, after: Any) -> set[Any]:
     """Paths of the arrays that are in both trees and equal."""
     others = leaves_by_path(after)
+    differ = lambda x, y: is_decayable(x) and np.any(np.asarray(x) != np.asarray(y))
     leaves = leaves_by_path(before).items()
     return {path for path, x in leaves if path in others and not differ(x, others[path])}
 
 
-def cast(x: Any, dtype: Any) -> Any:
-    return x if x.dtype == dtype else x.astype(dtype)
-
-
-def digits(dtype: Any) -> int:
-    return int(jnp.finfo(dtype).nmant) if jnp.issubdtype(dtype, jnp.inexact) else 0
-
-
 def root_mean_square(x: np.ndarray) -> float:
-    wide = np.abs(np.asarray(x, np.result_type(x, np.float64) if x.dtype.kind in "fc" else float))
+    wide = np.abs(np.asarray(x, np.result_type(x, np.float64)))
     return float(np.sqrt(np.mean(wide**2))) if x.size else 0.0
 
 
 def natural_amplitude(x: Any, shape: Shape) -> float:
     """A power of two near the size of a parameter over 1.5, which is that of a pattern."""
-    known = is_decayable(x) and not isinstance(x, jax.ShapeDtypeStruct)
-    size = root_mean_square(sampled(x, shape)) / 1.5 if known else 0.0
+    size = root_mean_square(sampled(x, shape)) / 1.5 if is_decayable(x) else 0.0
     size = size if 0 < size < math.inf else 2.0**-4
     return float(2.0 ** np.clip(np.round(np.log2(size)), -14, 10))
 

@@ -1,7 +1,7 @@
 """The sentences of a `DecayReport`: what is wrong with a decay, and the way out."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -174,57 +174,44 @@ def warnings(rows: Sequence[DecayRow], found: Findings, probe: Probe) -> tuple[s
 
 
 def notes(
-    rows: Sequence[DecayRow], found: Findings, probe: Probe, *, synthetic: bool
+    rows: Sequence[DecayRow], found: Findings, probe: Probe, run: Run | None, *, synthetic: bool
 ) -> tuple[str, ...]:
     """How the numbers were measured, where that is not obvious; `synthetic`: the gradients are."""
     still, coupled = _chosen(rows, ~found.moves), _of_kind(rows, "coupled")
     meant = _holds(probe.start, PulledWeightDecayState)  # as by toward_rms
     pulled = _of_kind(rows, "nonlinear") if meant else []
     later = _LATER.format((found.silent or 0) + 1) + _ANOTHER * (probe.count is None)
-    texts = (
-        (found.silent, later),
-        (found.period > 1, _PERIOD.format(found.period)),
-        (pulled, _NONLINEAR.format(_listing(pulled))),
-        (0 < len(still) < len(rows), f"Not moved by this update: {_listing(still)}."),
-        (probe.follows, _COPIES),
-        (synthetic and coupled, _SYNTHETIC),
-        (probe.is_sampled and coupled, _SAMPLED),
-        (coupled and _is_repeated(found), _REPEATED),
-    )
-    return (*(text for applies, text in texts if applies), *_notes_on_kinds(rows, found))
-
-
-def notes_on_run(found: Findings, run: Run | None) -> tuple[str, ...]:
-    """What is not obvious about the budgets."""
-    if run is None or found.start is None:
-        return ()
-    texts = (
-        (found.period > 1, _OWN_STEPS),
-        (run.is_partial, _VARYING_CALLS),
-        (run.error > 0.005, _ESTIMATE.format(run.error)),
-    )
-    return tuple(text for applies, text in texts if applies)
-
-
-def _notes_on_kinds(rows: Sequence[DecayRow], found: Findings) -> list[str]:
+    repeated = np.any((found.fraction != found.steady) & (found.kind == "coupled"))
     share = found.share[found.kind == "cautious"]
     faint = [row for row in _of_kind(rows, "decoupled") if abs(row.decay_per_step) < _FAINT]
-    texts = [_CAUTIOUS.format(float(np.mean(share)))] if share.size else []
     named = (
+        (_NONLINEAR, pulled),
         (_TOWARD, _of_kind(rows, "toward")),
         (_CONSTRAINED, _of_kind(rows, "constrained")),
         (_SMALL, faint),
         (_VECTORS, _vectors_if_all_decay(rows)),
     )
-    return texts + [text.format(_listing(chosen)) for text, chosen in named if chosen]
+    texts = [
+        (found.silent, later),
+        (found.period > 1, _PERIOD.format(found.period)),
+        (0 < len(still) < len(rows), f"Not moved by this update: {_listing(still)}."),
+        (probe.follows, _COPIES),
+        (synthetic and coupled, _SYNTHETIC),
+        (probe.is_sampled and coupled, _SAMPLED),
+        (repeated, _REPEATED),
+        (share.size, _CAUTIOUS.format(share.sum() / max(share.size, 1))),
+        *((chosen, text.format(_listing(chosen))) for text, chosen in named),
+    ]
+    if run is not None:
+        texts += [
+            (run.period > 1, _OWN_STEPS),
+            (run.is_partial, _VARYING_CALLS),
+            (run.error > 0.005, _ESTIMATE.format(run.error)),
+        ]
+    return tuple(text for applies, text in texts if applies)
 
 
-def _is_repeated(found: Findings) -> bool:
-    """Whether later updates repeat a coupled decay, or may."""
-    return bool(np.any((found.fraction != found.steady) & (found.kind == "coupled")))
-
-
-def _chosen(rows: Sequence[DecayRow], mask: np.ndarray) -> list[DecayRow]:
+def _chosen(rows: Sequence[DecayRow], mask: Iterable[bool]) -> list[DecayRow]:
     return [row for row, take in zip(rows, mask, strict=True) if take]
 
 
@@ -238,8 +225,7 @@ def _of_kind(rows: Sequence[DecayRow], kind: str) -> list[DecayRow]:
 
 def _unwanted(rows: Sequence[DecayRow]) -> list[DecayRow]:
     spared = are_biases_or_norms([tuple(row.path.split("/")) for row in rows])
-    both = zip(rows, spared, strict=True)
-    return [row for row, is_spared in both if is_spared and row.decay_per_step > 0]
+    return [row for row in _chosen(rows, spared) if row.decay_per_step > 0]
 
 
 def _vectors_if_all_decay(rows: Sequence[DecayRow]) -> list[DecayRow]:
@@ -261,7 +247,7 @@ def _units_warning(rows: Sequence[DecayRow]) -> list[str]:
 def _lost_warning(rows: Sequence[DecayRow], found: Findings) -> list[str]:
     lost = [row for row in rows if row.lost_to_rounding]
     if found.silent:  # early in a warmup from 0 a decay is smaller than it will be
-        lost = [row for row in lost if is_narrow(jax.ShapeDtypeStruct((), row.dtype))]
+        lost = [row for row in lost if is_narrow(row)]
     if not lost:
         return []
     dtype = max((row.dtype for row in lost), key=lambda dtype: float(jnp.finfo(dtype).eps))

@@ -6,46 +6,27 @@ import numpy as np
 import optax
 
 from optax_decoupled._explain import measure
-from optax_decoupled._explain.measure import FAINT, TOLERANCE, Memory, Response
+from optax_decoupled._explain.measure import FAINT, TINY, TOLERANCE, Memory, Response
 from optax_decoupled._explain.probe import Probe
 
-# A saturated preconditioner turns L2 into steps of fixed size: at this amplitude they
-# are small beside decoupled decay, and so is rounding.
-_LARGE = 2.0**20
-# Copies of the parameters in the state may be in float16, which ends at 2**16.
-_LARGE_COPIED = 2.0**14
 # A fraction smaller than this share of the second update's is hidden by the first one.
 _HIDDEN = 0.1
 
 
 class Findings(NamedTuple):
-    """What was found out about each parameter, arrays of one entry for each.
+    """What was found out about each parameter, arrays of one entry for each."""
 
-    Attributes:
-      kind: a `report.Kind`.
-      fraction: the fraction removed by an update.
-      steady: that removed by each of many; NaN where it depends on their gradients.
-      double: whether L2 and decoupled decay act at once.
-      moves: whether the update is not zero.
-      finite: whether the update is finite.
-      share: of the elements that decay at once, where the decay is cautious.
-      silent: calls of tx.update before the first that moves anything; None if none does.
-      period: calls from one such update to the next.
-      varies: whether the fraction depends on gradients, memory or the size of the weights.
-      start: the state before the update that was measured; None if nothing moves.
-    """
-
-    kind: np.ndarray
-    fraction: np.ndarray
-    steady: np.ndarray
-    double: np.ndarray
-    moves: np.ndarray
-    finite: np.ndarray
-    share: np.ndarray
-    silent: int | None
-    period: int
-    varies: np.ndarray
-    start: optax.OptState | None
+    kind: np.ndarray  # a `report.Kind`
+    fraction: np.ndarray  # removed by an update
+    steady: np.ndarray  # removed by each of many; NaN where it depends on their gradients
+    double: np.ndarray  # whether L2 and decoupled decay act at once
+    moves: np.ndarray  # whether the update is not zero
+    finite: np.ndarray  # whether the update is finite
+    share: np.ndarray  # of the elements that decay at once, where the decay is cautious
+    silent: int | None  # calls before the first that moves anything; None if none does
+    period: int  # calls from one such update to the next
+    varies: np.ndarray  # whether the fraction depends on gradients, memory or sizes
+    start: optax.OptState | None  # before the update that was measured; None if nothing moves
 
 
 @np.errstate(all="ignore")  # an update that is not finite is reported, not warned about
@@ -57,14 +38,13 @@ def examine(p: Probe) -> Findings:
     is_later = p.count is not None and silent >= period  # the update asked for moves nothing
     if is_later or not any(map(np.any, first)):
         return _nothing_moves(sizes)
-    large = large_amplitude(p)
-    at_large = measure.response(p, start, large, factor=FAINT)
+    at_large = measure.response(p, start, p.large, factor=FAINT)
     at_natural = measure.response(p, start, p.natural)
-    memory = measure.measure_memory(p, start, large, at_large)
-    cautious, share = measure.is_cautious(p, start, large, at_large)
+    memory = measure.measure_memory(p, start, at_large)
+    cautious, share = measure.is_cautious(p, start, at_large)
     traits = _traits(p, start, at_large, at_natural, memory)
-    traits = traits._replace(cautious=cautious & ~(traits.remembered | traits.uneven))
-    whole = at_large if calls == 1 else measure.response(p, p.start, large, factor=FAINT)
+    traits = traits._replace(cautious=cautious & ~traits.coupled)
+    whole = at_large if calls == 1 else measure.response(p, p.start, p.large, factor=FAINT)
     fraction = _fractions(whole.fraction, at_natural, memory, traits)
     steady = np.where(traits.remembered | traits.nonlinear, np.nan, fraction)
     if traits.linear.any():
@@ -79,14 +59,9 @@ def examine(p: Probe) -> Findings:
         share=share,
         silent=silent,
         period=period,
-        varies=traits.remembered | traits.uneven,
+        varies=traits.coupled,
         start=start,
     )
-
-
-def large_amplitude(p: Probe) -> np.ndarray:
-    """Beside which the gradients' part of an update is small."""
-    return np.full_like(p.natural, _LARGE_COPIED if p.follows else _LARGE)
 
 
 def _nothing_moves(sizes: np.ndarray) -> Findings:
@@ -104,43 +79,37 @@ class _Traits(NamedTuple):
     sign: np.ndarray
     held: np.ndarray
     remembered: np.ndarray
-    uneven: np.ndarray
+    coupled: np.ndarray  # or nonlinear
     nonlinear: np.ndarray
     linear: np.ndarray
     cautious: np.ndarray
 
 
 def _traits(
-    p: Probe,
-    start: optax.OptState,
-    at_large: Response,
-    at_natural: Response,
-    memory: Memory,
+    p: Probe, start: optax.OptState, at_large: Response, at_natural: Response, memory: Memory
 ) -> _Traits:
     c, small_c = at_large.fraction, at_natural.fraction
     odd = measure.is_odd(p, at_large)
     odd_when_small = at_natural.size > at_natural.noise + 8 * p.epsilon * at_natural.extent
-    straight = at_large.residual < TOLERANCE + at_large.noise / (at_large.size + 1e-300)
+    straight = at_large.residual < TOLERANCE + at_large.noise / (at_large.size + TINY)
     same = abs(c - small_c) < TOLERANCE * abs(c) + at_natural.fraction_noise
     held = measure.holds_norm(p, start, at_natural)
     # A step whose size depends on the parameters turns with their sign, but not along them.
-    along = np.zeros_like(odd)
-    for x in (at_large, at_natural):
-        along |= abs(x.fraction) * x.extent > x.own_noise
-    aside = (odd | odd_when_small) & ~(along | memory.remembered | held)
-    if aside.any():
-        aside &= ~measure.depends_on_no_gradient(p, start)
-    nothing = ~(((odd | odd_when_small) & ~aside) | memory.remembered | held)
-    uneven = ~(straight & same) & ~nothing & ~held
-    free = np.zeros_like(uneven)
-    if (uneven & ~memory.remembered).any():
+    both = (at_large, at_natural)
+    along = np.any([abs(x.fraction) * x.extent > x.own_noise for x in both], axis=0)
+    seen = odd | odd_when_small
+    unclear = seen & ~(along & straight & same) & ~(memory.remembered | held)
+    free = np.zeros_like(seen)
+    if unclear.any():
         free = measure.depends_on_no_gradient(p, start)
+    nothing = ~(seen & (along | free) | memory.remembered | held)
+    uneven = ~(straight & same) & ~nothing & ~held
     return _Traits(
         nothing=nothing,
         sign=np.sign(np.where(odd, c, np.where(odd_when_small, small_c, memory.leak))),
         held=held,
         remembered=memory.remembered & ~held,
-        uneven=uneven,
+        coupled=(memory.remembered & ~held) | uneven,
         nonlinear=uneven & free & ~memory.remembered,
         linear=memory.remembered & ~(uneven | held),
         cautious=np.zeros_like(uneven),
@@ -148,21 +117,17 @@ def _traits(
 
 
 def _kinds(
-    p: Probe,
-    start: optax.OptState,
-    after: optax.OptState,
-    at_large: Response,
-    traits: _Traits,
+    p: Probe, start: optax.OptState, after: optax.OptState, at_large: Response, traits: _Traits
 ) -> np.ndarray:
     toward = np.zeros_like(traits.nothing)
-    if not (traits.nothing | traits.held | traits.remembered | traits.uneven).all():
+    if not (traits.nothing | traits.held | traits.coupled).all():
         toward = measure.is_pulled(p, start, after, at_large.fraction)
     table = (
         (traits.held, "constrained"),
         (traits.nothing, "none"),
         (traits.sign < 0, "growing"),
         (traits.nonlinear, "nonlinear"),
-        (traits.remembered | traits.uneven, "coupled"),
+        (traits.coupled, "coupled"),
         (toward, "toward"),
         (traits.cautious, "cautious"),
     )
@@ -170,13 +135,13 @@ def _kinds(
 
 
 def _fractions(c: np.ndarray, at_natural: Response, memory: Memory, traits: _Traits) -> np.ndarray:
-    coupled, small_c, sign = traits.remembered | traits.uneven, at_natural.fraction, traits.sign
+    small_c, sign = at_natural.fraction, traits.sign
     # Adam's first step hides L2 all but for its eps: then the second one counts.
     visible = abs(small_c) > np.maximum(at_natural.fraction_noise, _HIDDEN * memory.second)
     table = (
         (traits.nothing | traits.held, 0.0),
         (traits.cautious, 2 * c),
-        (~coupled, c),
+        (~traits.coupled, c),
         (traits.nonlinear, small_c),
         (visible, sign * abs(small_c)),
         (memory.second > 0, sign * memory.second),
