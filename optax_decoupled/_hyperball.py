@@ -92,10 +92,7 @@ def hyperball(
     _checks.check_learning_rate(learning_rate)
     inner, rate_at = optax.with_extra_args_support(direction), product_schedule(learning_rate)
 
-    @looked_at_once
-    def look(params: optax.Params) -> None:
-        _warn_of_climbing(climbs(inner, params))
-        _warn_of_zeros(params)
+    look = looked_at_once(lambda params: _look(inner, params))
 
     def init_fn(params: optax.Params) -> HyperballState:
         look(params)
@@ -122,20 +119,17 @@ def hyperball(
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-def _warn_of_climbing(climbs_up: bool) -> None:
-    if climbs_up:
+def _look(direction: optax.GradientTransformation, params: optax.Params) -> None:
+    if climbs(direction, params):
         _checks.warn(
             "direction points down the gradient, as a finished optimizer does, so hyperball, which "
             "subtracts it, climbs. Pass the direction alone, e.g. optax.scale_by_adam()."
         )
-
-
-def _warn_of_zeros(params: optax.Params) -> None:
     zero = ["/".join(path) for path, x in named_leaves(params)[0] if _is_zero(x)]
     if zero:
         _checks.warn(
-            f"{listing(zero, limit=3)} starts at 0 and stays there: hyperball keeps the norm. Give "
-            "such weights to another optimizer with optax.partition."
+            f"hyperball keeps the norm, so what starts at 0 stays there: {listing(zero, limit=3)}. "
+            "Give such weights to another optimizer with optax.partition."
         )
 
 

@@ -34,19 +34,12 @@ class Carry(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Cell:
-    """One cell as pure functions of its hyperparameters.
-
-    Attributes:
-      task: what is trained.
-      make_optimizer: (learning rate, weight decay) -> optimizer.
-      seed: the first one.
-      batch: its first batch.
-    """
+    """One cell as pure functions of its hyperparameters."""
 
     task: Task
     make_optimizer: MakeOptimizer
-    seed: int
-    batch: Batch
+    seed: int  # the first one
+    batch: Batch  # its first batch
 
     def start(
         self,

@@ -15,25 +15,15 @@ Axis = Any
 
 
 class Picture(NamedTuple):
-    """What there is to draw of one metric.
+    """What there is to draw of one metric."""
 
-    Attributes:
-      learning_rates: [L], the rows.
-      weight_decays: [W], the columns.
-      mean: [L, W], NaN where every seed diverged.
-      diverged: [L, W], whether any seed did.
-      ranked: the cells where none did, the best first.
-      title: the best cell in words.
-      label: the metric's name.
-    """
-
-    learning_rates: np.ndarray
-    weight_decays: np.ndarray
-    mean: np.ndarray
-    diverged: np.ndarray
-    ranked: Sequence[tuple[int, int]]
-    title: str
-    label: str
+    learning_rates: np.ndarray  # [L], the rows
+    weight_decays: np.ndarray  # [W], the columns
+    mean: np.ndarray  # [L, W], NaN where every seed diverged
+    diverged: np.ndarray  # [L, W], whether any seed did
+    ranked: Sequence[tuple[int, int]]  # the cells where none did, the best first
+    title: str  # the best cell in words
+    label: str  # the metric's name
 
 
 def draw(

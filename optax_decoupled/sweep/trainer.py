@@ -66,34 +66,23 @@ def train(
 
 @dataclass(frozen=True)
 class _Trainer:
-    """The compiled functions of a sweep, and the loop that feeds them.
-
-    Attributes:
-      task: what is trained.
-      init: key data -> (params, model state), the same for every cell.
-      start: (params, model state, learning rates, weight decays) -> carry.
-      advance: (carry, batches, how many, first step, key data, learning rates, decays)
-        -> carry.
-      finish: (params, model state, diverged) -> (metrics, diverged), whole on every process.
-      per_cell: puts a host array of one value per cell on the devices.
-      width: cells per group.
-      steps_per_call: the length of the stacked batches that `advance` takes.
-      workers: threads, each of which drives a group of its own.
-      kind: structure, shapes and dtypes of the stacked batches.
-      stop: whether threads are to give up.
-    """
+    """The compiled functions of a sweep, and the loop that feeds them."""
 
     task: Task
+    # key data -> params and model state, the same for every cell
     init: Callable[..., tuple[optax.Params, ModelState]]
+    # params, model state, learning rates, weight decays -> carry
     start: Callable[..., Carry]
+    # carry, batches, how many, first step, key data, learning rates, decays -> carry
     advance: Callable[..., Carry]
+    # params, model state, diverged -> metrics and diverged, whole on every process
     finish: Callable[..., tuple[Metrics, jax.Array]]
-    per_cell: Callable[[np.ndarray], Any]
-    width: int
-    steps_per_call: int
-    workers: int
-    kind: tuple[Any, Any]
-    stop: threading.Event = field(default_factory=threading.Event)
+    per_cell: Callable[[np.ndarray], Any]  # puts one value per cell on the devices
+    width: int  # cells per group
+    steps_per_call: int  # the length of the stacked batches that `advance` takes
+    workers: int  # threads, each of which drives a group of its own
+    kind: tuple[Any, Any]  # structure, shapes and dtypes of the stacked batches
+    stop: threading.Event = field(default_factory=threading.Event)  # threads are to give up
 
     def train_all(self, groups: Sequence[Group]) -> Iterator[tuple[Group, Measured]]:
         """Trains groups and yields each as it finishes."""

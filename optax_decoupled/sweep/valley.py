@@ -41,21 +41,13 @@ class ValleySlope(NamedTuple):
 
 
 class Valley(NamedTuple):
-    """Where the best decay of each learning rate lies.
+    """Where the best decay of each learning rate lies."""
 
-    Attributes:
-      rows: the rates whose best decay is inside the grid.
-      log_decays: log₂ of the best decay of each of those.
-      smallest: the other rates that train, whose best decay is the grid's smallest.
-      largest: likewise.
-      untrained: the rates at which even the best cell is worse than the median cell.
-    """
-
-    rows: np.ndarray
-    log_decays: np.ndarray
-    smallest: np.ndarray
-    largest: np.ndarray
-    untrained: np.ndarray
+    rows: np.ndarray  # the rates whose best decay is inside the grid
+    log_decays: np.ndarray  # log₂ of the best decay of each of those
+    smallest: np.ndarray  # the other rates that train, whose best decay is the grid's smallest
+    largest: np.ndarray  # likewise
+    untrained: np.ndarray  # the rates at which even the best cell is worse than the median
 
 
 def valley_slope(
