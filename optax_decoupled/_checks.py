@@ -127,14 +127,15 @@ def check_schedule(name: str, schedule: object) -> None:
 
 def _check_no_mask(name: str, schedule: Callable[..., object]) -> None:
     """A mask function in the place of a schedule takes the count for a tree of parameters."""
+    values: list[object] = []
     try:
-        value = jax.eval_shape(schedule, jax.ShapeDtypeStruct((), jnp.int32))
+        jax.eval_shape(lambda t: values.append(schedule(t)), jax.ShapeDtypeStruct((), jnp.int32))
     except Exception:  # a schedule may be any function of a known step
         return
-    if getattr(value, "dtype", None) == jnp.bool_:
+    if isinstance(values[0], bool | np.bool_):  # whatever the step; a comparison is no such value
         raise TypeError(
-            f"{name}={shown(schedule)} returns a bool; a schedule (step -> multiplier) returns a "
-            "number. If it is a mask, pass it as mask=."
+            f"{name}={shown(schedule)} returns {values[0]} whatever the step; a schedule (step -> "
+            "multiplier) returns a number. If it is a mask, pass it as mask=."
         )
 
 

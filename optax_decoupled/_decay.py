@@ -131,7 +131,8 @@ def add_decoupled_weight_decay(
     _checks.check_weight_decay(weight_decay, peak=peak_of(schedule))
     _checks.check_flag("cautious", cautious)
     check_decay_multiplier(schedule, weight_decay)
-    check_decay_schedule(weight_decay, schedule)
+    if toward is None:  # a pull to another point may be as strong, now and then
+        check_decay_schedule(weight_decay, schedule)
     _check_toward(toward)
     rate_at, decay = product_schedule(weight_decay, schedule), _cautious if cautious else _all
 

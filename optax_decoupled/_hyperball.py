@@ -92,10 +92,11 @@ def hyperball(
     _checks.check_learning_rate(learning_rate)
     inner, rate_at = optax.with_extra_args_support(direction), product_schedule(learning_rate)
 
-    look = looked_at_once(lambda params: _look(inner, params))
+    look = looked_at_once(lambda params: _warn_of_climbing(inner, params))
 
     def init_fn(params: optax.Params) -> HyperballState:
         look(params)
+        _warn_of_zeros(params)
         leaves, treedef = jax.tree.flatten(params)
         rows = zip(leaves, leading_axes(stacked, params), strict=True)
         radius = treedef.unflatten([_radius(*row) for row in rows])
@@ -119,14 +120,18 @@ def hyperball(
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-def _look(direction: optax.GradientTransformation, params: optax.Params) -> None:
+def _warn_of_climbing(direction: optax.GradientTransformation, params: optax.Params) -> None:
     if climbs(direction, params):
         _checks.warn(
             "direction points down the gradient, as a finished optimizer does, so hyperball, which "
             "subtracts it, climbs. Pass the direction alone, e.g. optax.scale_by_adam()."
         )
-    zero = ["/".join(path) for path, x in named_leaves(params)[0] if _is_zero(x)]
-    if zero:
+
+
+def _warn_of_zeros(params: optax.Params) -> None:
+    leaves = [row for row in named_leaves(params)[0] if is_decayable(row[1])]
+    zero = ["/".join(path) for path, x in leaves if _is_zero(x)]
+    if 0 < len(zero) < len(leaves):  # all of them: a template for a checkpoint
         _checks.warn(
             f"hyperball keeps the norm, so what starts at 0 stays there: {listing(zero, limit=3)}. "
             "Give such weights to another optimizer with optax.partition."
@@ -134,9 +139,10 @@ def _look(direction: optax.GradientTransformation, params: optax.Params) -> None
 
 
 def _is_zero(x: Leaf) -> bool:
-    if isinstance(x, jax.core.Tracer | jax.ShapeDtypeStruct) or not is_decayable(x):
+    if isinstance(x, jax.core.Tracer | jax.ShapeDtypeStruct):
         return False
-    return jnp.size(x) > 0 and not jnp.any(jnp.asarray(x))
+    with jax.ensure_compile_time_eval():  # init may be traced over weights that are known
+        return jnp.size(x) > 0 and not jnp.any(jnp.asarray(x))
 
 
 def _radius(p: Leaf, axes: int) -> jax.Array:

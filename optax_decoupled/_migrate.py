@@ -95,7 +95,7 @@ def migrate_opt_state(
 
 
 def _check_order(opt_state: optax.OptState, tx: optax.GradientTransformation) -> None:
-    if hasattr(opt_state, "opt_state"):
+    if hasattr(opt_state, "opt_state") and not isinstance(opt_state, tuple):  # as Optax's are
         kind = type(opt_state).__name__
         raise TypeError(
             f"opt_state is a {kind}, which holds more than the optimizer's state. Pass its "

@@ -16,10 +16,11 @@ from optax_decoupled._types import Scalar, ScalarOrSchedule, Schedule
 # Where a schedule is looked at when an optimizer is built: dense at first, then to 2**28.
 _SAMPLED = np.unique([*range(16), *np.round(2.0 ** np.arange(4, 28.5, 0.5))]).astype(np.int32)
 _LAST = 2**28
+_DENSE = np.unique(np.round(2.0 ** np.arange(0, 28, 0.05))).astype(np.int32)
 # A decay of which one update removes less than this does nothing in most runs.
 _FAINT = 5e-7
 # A multiplier reaches 1; no decay is meant to reach half of it in one of the first updates.
-_LARGE, _EARLY = 0.5, 10_000
+_LARGE, _EARLY = 0.5, 100_000
 
 
 def product_schedule(*factors: ScalarOrSchedule | None) -> Schedule:
@@ -69,14 +70,14 @@ def peak_of(multiplier: ScalarOrSchedule | None, until: int = _LAST) -> float | 
         return 1.0
     if not callable(multiplier):
         return float(np.asarray(multiplier)) if _checks.is_known(multiplier) else None
-    values = _sampled(multiplier, until)
+    values = _sampled(multiplier, _SAMPLED[until >= _SAMPLED])
     return None if values is None else float(np.max(values, initial=0.0))
 
 
-def _sampled(schedule: Schedule, until: int = _LAST) -> np.ndarray | None:
-    """Its finite values at a few dozen counts up to one; None if they cannot be known now."""
+def _sampled(schedule: Schedule, counts: np.ndarray) -> np.ndarray | None:
+    """Its finite values at these counts; None if they cannot be known now."""
     try:
-        values = jax.vmap(schedule)(jnp.asarray(_SAMPLED[until >= _SAMPLED]))
+        values = jax.vmap(schedule)(jnp.asarray(counts))
     except Exception:  # a schedule may be any function, also one that takes no batch of counts
         return None
     if isinstance(values, jax.core.Tracer):
@@ -88,7 +89,7 @@ def _move_alike(a: Schedule, b: Schedule) -> bool:
     """Whether one is a constant times the other, and no constant."""
     if a is b:
         return True
-    both = [_sampled(x) for x in (a, b)]
+    both = [_sampled(x, _DENSE) for x in (a, b)]
     x, y = (np.zeros(0) if v is None else v / (np.max(v, initial=0) or 1) for v in both)
     moves = len(x) == len(y) > 0 and np.ptp(x) > 0.01
     return bool(moves and np.allclose(x, y, atol=1e-4))

@@ -67,8 +67,8 @@ _UNWANTED = (
     "this is intended."
 )
 _INVERTED = (
-    "Only biases, scales or norm parameters decay: {}. The mask looks inverted: True (or a "
-    "multiplier above 0) selects what decays. Pass mask=decay_mask."
+    "Only biases, scales or norm parameters decay: {}. If a mask chooses them it is inverted: True "
+    "(or a multiplier above 0) selects what decays. Pass mask=decay_mask unless this is intended."
 )
 _LARGE = (
     "One update changes {} by more than a quarter of its value, which no weight decay does. Check "
@@ -137,7 +137,6 @@ _VECTORS = (
     "Every parameter decays, those of one axis too: {}. Biases and scales are usually spared; "
     "where decay_mask does not know their names, pass a mask of your own or decay_rules."
 )
-_OURS = (DecoupledWeightDecayState, PulledWeightDecayState)
 # Arguments that are masks: mask, weight_decay_mask, but not mask_probability.
 _MASK_NAME = re.compile(r"(^|_)mask$")
 # A decay that leaves half of a weight after seven million updates is seldom meant.
@@ -162,10 +161,10 @@ def warnings(rows: Sequence[DecayRow], found: Findings, probe: Probe) -> tuple[s
         texts.append(still if found.silent is None else _NOTHING)
     named = (
         (_BROKEN, broken),
-        (_OURS_GROWING if _holds(state, *_OURS) else _GROWING, _of_kind(rows, "growing")),
+        (_OURS_GROWING if _ours(state) else _GROWING, _of_kind(rows, "growing")),
         (_DOUBLE, double),
         (_COUPLED, [row for row in _of_kind(rows, "coupled") if row not in double]),
-        (_NONLINEAR, [] if _holds(state, PulledWeightDecayState) else nonlinear),
+        (_NONLINEAR, [] if _holds_length(state) else nonlinear),
         (_INVERTED if is_inverted else _UNWANTED, unwanted),
         (_LARGE, [row for row in rows if abs(row.decay_per_step) > _LARGEST]),
     )
@@ -178,8 +177,7 @@ def notes(
 ) -> tuple[str, ...]:
     """How the numbers were measured, where that is not obvious; `synthetic`: the gradients are."""
     still, coupled = _chosen(rows, ~found.moves), _of_kind(rows, "coupled")
-    meant = _holds(probe.start, PulledWeightDecayState)  # as by toward_rms
-    pulled = _of_kind(rows, "nonlinear") if meant else []
+    pulled = _of_kind(rows, "nonlinear") if _holds_length(probe.start) else []
     later = _LATER.format((found.silent or 0) + 1) + _ANOTHER * (probe.count is None)
     repeated = np.any((found.fraction != found.steady) & (found.kind == "coupled"))
     share = found.share[found.kind == "cautious"]
@@ -264,6 +262,13 @@ def _mask_was_called(state: optax.OptState) -> bool:
     )
 
 
-def _holds(state: optax.OptState, *kinds: type) -> bool:
-    is_one = lambda node: isinstance(node, kinds)
-    return any(map(is_one, jax.tree.leaves(state, is_leaf=is_one)))
+def _ours(state: optax.OptState) -> list[DecoupledWeightDecayState | PulledWeightDecayState]:
+    """The states of this package's decay."""
+    is_ours = lambda x: isinstance(x, DecoupledWeightDecayState | PulledWeightDecayState)
+    return list(filter(is_ours, jax.tree.leaves(state, is_leaf=is_ours)))
+
+
+def _holds_length(state: optax.OptState) -> bool:
+    """Whether a toward_rms may act, for which a decay that is not linear is meant."""
+    kept = [x.reference for x in _ours(state) if isinstance(x, PulledWeightDecayState)]
+    return any(x is None or (isinstance(x, dict) and x.keys() == {"rms"}) for x in kept)

@@ -499,6 +499,18 @@ def test_what_weights_are_pulled_to_is_named(name):
         assert not any("target norm" in warning for warning in report.warnings)
 
 
+def test_only_a_length_that_is_asked_for_is_no_warning():
+    shrink = optax.stateless(lambda u, p: jax.tree.map(lambda u, p: u - 1e-4 * jnp.sign(p), u, p))
+    transforms = {
+        "start": od.adamw(LR, 1e-4, toward=od.toward_init()),
+        "l1": optax.chain(optax.adam(LR), shrink),
+    }
+    tx = optax.partition(transforms, {"a": "start", "b": "l1"})
+    report = od.explain_weight_decay(tx, {"a": jnp.ones((8, 8)), "b": jnp.ones((8, 8))})
+    assert [row.kind for row in report.rows] == ["toward", "nonlinear"]
+    assert any("of 'b' depends on no gradient" in text for text in report.warnings)
+
+
 def test_an_inverted_mask_is_named():
     vectors = lambda params: jax.tree.map(lambda p: p.ndim < 2, params)
     report = od.explain_weight_decay(od.adamw(LR, 1e-4, mask=vectors), small_params())

@@ -220,12 +220,12 @@ REFUSED = {
     "a mask as schedule": (
         lambda: od.add_decoupled_weight_decay(1e-4, od.decay_mask),
         TypeError,
-        ["schedule=", "returns a bool", "mask="],
+        ["schedule=", "returns True whatever", "mask="],
     ),
     "a mask as decay": (
         lambda: od.decouple(optax.adam(1e-3), lambda p: jax.tree.map(lambda x: x.ndim > 1, p)),
         TypeError,
-        ["weight_decay=", "returns a bool", "mask="],
+        ["weight_decay=", "returns False whatever", "mask="],
     ),
     "a long value": (
         lambda: od.toward_argument({str(i): jnp.ones(20) for i in range(20)}),
@@ -345,9 +345,33 @@ MISTAKEN["rate and multiplier swapped"] = (
 )
 
 
+def test_a_multiplier_with_a_long_warmup_warns_too():
+    with pytest.warns(UserWarning, match="weight_decay reaches"):
+        od.adamw(1e-3, optax.linear_schedule(0.0, 1.0, 30_000))
+
+
+def test_a_pull_may_be_strong_now_and_then():
+    every_fifth = lambda step: jnp.where(step % 5 == 4, 0.5, 0.0)
+    od.add_decoupled_weight_decay(every_fifth, toward=od.toward_argument())
+    with pytest.warns(UserWarning, match="weight_decay reaches"):
+        od.add_decoupled_weight_decay(every_fifth)
+
+
+def test_a_schedule_may_be_a_comparison():
+    tx = od.add_decoupled_weight_decay(1e-3, lambda step: step < 1)
+    params = jnp.ones(2)
+    state = tx.init(params)
+    first, state = tx.update(jnp.zeros(2), state, params)
+    second, _ = tx.update(jnp.zeros(2), state, params)
+    np.testing.assert_allclose(first, -1e-3, rtol=1e-6)
+    np.testing.assert_array_equal(second, 0)
+
+
 def test_a_rate_and_a_schedule_of_other_shapes_are_meant():
     od.adamw(RATE, 1e-4, schedule=ONES)
     od.adamw(optax.constant_schedule(1e-3), 1e-4, schedule=optax.constant_schedule(1.0))
+    drops = [optax.piecewise_constant_schedule(1.0, {step: 0.1}) for step in (6000, 8000)]
+    od.adamw(drops[0], 1e-4, schedule=drops[1])
 
 
 @pytest.mark.parametrize(

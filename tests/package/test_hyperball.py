@@ -86,6 +86,10 @@ def test_what_is_zero_stays_without_nan():
     with pytest.warns(UserWarning, match="at 0 stays there: 'zero'") as caught:
         state = tx.init(params)
     assert caught[0].filename == __file__
+    tx.init(jax.tree.map(jnp.zeros_like, params))  # a template for a checkpoint, and no weights
+    known = {"zero": jnp.zeros(3), "w": jnp.ones(3)}
+    with pytest.warns(UserWarning, match="at 0 stays there"):
+        jax.jit(lambda: od.hyperball(optax.identity(), 0.1).init(known))()
     updates, _ = jax.jit(tx.update)(grads, state, params)
     chex.assert_tree_all_finite(updates)
     for name in ("zero", "w", "count"):

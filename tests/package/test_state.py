@@ -382,3 +382,5 @@ def test_what_holds_a_state_is_not_one():
     with pytest.raises(TypeError, match=r"a TrainState, which holds more.*its \.opt_state"):
         od.migrate_opt_state(train_state, od.adamw(1e-3, 1e-4), params)
     od.migrate_opt_state(train_state.opt_state, od.adamw(1e-3, 1e-4), params)
+    sam = optax.contrib.sam(od.adamw(1e-3, 1e-4), optax.sgd(0.1))  # whose state has such a field
+    od.migrate_opt_state(sam.init(params), sam, params)

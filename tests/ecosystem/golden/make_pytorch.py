@@ -103,7 +103,7 @@ GROUPS = {
     "olmo": (
         {**dict.fromkeys(LAYERS, 0.0), "kernel": 0.1},
         warmup_then_cosine,
-        dict(lr=0.002, betas=(0.9, 0.95)),
+        dict(lr=0.002, betas=(0.9, 0.95), eps=1e-5),
     ),
 }
 
