@@ -126,6 +126,9 @@ def transfer_weight_decay(
       TypeError, ValueError: for a negative decay, sizes that are not positive pairs, an
         exponent that is not finite, and if nothing changes.
 
+    Warns:
+      UserWarning: for an exponent without its pair of sizes, which does nothing.
+
     Examples:
       Twice the batch and four times the tokens, so twice the steps, at √2 times the rate:
 

@@ -108,7 +108,8 @@ def add_decoupled_weight_decay(
 
     Warns:
       UserWarning: if a static ``weight_decay`` is 0.01 or more, which looks like
-        PyTorch's, and if a schedule of it reaches 0.5, which looks like a multiplier.
+        PyTorch's, and if a schedule of it reaches 0.5 without ``toward``, which looks
+        like a multiplier.
 
     Examples:
       With zero gradients :math:`T` steps leave :math:`θ_0 (1 - c)^T`:
