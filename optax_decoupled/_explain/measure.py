@@ -140,7 +140,7 @@ def is_pulled(p: Probe, start: optax.OptState, after: optax.OptState, c: np.ndar
 
     A moment is what an update changes, from start to after. Noise does not move twice alike.
     """
-    kept = sample.unchanged(start, after)
+    kept = sample.unchanged(start, after) | sample.lone_numbers(start, p.params(0.0))
     first, state = p.step(p.sharing.emptied(start, kept), 0.0, factor=0.0)
     second = p.step(p.sharing.emptied(state, kept), 0.0, factor=0.0)[0]
     xx, yy, xy = _dot(first, first), _dot(second, second), _dot(first, second)

@@ -48,8 +48,7 @@ class Sharing:
         zeros: dict[Any, np.ndarray] = {}
 
         def empty(path: Any, x: Any) -> Any:
-            is_moment = np.ndim(x) > 0 and jnp.issubdtype(jnp.result_type(x), jnp.inexact)
-            if path in kept or not is_moment:
+            if path in kept or not jnp.issubdtype(jnp.result_type(x), jnp.inexact):
                 return x
             key = x.shape, x.dtype, None if self.active else path
             return zeros.setdefault(key, np.zeros(x.shape, x.dtype))

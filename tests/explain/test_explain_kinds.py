@@ -499,6 +499,17 @@ def test_what_weights_are_pulled_to_is_named(name):
         assert not any("target norm" in warning for warning in report.warnings)
 
 
+@pytest.mark.parametrize("make", [od.adamw, od.sgdw])
+def test_momentum_of_a_number_is_no_pull(make):
+    """Such as that of CLIP's temperature, in a run: its moment is a number too."""
+    params = {"scale": jnp.array(2.0), "w": jnp.ones((8, 8))}
+    for toward, kind in [(None, "decoupled"), (od.toward_init(), "toward")]:
+        tx = make(LR, 1e-5, toward=toward)
+        _, state = trained(tx, params, 3)
+        assert kinds(od.explain_weight_decay(tx, params, state=state)) == {kind}
+        assert kinds(od.explain_weight_decay(tx, params["scale"])) == {kind}
+
+
 def test_only_a_length_that_is_asked_for_is_no_warning():
     shrink = optax.stateless(lambda u, p: jax.tree.map(lambda u, p: u - 1e-4 * jnp.sign(p), u, p))
     transforms = {
