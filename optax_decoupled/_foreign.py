@@ -1,6 +1,7 @@
 """All that we know of other people's optimizers: the names in their states, and their habits."""
 
 import traceback
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -57,12 +58,21 @@ def at_cycle_start(state: PyTree) -> Any:
 
 def at_count(state: PyTree, count: Any) -> Any:
     """The state with every counter of the optimizer's own steps at this count."""
+    return _counting(state, lambda path, x: jnp.full_like(x, count))
 
+
+def at_count_of(state: PyTree, other: PyTree) -> Any:
+    """The same, at the counts of another state."""
+    leaves = dict(jax.tree_util.tree_flatten_with_path(other)[0])
+    return _counting(state, leaves.get)
+
+
+def _counting(state: PyTree, count: Callable[[Any, Any], Any]) -> Any:
     def recounts(node: PyTree) -> bool:
         return type(node).__name__ in RECOUNTING
 
     def moved(path: Any, x: Any) -> Any:
-        return jnp.full_like(x, count) if not recounts(x) and _name(path) in COUNTERS else x
+        return count(path, x) if not recounts(x) and _name(path) in COUNTERS else x
 
     return jax.tree_util.tree_map_with_path(moved, state, is_leaf=recounts)
 

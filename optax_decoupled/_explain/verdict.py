@@ -5,6 +5,7 @@ from typing import NamedTuple
 import numpy as np
 import optax
 
+from optax_decoupled import _foreign
 from optax_decoupled._explain import measure
 from optax_decoupled._explain.measure import FAINT, TINY, TOLERANCE, Memory, Response
 from optax_decoupled._explain.probe import Probe
@@ -34,7 +35,9 @@ def examine(p: Probe) -> Findings:
     """Measures an optimizer at its first update that moves anything."""
     first, start, after, calls = p.until_moving(p.start, p.natural)
     sizes = np.array([k * v.size for k, v in zip(p.decays, p.v, strict=True)], int)
-    silent, period = calls - p.calls_per_step, p.until_moving(after, p.natural)[3]
+    silent = calls - p.calls_per_step
+    again = _foreign.at_count_of(after, start)  # the next may be after the end of a schedule
+    period = p.until_moving(again, p.natural)[3]
     is_later = p.count is not None and silent >= period  # the update asked for moves nothing
     if is_later or not any(map(np.any, first)):
         return _nothing_moves(sizes)

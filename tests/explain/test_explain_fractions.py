@@ -161,6 +161,25 @@ def test_half_lives_count_the_calls(make, decay, before):
     assert any(note.startswith("4 calls of update make one") for note in report.notes)
 
 
+@pytest.mark.parametrize("calls", [1, 4])
+def test_the_last_update_of_a_schedule_has_its_own_half_life(calls):
+    """Though no later one moves anything."""
+    schedule = optax.piecewise_constant_schedule(LR, {10: 0.0})
+    tx = optax.MultiSteps(optax.adamw(schedule, weight_decay=1.0), calls)
+    (row,) = od.explain_weight_decay(tx, {"w": jnp.ones((8, 8))}, step=9).rows
+    assert row.half_life == pytest.approx(calls * math.log(2) / 1e-3, rel=5e-3)
+    (row,) = od.explain_weight_decay(tx, {"w": jnp.ones((8, 8))}, step=10).rows
+    assert (row.kind, row.half_life) == ("none", math.inf)
+
+
+def test_an_update_that_moves_nothing_is_not_taken_for_the_only_one_that_does():
+    schedule = lambda count: jnp.where(count == 1, LR, 0.0)
+    tx = optax.adamw(schedule, weight_decay=1.0)
+    report = od.explain_weight_decay(tx, {"w": jnp.ones((8, 8))}, step=0)
+    assert report.rows[0].kind == "none"
+    assert any("the update with count 0 moves nothing" in text for text in report.warnings)
+
+
 @pytest.mark.parametrize("period", [2, 4])
 @pytest.mark.parametrize("before", [0, 1])
 def test_sam_decays_once_in_each_of_its_periods(period, before):
