@@ -96,14 +96,15 @@ def is_cautious(
 
     At opposite parameters it is the other elements' turn, so of the fractions removed there
     one is 0; at the next update too, when Adam's steps differ in size; and opposite
-    gradients choose others.
+    gradients choose others, unless moments outweigh them.
     """
     one_sided, share = _one_sided(p, at_large)
     if not one_sided.any():
         return one_sided, share
     after = p.until_moving(start, p.natural)[2]
     one_sided &= _one_sided(p, response(p, after, p.large, factor=FAINT, other=True))[0]
-    opposite = (p.until_moving(start, p.large, factor=factor)[0] for factor in (16.0, -16.0))
+    empty = p.sharing.emptied(start, _lasting(p, start, after))
+    opposite = (p.until_moving(empty, p.large, factor=factor)[0] for factor in (16.0, -16.0))
     chosen = [[x > np.max(x, initial=0) / 2 for x in _removed(p, u, 1)] for u in opposite]
     turns = [np.mean(a != b) if a.size else 0.0 for a, b in zip(*chosen, strict=True)]
     return one_sided & (np.array(turns) > _TURNS), share
@@ -138,14 +139,20 @@ def holds_norm(p: Probe, start: optax.OptState, at_natural: Response) -> np.ndar
 def is_pulled(p: Probe, start: optax.OptState, after: optax.OptState, c: np.ndarray) -> np.ndarray:
     """Whether parameters at 0 move without gradients and moments: to what tx or the state keeps.
 
-    A moment is what an update changes, from start to after. Noise does not move twice alike.
+    Noise does not move twice alike.
     """
-    kept = sample.unchanged(start, after) | sample.lone_numbers(start, p.params(0.0))
+    kept = _lasting(p, start, after)
+    start = p.with_references(start, p.natural)
     first, state = p.step(p.sharing.emptied(start, kept), 0.0, factor=0.0)
     second = p.step(p.sharing.emptied(state, kept), 0.0, factor=0.0)[0]
     xx, yy, xy = _dot(first, first), _dot(second, second), _dot(first, second)
     pulled = np.sqrt(xx) > TOLERANCE * abs(c) * p.natural * np.sqrt(_dot(p.v, p.v))
     return pulled & (xy > (1 - TOLERANCE) * np.sqrt(xx * yy))
+
+
+def _lasting(p: Probe, start: optax.OptState, after: optax.OptState) -> set[Any]:
+    """Paths of what is no moment: what an update leaves alone, and numbers of no parameter."""
+    return sample.unchanged(start, after) | sample.lone_numbers(start, p.params(0.0))
 
 
 def depends_on_no_gradient(p: Probe, start: optax.OptState) -> np.ndarray:

@@ -42,6 +42,7 @@ class Probe:
     v: Leaves  # the unit parameters, of size 1 to 2
     kept_as: list[Any]  # the dtype of each, or of a wider copy of which its update is made
     follows: set[Any]  # paths of copies in the state that move with them: schedule-free's z
+    references: set[Any]  # of copies that stay: what they are pulled to, or measured from
     is_sampled: bool  # whether the arrays are samples
     calls_per_step: int  # calls of tx.update that make one update, 1 but for SAM
     sharing: Sharing  # finds equal leaves
@@ -171,16 +172,16 @@ class Probe:
         """Leaves of the initial state that change sign with the parameters, and what they do."""
         plus, minus = self.fresh(1.0), self.fresh(-1.0)
         self.follows = set(sample.leaves_by_path(plus)) - sample.unchanged(plus, minus)
-        self.kept_as = list(self.dtypes)
+        self.references, self.kept_as = set(), list(self.dtypes)
         if not self.follows:
             return
         _, before, _, _ = self.until_moving(self.start, self.natural)
         before = self._following(before, self.natural, self.follows)
         after = self._call(self._grads(), before, self.params(-1.0))[1]
-        stay = self.follows & sample.unchanged(before, after)
-        # What parameters are pulled to: as where they start at v, for some of them start at 0.
-        self.start = self._following(self.start, self.natural, stay)
-        self.follows -= stay
+        self.references = self.follows & sample.unchanged(before, after)
+        # At 0, so that what depends on the distance from them is as large at v as at -v.
+        self.start = self.with_references(self.start, 0.0)
+        self.follows -= self.references
         self._find_kept_as(before)
 
     def _find_kept_as(self, state: optax.OptState) -> None:
@@ -196,6 +197,9 @@ class Probe:
                 wide if np.any(a != b) and digits(wide) > digits(kept) else kept
                 for a, b, kept in zip(*both, self.kept_as, strict=True)
             ]
+
+    def with_references(self, state: optax.OptState, amplitude: Amplitude) -> optax.OptState:
+        return self._following(state, amplitude, self.references)
 
     def _following(
         self, state: optax.OptState, amplitude: Amplitude, which: set[Any]

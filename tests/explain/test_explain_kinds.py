@@ -17,6 +17,7 @@ from explaining import (
     half_frozen,
     kinds,
     only_kernels,
+    random_grads,
     small_params,
     trained,
     with_l2,
@@ -432,6 +433,31 @@ def test_what_clips_weights_is_not_cautious():
     """It lets the same elements alone, whatever the gradients."""
     make, _ = BROKEN["a projection"]
     assert "cautious" not in kinds(od.explain_weight_decay(make(), small_params()))
+
+
+@pytest.mark.parametrize("make", [od.adamw, od.sgdw])
+def test_cautious_decay_is_seen_behind_momentum_that_outweighs_the_gradients(make):
+    tx = make(LR, 1e-4, cautious=True)
+    params, state = trained(tx, small_params(), 3)
+    grads = random_grads(params, 5, 1e-5)
+    report = od.explain_weight_decay(tx, params, state=state, grads=grads)
+    assert kinds(report) == {"cautious"}
+    np.testing.assert_allclose([row.decay_per_step for row in report.rows], 1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("scale", [None, 1.0])
+@pytest.mark.parametrize("steps", [0, 3])
+@pytest.mark.parametrize("make", [optax.contrib.dog, optax.contrib.dowg])
+def test_a_step_as_long_as_the_way_so_far_changes_no_kind(make, steps, scale):
+    """Whatever the gradients, those along the parameters too, and for a lone number."""
+    params = {**small_params(), "scale": jnp.array(0.5)}
+    grads = scale and jax.tree.map(lambda p: scale * p, params)
+    for toward, kind in [(None, "decoupled"), (od.toward_init(), "toward")]:
+        tx = optax.chain(make(), od.add_decoupled_weight_decay(1e-3, toward=toward))
+        later, state = trained(tx, params, steps)
+        report = od.explain_weight_decay(tx, later, state=state, grads=grads)
+        assert kinds(report) == {kind}
+        np.testing.assert_allclose([row.decay_per_step for row in report.rows], 1e-3, rtol=1e-3)
 
 
 def test_a_large_decay_warns_whoever_made_the_optimizer():
