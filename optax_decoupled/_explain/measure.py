@@ -7,6 +7,7 @@ that start at zero are seen too. Decay is coupled if that part is remembered by 
 or depends on the gradients.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,10 +29,6 @@ _ROUNDING = 1e-5
 _SIGNIFICANT = 0.05
 # L2 coefficients that are tried: the last two tell a linear response from a saturated one.
 _COEFFICIENTS = (2.0**-20, 1.0, 2.0**10)
-# Energies of a cautious decay: of the elements that are let alone, of those that are not.
-_ONE_SIDED = 0.05
-# The elements that opposite gradients must choose differently.
-_TURNS = 0.05
 TINY = 1e-300
 
 
@@ -94,28 +91,24 @@ def is_cautious(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Whether elements decay only where the gradients let them, and the share that does.
 
-    At opposite parameters it is the other elements' turn, so of the fractions removed there
-    one is 0; at the next update too, when Adam's steps differ in size; and opposite
-    gradients choose others, unless moments outweigh them.
+    At opposite parameters it is the other elements' turn, so half of what is removed is in d
+    and half in the part that is even. Without gradients and moments each element decays, or
+    none does.
     """
-    one_sided, share = _one_sided(p, at_large)
-    if not one_sided.any():
-        return one_sided, share
-    after = p.until_moving(start, p.natural)[2]
-    one_sided &= _one_sided(p, response(p, after, p.large, factor=FAINT, other=True))[0]
-    empty = p.sharing.emptied(start, _lasting(p, start, after))
-    opposite = (p.until_moving(empty, p.large, factor=factor)[0] for factor in (16.0, -16.0))
-    chosen = [[x > np.max(x, initial=0) / 2 for x in _removed(p, u, 1)] for u in opposite]
-    turns = [np.mean(a != b) if a.size else 0.0 for a, b in zip(*chosen, strict=True)]
-    return one_sided & (np.array(turns) > _TURNS), share
+    seen = at_large.fraction > at_large.fraction_noise
+    seen &= at_large.update > (1 - TOLERANCE) * math.sqrt(2) * at_large.size
+    share = np.array([np.mean(x <= 0) if x.size else 0.0 for x in _along(p, at_large)])
+    if not seen.any():
+        return seen, share
+    empty = p.sharing.emptied(start, _lasting(p, start))
+    at_rest = response(p, empty, p.large, factor=0.0).fraction / at_large.fraction
+    return seen & ((abs(at_rest - 2) < TOLERANCE) | (abs(at_rest) < TOLERANCE)), share
 
 
-def _one_sided(p: Probe, found: Response) -> tuple[np.ndarray, np.ndarray]:
-    both = [_removed(p, u, sign) for u, sign in zip(found.pair, (1, -1), strict=True)]
-    both = [np.abs(pair) for pair in zip(*both, strict=True)]
-    less, more = [x.min(0) for x in both], [x.max(0) for x in both]
-    share = [np.mean(x[0] > x[1]) if x.size else 0.0 for x in both]
-    return _dot(less, less) < _ONE_SIDED * _dot(more, more), np.array(share)
+def _along(p: Probe, found: Response) -> Leaves:
+    """What the even part of the updates adds to each element of v."""
+    pairs = zip(*found.pair, p.v, strict=True)
+    return [np.real((a + b) * np.conj(v)) for a, b, v in pairs]
 
 
 def holds_norm(p: Probe, start: optax.OptState, at_natural: Response) -> np.ndarray:
@@ -136,12 +129,12 @@ def holds_norm(p: Probe, start: optax.OptState, at_natural: Response) -> np.ndar
     return held | constant
 
 
-def is_pulled(p: Probe, start: optax.OptState, after: optax.OptState, c: np.ndarray) -> np.ndarray:
+def is_pulled(p: Probe, start: optax.OptState, c: np.ndarray) -> np.ndarray:
     """Whether parameters at 0 move without gradients and moments: to what tx or the state keeps.
 
     Noise does not move twice alike.
     """
-    kept = _lasting(p, start, after)
+    kept = _lasting(p, start)
     start = p.with_references(start, p.natural)
     first, state = p.step(p.sharing.emptied(start, kept), 0.0, factor=0.0)
     second = p.step(p.sharing.emptied(state, kept), 0.0, factor=0.0)[0]
@@ -150,8 +143,9 @@ def is_pulled(p: Probe, start: optax.OptState, after: optax.OptState, c: np.ndar
     return pulled & (xy > (1 - TOLERANCE) * np.sqrt(xx * yy))
 
 
-def _lasting(p: Probe, start: optax.OptState, after: optax.OptState) -> set[Any]:
+def _lasting(p: Probe, start: optax.OptState) -> set[Any]:
     """Paths of what is no moment: what an update leaves alone, and numbers of no parameter."""
+    after = p.until_moving(start, p.natural, other=True)[2]
     return sample.unchanged(start, after) | sample.lone_numbers(start, p.params(0.0))
 
 
@@ -243,12 +237,6 @@ def steady_fraction(p: Probe, start: optax.OptState) -> np.ndarray:
     slow = abs(limit) > 0.05 * (1 - ratio)
     geometric = (ratio >= 0) & (ratio < 1) & ~slow & (abs(steps[0]) < 1.01 * abs(first))
     return np.where(constant, third, np.where(geometric, limit, np.nan))
-
-
-def _removed(p: Probe, updates: Leaves, sign: int) -> Leaves:
-    """How much less of v each element of ±v has after an update."""
-    pairs = zip(updates, p.v, strict=True)
-    return [-sign * np.real(u * np.conj(v)) / np.float64(abs(v) ** 2) for u, v in pairs]
 
 
 def _dot(xs: Leaves, ys: Leaves) -> np.ndarray:

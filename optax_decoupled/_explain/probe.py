@@ -177,7 +177,7 @@ class Probe:
             return
         _, before, _, _ = self.until_moving(self.start, self.natural)
         before = self._following(before, self.natural, self.follows)
-        after = self._call(self._grads(), before, self.params(-1.0))[1]
+        after = self._call(self._grads(_LARGE), before, self.params(-1.0))[1]
         self.references = self.follows & sample.unchanged(before, after)
         # At 0, so that what depends on the distance from them is as large at v as at -v.
         self.start = self.with_references(self.start, 0.0)

@@ -53,7 +53,7 @@ def examine(p: Probe) -> Findings:
     if traits.linear.any():
         steady = np.where(traits.linear, measure.steady_fraction(p, start), steady)
     return Findings(
-        kind=_kinds(p, start, after, at_large, traits),
+        kind=_kinds(p, start, at_large, traits),
         fraction=fraction,
         steady=steady,
         double=memory.decoupled > 0,
@@ -119,12 +119,10 @@ def _traits(
     )
 
 
-def _kinds(
-    p: Probe, start: optax.OptState, after: optax.OptState, at_large: Response, traits: _Traits
-) -> np.ndarray:
+def _kinds(p: Probe, start: optax.OptState, at_large: Response, traits: _Traits) -> np.ndarray:
     toward = np.zeros_like(traits.nothing)
     if not (traits.nothing | traits.held | traits.coupled).all():
-        toward = measure.is_pulled(p, start, after, at_large.fraction)
+        toward = measure.is_pulled(p, start, at_large.fraction)
     table = (
         (traits.held, "constrained"),
         (traits.nothing, "none"),

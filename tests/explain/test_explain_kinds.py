@@ -429,6 +429,35 @@ def test_a_faint_decay_is_seen_beside_copies_of_the_parameters(c):
     np.testing.assert_allclose([row.decay_per_step for row in report.rows], c, rtol=0.1)
 
 
+@pytest.mark.parametrize("make", [optax.lamb, optax.lars, optax.adafactor, optax.contrib.dog])
+def test_cautious_decay_is_seen_beside_steps_that_grow_with_the_weights(make):
+    """And a decay that happens to be as large as such a step is not cautious."""
+    for cautious, kind in [(True, "cautious"), (False, "decoupled")]:
+        tx = od.decouple(make(LR), 1e-3, cautious=cautious)
+        report = od.explain_weight_decay(tx, small_params())
+        assert kinds(report) == {kind}
+        np.testing.assert_allclose([row.decay_per_step for row in report.rows], 1e-3, rtol=1e-3)
+
+
+def _where(chosen):
+    """Adam, and a decay of the elements that `chosen(update, parameter)` names."""
+    decay = lambda u, p: jnp.where(chosen(u, p), -1e-3 * p, 0)
+    add = lambda us, ps: jax.tree.map(lambda u, p: u + decay(u, p), us, ps)
+    return optax.chain(optax.adam(LR), optax.stateless(add))
+
+
+def test_cautious_decay_may_let_alone_what_does_not_move():
+    report = od.explain_weight_decay(_where(lambda u, p: u * p < 0), small_params())
+    assert kinds(report) == {"cautious"}
+    np.testing.assert_allclose([row.decay_per_step for row in report.rows], 1e-3, rtol=1e-3)
+
+
+def test_decay_of_what_moves_is_not_cautious():
+    report = od.explain_weight_decay(_where(lambda u, p: u != 0), small_params())
+    assert kinds(report) == {"decoupled"}
+    np.testing.assert_allclose([row.decay_per_step for row in report.rows], 1e-3, rtol=1e-3)
+
+
 def test_what_clips_weights_is_not_cautious():
     """It lets the same elements alone, whatever the gradients."""
     make, _ = BROKEN["a projection"]
@@ -523,6 +552,20 @@ def test_what_weights_are_pulled_to_is_named(name):
     if kind == "nonlinear":  # which is what was asked for
         assert any("one to a target norm" in note for note in report.notes)
         assert not any("target norm" in warning for warning in report.warnings)
+
+
+def test_a_gradient_that_the_state_keeps_is_no_pull():
+    """Adan's, of the update before, whose difference from none is a step."""
+    tx = optax.adan(optax.linear_schedule(0.0, LR, 10), weight_decay=1e-2)
+    assert kinds(od.explain_weight_decay(tx, {"scale": jnp.array(3.0)})) == {"decoupled"}
+
+
+def test_a_copy_that_small_gradients_do_not_move_still_follows():
+    tx = optax.chain(optax.contrib.schedule_free_adamw(LR), od.add_decoupled_weight_decay(1e-3))
+    params, state = trained(tx, {"scale": jnp.array(1.5)}, 4)
+    grads = {"scale": jnp.array(1e-5)}
+    (row,) = od.explain_weight_decay(tx, params, state=state, grads=grads).rows
+    assert (row.kind, row.decay_per_step) == ("decoupled", pytest.approx(1e-3, rel=1e-3))
 
 
 @pytest.mark.parametrize("make", [od.adamw, od.sgdw])
