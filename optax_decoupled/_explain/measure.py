@@ -54,6 +54,8 @@ class Memory(NamedTuple):
     leak: np.ndarray  # how much, as a fraction of them; positive if it shrinks them
     second: np.ndarray  # the fraction removed by the second of two updates at natural amplitude
     decoupled: np.ndarray  # the part of the fraction that neither gradients nor sizes explain
+    middle: np.ndarray  # the fraction at an amplitude between natural and large
+    noise: np.ndarray  # what rounding may do to that
 
 
 def response(p: Probe, state: optax.OptState, amplitude: Amplitude, **kwargs: Any) -> Response:
@@ -62,9 +64,7 @@ def response(p: Probe, state: optax.OptState, amplitude: Amplitude, **kwargs: An
     vv, dd, dv = _dot(p.v, p.v), _dot(odd, odd), _dot(odd, p.v)
     update = np.sqrt((_dot(plus, plus) + _dot(minus, minus)) / 2)
     extent = amplitude * np.sqrt(vv) + TINY
-    own_noise = 16 * p.epsilon * update
-    # A transform with copies of the parameters may return the difference of two.
-    noise = own_noise + (4 * p.epsilon * extent if p.follows else 0.0)
+    noise = rounding(p, update, extent)
     return Response(
         pair=(plus, minus),
         odd=odd,
@@ -73,10 +73,15 @@ def response(p: Probe, state: optax.OptState, amplitude: Amplitude, **kwargs: An
         residual=np.sqrt(np.clip(1 - dv**2 / (vv * dd + TINY), 0, 1)),
         update=update,
         extent=extent,
-        own_noise=own_noise,
+        own_noise=16 * p.epsilon * update,
         noise=noise,
         fraction_noise=noise / extent,
     )
+
+
+def rounding(p: Probe, update: np.ndarray, extent: Amplitude) -> np.ndarray:
+    """The norm of d that it may cause: a transform with copies may return their difference."""
+    return p.epsilon * (16 * update + (4 * extent if p.follows else 0.0))
 
 
 def is_odd(p: Probe, found: Response) -> np.ndarray:
@@ -171,18 +176,20 @@ def measure_memory(p: Probe, start: optax.OptState, at_large: Response) -> Memor
     def two_steps(first: Amplitude, shift: float, second: np.ndarray) -> np.ndarray:
         u1, state = p.step(start, first, shift=shift)
         u2 = p.until_moving(state, second, other=True)[0]
-        return np.array([_dot(u1, p.v) / vv, _dot(u2, p.v) / vv, np.sqrt(_dot(u2, u2) / vv)])
+        sizes = (np.sqrt(_dot(u, u) / vv) for u in (u1, u2))
+        return np.array([_dot(u1, p.v) / vv, _dot(u2, p.v) / vv, *sizes])
 
     def odd_part(first: Amplitude, shift: float = 0.0, flip: bool = False) -> np.ndarray:
-        """Of the first update, and of the one that follows; and the size of that."""
+        """Of the first update, and of the one that follows; and the sizes of both."""
         opposite = (first, -shift) if shift else (-first, shift)
         plus = two_steps(first, shift, p.natural)
         minus = two_steps(*opposite, -p.natural if flip else p.natural)
-        return np.array([(minus[0] - plus[0]) / 2, (minus[1] - plus[1]) / 2, plus[2]])
+        return np.array([*(minus[:2] - plus[:2]) / 2, *plus[2:]])
 
-    _, leak, size = odd_part(_MEMORABLE)
+    middle, leak, moved, size = odd_part(_MEMORABLE)
+    noise = rounding(p, moved, _MEMORABLE) / _MEMORABLE
     remembered = abs(leak) > _ROUNDING * size
-    _, second, scale = odd_part(p.natural, flip=True) / p.natural
+    _, second, _, scale = odd_part(p.natural, flip=True) / p.natural
     decoupled = np.zeros_like(c)
     if remembered.any():
         remembers = odd_part(large)[1] / large
@@ -194,7 +201,7 @@ def measure_memory(p: Probe, start: optax.OptState, at_large: Response) -> Memor
             explains_it = c - most < _SIGNIFICANT * c
             decoupled = np.where(explains_it & (most > 8 * as_l2[-1][0]), 0.0, decoupled)
     second = np.where(abs(second) > 1e-6 * scale, abs(second), 0.0)
-    return Memory(remembered, leak, second, decoupled)
+    return Memory(remembered, leak, second, decoupled, middle / _MEMORABLE, noise)
 
 
 def _beside_l2(fraction: np.ndarray, leak: np.ndarray, as_l2: np.ndarray) -> np.ndarray:

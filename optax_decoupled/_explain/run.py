@@ -12,7 +12,7 @@ import numpy as np
 
 from optax_decoupled import _foreign
 from optax_decoupled._explain import arguments
-from optax_decoupled._explain.measure import FAINT, TINY
+from optax_decoupled._explain.measure import FAINT, TINY, rounding
 from optax_decoupled._explain.probe import Probe
 from optax_decoupled._explain.sharing import Layout, Leaves
 from optax_decoupled._explain.verdict import Findings
@@ -76,10 +76,10 @@ class _Decay:
         leaves = zip(plus, minus, self.p.v, strict=True)
         columns = zip(*(_along(*leaf) for leaf in leaves), strict=True)
         removed, update, size = (np.array(column) for column in columns)
-        noise = 16 * self.p.epsilon * update.T / (self.p.large * size + TINY)
-        noise += 4 * self.p.epsilon if self.p.follows else 0.0  # as of `measure.response`
-        c = removed.T / (self.p.large * size**2 + TINY)
-        c = np.where(abs(c) > noise, self.factor * c, 0.0)
+        extent = self.p.large * size + TINY
+        c = removed.T / (extent * size + TINY)
+        seen = abs(c) * extent > rounding(self.p, update.T, extent)
+        c = np.where(seen, self.factor * c, 0.0)
         return np.where(np.asarray(made)[:, None], c, np.nan)
 
     def _updates(

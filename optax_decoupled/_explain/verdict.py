@@ -95,7 +95,8 @@ def _traits(
     odd = measure.is_odd(p, at_large)
     odd_when_small = at_natural.size > at_natural.noise + 8 * p.epsilon * at_natural.extent
     straight = at_large.residual < TOLERANCE + at_large.noise / (at_large.size + TINY)
-    same = abs(c - small_c) < TOLERANCE * abs(c) + at_natural.fraction_noise
+    others = ((small_c, at_natural.fraction_noise), (memory.middle, memory.noise))
+    same = np.all([abs(c - x) < TOLERANCE * abs(c) + noise for x, noise in others], axis=0)
     held = measure.holds_norm(p, start, at_natural)
     # A step whose size depends on the parameters turns with their sign, but not along them.
     both = (at_large, at_natural)

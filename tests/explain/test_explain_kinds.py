@@ -390,6 +390,13 @@ def test_what_the_gradients_change_is_not_called_nonlinear():
         assert kinds(od.explain_weight_decay(tx, small_params())) == {"coupled"}
 
 
+@pytest.mark.parametrize("make", [optax.sign_sgd, lambda rate: optax.lion(rate, weight_decay=0.0)])
+def test_a_step_of_one_size_is_no_decay_of_a_number(make):
+    """L2 may turn it, which beside a large weight looks like a tiny fraction of it."""
+    report = od.explain_weight_decay(with_l2(make(2e-3), 3e-6), {"scale": jnp.zeros(())})
+    assert kinds(report) == {"coupled"}
+
+
 def _on_sphere(radius=None):
     """Adam, after which every parameter is scaled back to a norm: its own, or this one."""
 
