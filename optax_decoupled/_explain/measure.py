@@ -142,10 +142,12 @@ def is_pulled(p: Probe, start: optax.OptState, c: np.ndarray) -> np.ndarray:
     kept = _lasting(p, start)
     start = p.with_references(start, p.natural)
     first, state = p.step(p.sharing.emptied(start, kept), 0.0, factor=0.0)
-    second = p.step(p.sharing.emptied(state, kept), 0.0, factor=0.0)[0]
-    xx, yy, xy = _dot(first, first), _dot(second, second), _dot(first, second)
+    xx = _dot(first, first)
     pulled = np.sqrt(xx) > TOLERANCE * abs(c) * p.natural * np.sqrt(_dot(p.v, p.v))
-    return pulled & (xy > (1 - TOLERANCE) * np.sqrt(xx * yy))
+    if not pulled.any():
+        return pulled
+    second = p.until_moving(p.sharing.emptied(state, kept), 0.0, factor=0.0)[0]
+    return pulled & (_dot(first, second) > (1 - TOLERANCE) * np.sqrt(xx * _dot(second, second)))
 
 
 def _lasting(p: Probe, start: optax.OptState) -> set[Any]:
