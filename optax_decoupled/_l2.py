@@ -19,7 +19,7 @@ from optax_decoupled._adam import scale_by_adam
 from optax_decoupled._decay import map_decaying, required
 from optax_decoupled._masks import foreign_entries, leaf_multipliers
 from optax_decoupled._paths import named_leaves
-from optax_decoupled._products import check_multiplier, product_schedule
+from optax_decoupled._products import check_step, product_schedule
 from optax_decoupled._sgd import momentum_sgd
 from optax_decoupled._types import Leaf, Mask, PyTree, Scalar, ScalarOrSchedule
 
@@ -150,9 +150,7 @@ def adam_l2(
     References:
       Loshchilov & Hutter, arXiv:1711.05101, Algorithm 2 (with L2 regularization).
     """
-    _checks.check_learning_rate(learning_rate)
-    _checks.check_schedule("schedule", schedule)
-    check_multiplier(schedule, learning_rate)
+    check_step(learning_rate, schedule)
     return optax.chain(
         l2_to_grad(l2, mask=mask),
         scale_by_adam(b1, b2, eps, eps_root, mu_dtype, nu_dtype, nesterov=nesterov),
@@ -200,9 +198,7 @@ def sgd_l2(
     References:
       Loshchilov & Hutter, arXiv:1711.05101, Algorithm 1 (with L2 regularization).
     """
-    _checks.check_learning_rate(learning_rate)
-    _checks.check_schedule("schedule", schedule)
-    check_multiplier(schedule, learning_rate)
+    check_step(learning_rate, schedule)
     return optax.chain(
         l2_to_grad(l2, mask=mask),
         *momentum_sgd(learning_rate, schedule, momentum, nesterov, scale_before_momentum),

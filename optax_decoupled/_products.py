@@ -95,8 +95,10 @@ def _move_alike(a: Schedule, b: Schedule) -> bool:
     return bool(moves and np.allclose(x, y, atol=1e-4))
 
 
-def check_multiplier(schedule: ScalarOrSchedule | None, learning_rate: ScalarOrSchedule) -> None:
-    """Warns where a learning rate, or its schedule, stands for a multiplier of step and decay."""
+def check_step(learning_rate: ScalarOrSchedule, schedule: ScalarOrSchedule | None) -> None:
+    """Checks both, and warns where a learning rate stands for a multiplier of step and decay."""
+    _checks.check_learning_rate(learning_rate)
+    _checks.check_schedule("schedule", schedule)
     if not (callable(schedule) or _checks.is_static(schedule)):
         return
     reached = peak_of(schedule)
@@ -123,11 +125,18 @@ def check_decay_multiplier(
         )
 
 
-def check_decay_schedule(weight_decay: ScalarOrSchedule, *factors: ScalarOrSchedule | None) -> None:
-    """Warns where a multiplier stands for a schedule of the decay."""
-    if not callable(weight_decay):
+def check_decay(
+    weight_decay: ScalarOrSchedule,
+    multiplier: ScalarOrSchedule | None,
+    toward: object,
+    learning_rate: ScalarOrSchedule | None = None,
+) -> None:
+    """Checks a decay, and warns where PyTorch's or a multiplier stands for it."""
+    peak = None if callable(weight_decay) else peak_of(multiplier)
+    _checks.check_weight_decay(weight_decay, learning_rate, peak)
+    if not callable(weight_decay) or toward is not None:  # a pull may be strong, now and then
         return
-    most = peak_of(product_schedule(weight_decay, *factors), _EARLY)
+    most = peak_of(product_schedule(weight_decay, multiplier), _EARLY)
     if most is not None and most >= _LARGE:
         _checks.warn(
             f"weight_decay reaches {most:.3g}: so much of every weight is removed at one step. "
