@@ -236,16 +236,11 @@ def _number(x: Leaf) -> int | None:
 
 def _kind_problems(old: PyTree, new: PyTree) -> list[str]:
     """Moments of one name may mean different things: AdaBelief's `nu` is a variance."""
-    kinds = [sorted(_moment_states(state)) for state in (old, new)]
+    nodes = [_foreign.nodes_with(state, "mu", "nu") for state in (old, new)]
+    kinds = [sorted({type(node).__name__ for node in each}) for each in nodes]
     if kinds[0] == kinds[1] or not all(kinds):
         return []
     return [f"its moments are those of {kinds[0]}, not {kinds[1]}"]
-
-
-def _moment_states(state: optax.OptState) -> set[str]:
-    has_moments = lambda node: not {"mu", "nu"}.isdisjoint(getattr(node, "_fields", ()))
-    nodes = jax.tree.leaves(state, is_leaf=has_moments)
-    return {type(node).__name__ for node in nodes if has_moments(node)}
 
 
 def _text(field: _Field) -> str:
