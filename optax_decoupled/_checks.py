@@ -89,14 +89,17 @@ def check_at_least_1(name: str, value: T, way_out: str) -> T:
     return check_number(name, value, "a finite number >= 1", lambda x: 1.0 <= x < math.inf, way_out)
 
 
-def check_whole(name: str, value: object, way_out: str) -> None:
-    """Requires a static integer >= 1 that fits Optax's int32 step counter."""
+def check_static(name: str, value: object) -> None:
     if not is_static(value):
         raise TypeError(
-            f"{name}={shown(value)} must be a static Python integer, because the cycle "
-            "boundaries are a table built before tracing. Under "
+            f"{name}={shown(value)} must be a static Python number, known before tracing. Under "
             f'optax.inject_hyperparams pass static_args=("{name}",).'
         )
+
+
+def check_whole(name: str, value: object, way_out: str) -> None:
+    """Requires a static integer >= 1 that fits Optax's int32 step counter."""
+    check_static(name, value)
     check_number(
         name,
         value,
@@ -193,6 +196,14 @@ def _conversion(weight_decay: object, learning_rate: object) -> str:
 def check_flag(name: str, value: object) -> None:
     if not isinstance(value, bool | np.bool_):
         raise TypeError(f"{name}={shown(value)} must be True or False, known before tracing.")
+
+
+def check_transformation(name: str, value: object, way_out: str) -> None:
+    if not all(callable(getattr(value, method, None)) for method in ("init", "update")):
+        raise TypeError(
+            f"{name}={shown(value)} must be an optax.GradientTransformation (init and update). "
+            f"{way_out}"
+        )
 
 
 def check_dtype(name: str, value: object) -> None:

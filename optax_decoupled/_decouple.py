@@ -7,7 +7,6 @@ import numpy as np
 import optax
 
 from optax_decoupled import _checks, _foreign
-from optax_decoupled._checks import shown
 from optax_decoupled._decay import add_decoupled_weight_decay
 from optax_decoupled._dtypes import is_decayable
 from optax_decoupled._first_update import looked_at_once, small_updates
@@ -53,11 +52,8 @@ def decouple(
       >>> updates, _ = tx.update(jnp.zeros(1), tx.init(jnp.ones(1)), jnp.ones(1))
       >>> assert jnp.allclose(updates, -1e-3)
     """
-    if not (callable(getattr(inner, "init", None)) and callable(getattr(inner, "update", None))):
-        raise TypeError(
-            f"inner={shown(inner)} must be an optax.GradientTransformation (init and update). "
-            "Call the optimizer's factory first, e.g. decouple(optax.sgd(0.1), ...)."
-        )
+    way_out = "Call the optimizer's factory first, e.g. decouple(optax.sgd(0.1), ...)."
+    _checks.check_transformation("inner", inner, way_out)
     return optax.chain(
         _watched(inner),
         add_decoupled_weight_decay(

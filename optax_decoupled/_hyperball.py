@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import optax
 
 from optax_decoupled import _checks
-from optax_decoupled._checks import shown
 from optax_decoupled._decay import required
 from optax_decoupled._dtypes import is_decayable, widen
 from optax_decoupled._first_update import climbs, looked_at_once
@@ -84,11 +83,7 @@ def hyperball(
     References:
       arXiv:2606.16899.
     """
-    if not (callable(getattr(direction, "init", None)) and hasattr(direction, "update")):
-        raise TypeError(
-            f"direction={shown(direction)} must be an optax.GradientTransformation, e.g. "
-            "optax.scale_by_adam()."
-        )
+    _checks.check_transformation("direction", direction, "Pass e.g. optax.scale_by_adam().")
     _checks.check_learning_rate(learning_rate)
     inner, rate_at = optax.with_extra_args_support(direction), product_schedule(learning_rate)
 

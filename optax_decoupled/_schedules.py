@@ -237,12 +237,7 @@ def split_schedule(
 
 def _check_cycles(first_cycle_steps: object, cycle_mult: object) -> None:
     _checks.check_whole("first_cycle_steps", first_cycle_steps, "It is the first cycle's length.")
-    if not _checks.is_static(cycle_mult):
-        raise TypeError(
-            f"cycle_mult={cycle_mult!r} must be a static Python number, because the cycle "
-            "boundaries are a table built before tracing. Under optax.inject_hyperparams pass "
-            'static_args=("first_cycle_steps", "cycle_mult").'
-        )
+    _checks.check_static("cycle_mult", cycle_mult)
     way_out = "1 repeats cycles of one length, 2 doubles them."
     _checks.check_at_least_1("cycle_mult", cycle_mult, way_out)
 
