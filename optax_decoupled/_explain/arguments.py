@@ -93,19 +93,6 @@ def fitting(state: optax.OptState | None, expected: Iterable[optax.OptState]) ->
     )
 
 
-def per_parameter(grads: optax.Updates | None, treedef: Any) -> list[Any]:
-    """The gradients in the order of the parameters; None without any."""
-    if grads is None:
-        return [None] * treedef.num_leaves
-    try:
-        return treedef.flatten_up_to(grads)
-    except ValueError as error:
-        raise ValueError(
-            f"grads has the structure {jax.tree.structure(grads)}; it must be that of "
-            f"params, {treedef}. Pass what you pass to tx.update, or None."
-        ) from error
-
-
 def same_structure(tree: Any, other: Any) -> bool:
     return jax.tree.structure(tree) == jax.tree.structure(other)
 
