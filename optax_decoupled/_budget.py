@@ -60,12 +60,8 @@ def normalized_weight_decay(
         )
     if steps is not None:
         return scale / _checks.check_positive("steps", steps, _BUDGET) ** 0.5
-    b, B, T = (_size(name, value) for name, value in sizes.items())
+    b, B, T = (_checks.check_positive(name, size, _BUDGET) for name, size in sizes.items())
     return scale * (b / B / T) ** 0.5  # B·T may overflow an int32
-
-
-def _size(name: str, value: Scalar | None) -> Any:
-    return _checks.check_positive(name, value, _BUDGET)
 
 
 def weight_decay_to_normalized(weight_decay: Scalar, *, steps: Scalar) -> Any:

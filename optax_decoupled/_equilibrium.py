@@ -279,11 +279,6 @@ def rms_over_run(
 
 def _checked(learning_rate: Any, weight_decay: Any) -> tuple[Any, Any]:
     _checks.check_positive("learning_rate", learning_rate, "It is the step size.")
-    _checks.check_number(
-        "weight_decay",
-        weight_decay,
-        "a number in (0, 1)",
-        lambda x: 0.0 < x < 1.0,
-        "It is a fraction per step; without decay there is no equilibrium.",
-    )
-    return learning_rate, weight_decay
+    way_out = "It is a fraction per step; without decay there is no equilibrium."
+    _checks.check_positive("weight_decay", weight_decay, way_out)
+    return learning_rate, _checks.check_fraction("weight_decay", weight_decay, way_out)

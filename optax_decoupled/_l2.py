@@ -53,7 +53,6 @@ def l2_to_grad(l2: Scalar, *, mask: Mask = None) -> optax.GradientTransformation
     References:
       Loshchilov & Hutter, arXiv:1711.05101, section 2 and Algorithms 1 and 2.
     """
-    _check_l2(l2)
     return _stateless_l2("l2_to_grad", l2, mask, lambda params: ())
 
 
@@ -93,7 +92,6 @@ def scale_adjusted_l2_to_grad(
     References:
       Loshchilov & Hutter, arXiv:1711.05101, Proposition 3 and appendix A.
     """
-    _check_l2(l2)
     for path, leaf in named_leaves(scale)[0]:
         if np.size(leaf) and (isinstance(leaf, np.ndarray) or _checks.is_static(leaf)):
             name = f"scale at {'/'.join(path)!r}"
@@ -205,13 +203,11 @@ def sgd_l2(
     )
 
 
-def _check_l2(l2: Scalar) -> None:
-    _checks.check_nonnegative("l2", l2, "It is the L2 coefficient λ', e.g. 1e-4.")
-
-
 def _stateless_l2(
     name: str, l2: Scalar, mask: Mask, scales: Callable[[optax.Params], Sequence[list[Leaf]]]
 ) -> optax.GradientTransformationExtraArgs:
+    _checks.check_nonnegative("l2", l2, "It is the L2 coefficient λ', e.g. 1e-4.")
+
     def init_fn(params: optax.Params) -> optax.EmptyState:
         leaf_multipliers(mask, params)
         scales(params)
