@@ -253,12 +253,11 @@ def _momentum_problems(old: PyTree, new: PyTree) -> list[str]:
     different = sorted(f for f in before.keys() & after.keys() if before[f] != after[f])
     if not different:
         return []
-    scaled = before[different[0]]
+    first = different[0]
+    held, wanted = ("scaled gradients", "plain") if before[first] else ("gradients", "scaled")
     return [
-        "its momentum buffer holds "
-        + ("scaled gradients, the new one plain" if scaled else "gradients, the new one scaled")
-        + f" ones ({_text(different[0])}): choose scale_before_momentum of sgdw accordingly "
-        "(optax.sgd's is False)"
+        f"its momentum buffer holds {held}, the new one {wanted} ones ({_text(first)}): choose "
+        "scale_before_momentum of sgdw accordingly (optax.sgd's is False)"
     ]
 
 
