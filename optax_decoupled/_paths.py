@@ -85,7 +85,7 @@ def unboxed(key_paths: Sequence[KeyPath]) -> list[Path]:
 
     def opens_a_box(key: Any) -> bool:
         named = isinstance(key, jax.tree_util.GetAttrKey)
-        return key.name in contents if named else _is_unnamed(key)
+        return key.name in contents if named else isinstance(key, jax.tree_util.FlattenedIndexKey)
 
     return [
         tuple(map(_key_name, keys[:-1] if only and opens_a_box(keys[-1]) else keys))
@@ -96,10 +96,6 @@ def unboxed(key_paths: Sequence[KeyPath]) -> list[Path]:
 # What attributes of boxes are called, and what only parameters are.
 _CONTENTS = {"value", "array", "data", "raw_value", "tensor", "param"}
 _PARAMETERS = {"weight", "kernel", "w", "embedding", "scale", "bias", "b"}
-
-
-def _is_unnamed(key: Any) -> bool:
-    return isinstance(key, jax.tree_util.FlattenedIndexKey)
 
 
 def _key_name(key: Any) -> str:
