@@ -47,9 +47,7 @@ _CYCLES = {"ApplyEvery": ("count", "grad_acc"), "SAMState": ("steps_since_sync",
 
 def at_cycle_start(state: PyTree) -> Any:
     """The state with apply_every and SAM at the first of the calls that make one update."""
-
-    def is_cycle(node: PyTree) -> bool:
-        return type(node).__name__ in _CYCLES
+    is_cycle = lambda node: type(node).__name__ in _CYCLES
 
     def start(node: PyTree) -> Any:
         if not is_cycle(node):
@@ -62,9 +60,7 @@ def at_cycle_start(state: PyTree) -> Any:
 
 def at_count(state: PyTree, count: Any) -> Any:
     """The state with every counter of the optimizer's own steps at this count."""
-
-    def recounts(node: PyTree) -> bool:
-        return type(node).__name__ in RECOUNTING
+    recounts = lambda node: type(node).__name__ in RECOUNTING
 
     def moved(path: Any, x: Any) -> Any:
         return jnp.full_like(x, count) if not recounts(x) and _name(path) in COUNTERS else x
@@ -103,10 +99,7 @@ def came_through_injection(error: BaseException) -> bool:
 
 def without_boxes(tree: PyTree) -> Any:
     """Flax NNX variables as their arrays, as nnx.Optimizer passes them to tx.update."""
-
-    def is_box(node: PyTree) -> bool:
-        return hasattr(node, "get_value") and hasattr(node, "get_metadata")
-
+    is_box = lambda node: hasattr(node, "get_value") and hasattr(node, "get_metadata")
     return jax.tree.map(lambda x: x.get_value() if is_box(x) else x, tree, is_leaf=is_box)
 
 
