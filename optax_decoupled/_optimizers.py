@@ -13,7 +13,7 @@ import optax
 from optax_decoupled import _checks
 from optax_decoupled._adam import scale_by_adam
 from optax_decoupled._decay import decayed
-from optax_decoupled._masks import complement, hidden_matrices, intersection
+from optax_decoupled._masks import hidden_matrices, where_normalized
 from optax_decoupled._products import (
     check_decay,
     check_decay_multiplier,
@@ -120,8 +120,7 @@ def adamc(
 
     Args:
       learning_rate: :math:`α`, the peak rate.
-      weight_decay: :math:`λ`, the fraction of a weight removed per full step. For a value of
-        PyTorch or Optax see :func:`weight_decay_from_pytorch`.
+      weight_decay: :math:`λ`, the fraction of a weight removed per full step, see :func:`adamw`.
       schedule: :math:`η_t`, 1 for a full step.
       normalized: which parameters are followed by a norm, a mask as for
         :func:`add_decoupled_weight_decay`. The default goes by name and shape: what
@@ -150,10 +149,9 @@ def adamc(
       Defazio, Why Gradients Rapidly Increase Near the End of Training, arXiv:2506.02285.
     """
     _checked(learning_rate, weight_decay, schedule)
-    layers = {2: intersection(mask, normalized), 1: intersection(mask, complement(normalized))}
     decays = [
-        decayed(weight_decay, product_schedule(*[schedule] * power), where, cautious, None)
-        for power, where in layers.items()
+        decayed(weight_decay, eta, where_normalized(mask, normalized, holds), cautious, None)
+        for eta, holds in ((product_schedule(schedule, schedule), True), (schedule, False))
     ]
     return optax.chain(
         scale_by_adam(b1, b2, eps, eps_root, mu_dtype, nu_dtype, nesterov=nesterov),
