@@ -143,14 +143,12 @@ def _check_no_mask(name: str, schedule: Callable[..., object]) -> None:
 
 
 def check_weight_decay(
-    weight_decay: object, learning_rate: object = None, peak: float | None = None
+    weight_decay: object, learning_rate: object = None, peak: float = 1.0
 ) -> None:
-    """Validates a decay and warns where it looks like PyTorch's λ/α.
+    """Refuses what is no decay, and warns where it looks like PyTorch's λ/α.
 
-    Args:
-      weight_decay: the argument; a schedule is let through.
-      learning_rate: if it is known, the warning has the converted value.
-      peak: the greatest multiplier that it meets, if that is known; else 1.
+    With a known learning rate the warning has the converted value. `peak` is the greatest
+    multiplier that the decay meets; 1 is assumed for NaN.
     """
     if callable(weight_decay):
         _check_no_mask("weight_decay", weight_decay)
@@ -167,9 +165,8 @@ def check_weight_decay(
     )
     if not is_static(weight_decay):
         return
-    if peak is None or FULL <= peak <= 1:  # a sample may miss the peak by a little
-        peak = 1.0
-    removed = float(weight_decay) * peak
+    # A sample may miss the peak by a little.
+    removed = float(weight_decay) * (peak if peak < FULL or peak > 1 else 1.0)
     if removed >= PYTORCH_SCALE * (1 - 1e-6):  # 0.01 in float32 is a little less
         warn(
             f"weight_decay={weight_decay:.6g} removes {removed:.3g} of each weight at "

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 import jax
-import jax.core
 import jax.numpy as jnp
 import numpy as np
 
@@ -64,25 +63,23 @@ def product_over_run(steps: int, *factors: ScalarOrSchedule | None) -> np.ndarra
     return product
 
 
-def peak_of(multiplier: ScalarOrSchedule | None, until: int = _LAST) -> float | None:
-    """The greatest value at a few dozen counts up to one; None if it cannot be known now."""
+def peak_of(multiplier: ScalarOrSchedule | None, until: int = _LAST) -> float:
+    """The greatest value at a few dozen counts up to one; NaN if it cannot be known now."""
     if multiplier is None:
         return 1.0
     if not callable(multiplier):
-        return float(np.asarray(multiplier)) if _checks.is_known(multiplier) else None
+        return float(np.asarray(multiplier)) if _checks.is_known(multiplier) else math.nan
     values = _sampled(multiplier, _SAMPLED[until >= _SAMPLED])
-    return None if values is None else float(np.max(values, initial=0.0))
+    return float(np.max(values, initial=0.0)) if len(values) else math.nan
 
 
-def _sampled(schedule: Schedule, counts: np.ndarray) -> np.ndarray | None:
-    """Its finite values at these counts; None if they cannot be known now."""
+def _sampled(schedule: Schedule, counts: np.ndarray) -> np.ndarray:
+    """Its finite values at these counts; none if they cannot be known now."""
     try:
-        values = jax.vmap(schedule)(jnp.asarray(counts))
-    except Exception:  # a schedule may be any function, also one that takes no batch of counts
-        return None
-    if isinstance(values, jax.core.Tracer):
-        return None
-    return np.asarray(values, float)[np.isfinite(values)]
+        values = np.asarray(jax.vmap(schedule)(jnp.asarray(counts)), float)
+    except Exception:  # it is traced, or any function, also one that takes no batch of counts
+        return np.zeros(0)
+    return values[np.isfinite(values)]
 
 
 def _move_alike(a: Schedule, b: Schedule) -> bool:
@@ -90,7 +87,7 @@ def _move_alike(a: Schedule, b: Schedule) -> bool:
     if a is b:
         return True
     both = [_sampled(x, _DENSE) for x in (a, b)]
-    x, y = (np.zeros(0) if v is None else v / (np.max(v, initial=0) or 1) for v in both)
+    x, y = (v / (np.max(v, initial=0) or 1) for v in both)
     moves = len(x) == len(y) > 0 and np.ptp(x) > 0.01
     return bool(moves and np.allclose(x, y, atol=1e-4))
 
@@ -104,7 +101,7 @@ def check_step(learning_rate: ScalarOrSchedule, schedule: ScalarOrSchedule | Non
     reached = peak_of(schedule)
     if callable(schedule) and callable(learning_rate) and _move_alike(schedule, learning_rate):
         problem = "learning_rate and schedule move alike, so the step is scaled twice"
-    elif reached is not None and 0 < reached < _checks.FULL:
+    elif 0 < reached < _checks.FULL:
         problem = f"schedule reaches {reached:.3g} at most, so no step is a full one"
     else:
         return
@@ -118,7 +115,7 @@ def check_decay_multiplier(
     if not callable(schedule) or not _checks.is_known(weight_decay):
         return
     decay, reached = float(np.asarray(weight_decay)), peak_of(schedule)
-    if reached is not None and 0 < reached < _checks.FULL and 0 < decay * reached < _FAINT:
+    if 0 < reached < _checks.FULL and 0 < decay * reached < _FAINT:
         _checks.warn(
             f"schedule reaches {reached:.3g} at most, so with weight_decay={weight_decay} no "
             f"update removes more than {decay * reached:.3g} of a weight. {_MULTIPLIER}"
@@ -132,12 +129,12 @@ def check_decay(
     learning_rate: ScalarOrSchedule | None = None,
 ) -> None:
     """Checks a decay, and warns where PyTorch's or a multiplier stands for it."""
-    peak = None if callable(weight_decay) else peak_of(multiplier)
+    peak = math.nan if callable(weight_decay) else peak_of(multiplier)
     _checks.check_weight_decay(weight_decay, learning_rate, peak)
     if not callable(weight_decay) or toward is not None:  # a pull may be strong, now and then
         return
     most = peak_of(product_schedule(weight_decay, multiplier), _EARLY)
-    if most is not None and most >= _LARGE:
+    if most >= _LARGE:
         _checks.warn(
             f"weight_decay reaches {most:.3g}: so much of every weight is removed at one step. "
             "It is a decay, such as 1e-4 or a schedule near it; a multiplier that is 1 for a full "
