@@ -143,35 +143,29 @@ def transfer_weight_decay(
             "transfer_weight_decay got neither steps nor width, so nothing changes. "
             "Pass steps=(old, new), width=(old, new) or both."
         )
-    by_steps = _ratio("steps", steps) ** _finite("exponent", exponent)
-    by_width = _ratio("width", width) ** _finite("width_exponent", width_exponent)
-    _check_used("exponent", exponent, 1.0, "steps", steps)
-    _check_used("width_exponent", width_exponent, 0.0, "width", width)
+    by_steps = _factor("steps", steps, "exponent", exponent, 1.0)
+    by_width = _factor("width", width, "width_exponent", width_exponent, 0.0)
     return weight_decay * by_steps * by_width
-
-
-def _check_used(name: str, value: Scalar, default: float, other: str, sizes: object) -> None:
-    if sizes is None and _checks.is_static(value) and value != default:
-        _checks.warn(f"{name}={value} does nothing without {other}=(old, new). Pass that too.")
 
 
 def check_norm(norm: Scalar) -> Any:
     return _checks.check_nonnegative("norm", norm, "The paper's best are 0.025 to 0.05.")
 
 
-def _ratio(name: str, sizes: tuple[Scalar, Scalar] | None) -> Any:
-    """The old over the new of a pair of sizes, 1 for None."""
+def _factor(
+    name: str, sizes: tuple[Scalar, Scalar] | None, power: str, exponent: Scalar, default: float
+) -> Any:
+    """The old over the new of a pair of sizes, to a power; 1 for None."""
+    way_out = "See its argument for usual values."
+    _checks.check_number(power, exponent, "a finite number", math.isfinite, way_out)
     if sizes is None:
+        if _checks.is_static(exponent) and exponent != default:
+            text = f"{power}={exponent} does nothing without {name}=(old, new). Pass that too."
+            _checks.warn(text)
         return 1.0
     if not (isinstance(sizes, tuple | list) and len(sizes) == 2):
         raise TypeError(
             f"{name}={shown(sizes)} must be a pair (old, new), e.g. {name}=(1000, 4000)."
         )
     old, new = (_checks.check_positive(name, size, "Pass a pair (old, new).") for size in sizes)
-    return old / new
-
-
-def _finite(name: str, exponent: Scalar) -> Any:
-    return _checks.check_number(
-        name, exponent, "a finite number", math.isfinite, "See its argument for usual values."
-    )
+    return (old / new) ** exponent
