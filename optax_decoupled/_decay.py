@@ -55,8 +55,7 @@ class PulledWeightDecayState(NamedTuple):
     """The same with ``toward=``.
 
     Attributes:
-      count: number of updates so far, int32[].
-      decay_rate: the :math:`c_t` last applied (0 before the first), float32[].
+      count, decay_rate: see :class:`DecoupledWeightDecayState`.
       reference: what ``toward`` keeps.
     """
 

@@ -57,9 +57,8 @@ def weight_dynamics(
         not train and give 0 everywhere.
       updates: what is added to them, as ``tx.update`` returns it: a tree like ``params``. None
         or ``optax.MaskedNode`` for a leaf stands for no update.
-      stacked: the number of leading axes over which each slice is a weight of its own, as in
-        scanned or vmapped layers: one whole number for all, or a tree, prefix or function of
-        such numbers as for a mask. None is 0.
+      stacked: the number of leading axes over which each slice is a weight of its own, see
+        :func:`toward_rms`. None is 0.
 
     Returns:
       A :class:`WeightDynamics` of float32 arrays of the stacked axes' shape, () for 0. None

@@ -66,10 +66,9 @@ def scale_adjusted_l2_to_grad(
     of :math:`λ = λ' α` (Proposition 3).
 
     Args:
-      l2: :math:`λ' \ge 0`, as in :func:`l2_to_grad`.
+      l2, mask: see :func:`l2_to_grad`.
       scale: :math:`s > 0`, a tree of arrays (or scalars) that broadcast to the
         parameters' shapes.
-      mask: as in :func:`add_decoupled_weight_decay`.
 
     Returns:
       A stateless Optax transformation whose ``update`` needs ``params``.
