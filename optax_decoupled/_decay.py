@@ -28,12 +28,7 @@ from optax_decoupled import _checks
 from optax_decoupled._checks import shown
 from optax_decoupled._dtypes import widen
 from optax_decoupled._masks import leaf_multipliers
-from optax_decoupled._products import (
-    check_decay,
-    check_decay_multiplier,
-    product,
-    product_schedule,
-)
+from optax_decoupled._products import check_decay, product, product_schedule
 from optax_decoupled._toward import Toward
 from optax_decoupled._types import Leaf, Mask, PyTree, Scalar, ScalarOrSchedule
 
@@ -128,7 +123,6 @@ def add_decoupled_weight_decay(
     """
     _checks.check_schedule("schedule", schedule)
     check_decay(weight_decay, schedule, toward)
-    check_decay_multiplier(schedule, weight_decay)
     return decayed(weight_decay, schedule, mask, cautious, toward)
 
 

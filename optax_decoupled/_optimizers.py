@@ -14,12 +14,7 @@ from optax_decoupled import _checks
 from optax_decoupled._adam import scale_by_adam
 from optax_decoupled._decay import decayed
 from optax_decoupled._masks import hidden_matrices, where_normalized
-from optax_decoupled._products import (
-    check_decay,
-    check_decay_multiplier,
-    check_step,
-    product_schedule,
-)
+from optax_decoupled._products import check_decay, check_step, product_schedule
 from optax_decoupled._sgd import momentum_sgd
 from optax_decoupled._toward import Toward
 from optax_decoupled._types import Mask, Scalar, ScalarOrSchedule, Schedule
@@ -222,8 +217,7 @@ def _checked(
     check_step(learning_rate, schedule)
     _checks.check_schedule("decay_schedule", decay_schedule)
     multiplier = schedule if decay_schedule is None else decay_schedule
-    check_decay(weight_decay, multiplier, toward, learning_rate)
-    check_decay_multiplier(decay_schedule, weight_decay)
+    check_decay(weight_decay, multiplier, toward, learning_rate, own=decay_schedule is not None)
     if callable(learning_rate) and schedule is None and decay_schedule is None:
         raise ValueError(
             f"learning_rate={learning_rate!r} is a schedule, but neither schedule nor "

@@ -108,32 +108,35 @@ def check_step(learning_rate: ScalarOrSchedule, schedule: ScalarOrSchedule | Non
     _checks.warn(f"{problem}. {_MULTIPLIER}")
 
 
-def check_decay_multiplier(
-    schedule: ScalarOrSchedule | None, weight_decay: ScalarOrSchedule
-) -> None:
-    """Warns where a schedule of the learning rate makes a decay vanish."""
-    if not callable(schedule) or not _checks.is_known(weight_decay):
-        return
-    decay, reached = float(np.asarray(weight_decay)), peak_of(schedule)
-    if 0 < reached < _checks.FULL and 0 < decay * reached < _FAINT:
-        _checks.warn(
-            f"schedule reaches {reached:.3g} at most, so with weight_decay={weight_decay} no "
-            f"update removes more than {decay * reached:.3g} of a weight. {_MULTIPLIER}"
-        )
-
-
 def check_decay(
     weight_decay: ScalarOrSchedule,
     multiplier: ScalarOrSchedule | None,
     toward: object,
     learning_rate: ScalarOrSchedule | None = None,
+    own: bool = True,
 ) -> None:
-    """Checks a decay, and warns where PyTorch's or a multiplier stands for it."""
-    peak = math.nan if callable(weight_decay) else peak_of(multiplier)
-    _checks.check_weight_decay(weight_decay, learning_rate, peak)
-    if not callable(weight_decay) or toward is not None:  # a pull may be strong, now and then
+    """Checks a decay, and warns where what has another unit stands for it or its multiplier.
+
+    That may be its own, or the step's too, and be looked at there.
+    """
+    if callable(weight_decay):
+        _checks.check_weight_decay(weight_decay)
+        if toward is None:  # a pull may be strong, now and then
+            _warn_of_much(peak_of(product_schedule(weight_decay, multiplier), _EARLY))
         return
-    most = peak_of(product_schedule(weight_decay, multiplier), _EARLY)
+    reached = peak_of(multiplier)
+    _checks.check_weight_decay(weight_decay, learning_rate, reached)
+    if not (own and callable(multiplier) and _checks.is_known(weight_decay)):
+        return
+    most = float(np.asarray(weight_decay)) * reached
+    if reached < _checks.FULL and 0 < most < _FAINT:
+        _checks.warn(
+            f"schedule reaches {reached:.3g} at most, so with weight_decay={weight_decay} no "
+            f"update removes more than {most:.3g} of a weight. {_MULTIPLIER}"
+        )
+
+
+def _warn_of_much(most: float) -> None:
     if most >= _LARGE:
         _checks.warn(
             f"weight_decay reaches {most:.3g}: so much of every weight is removed at one step. "
