@@ -100,13 +100,8 @@ def check_static(name: str, value: object) -> None:
 def check_whole(name: str, value: object, way_out: str) -> None:
     """Requires a static integer >= 1 that fits Optax's int32 step counter."""
     check_static(name, value)
-    check_number(
-        name,
-        value,
-        "a whole number from 1 to 2**31 - 1",
-        lambda x: math.isfinite(x) and x == round(x) and 1 <= x < 2**31,
-        way_out,
-    )
+    holds = lambda x: 1 <= x < 2**31 and x == round(x)
+    check_number(name, value, "a whole number from 1 to 2**31 - 1", holds, way_out)
 
 
 def check_learning_rate(learning_rate: object) -> None:
