@@ -51,7 +51,7 @@ def normalized_weight_decay(
       Loshchilov & Hutter, arXiv:1711.05101, appendix B.1.
     """
     scale = check_norm(norm)
-    sizes = {"batch_size": batch_size, "dataset_size": dataset_size, "epochs": epochs}
+    sizes: Any = {"batch_size": batch_size, "dataset_size": dataset_size, "epochs": epochs}
     given = [name for name, value in sizes.items() if value is not None]
     if len(given) != (3 if steps is None else 0):
         raise TypeError(

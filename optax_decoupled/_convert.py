@@ -103,8 +103,9 @@ def weight_decay_from_half_life(steps: Scalar) -> Any:
       >>> assert abs((1 - decay) ** 1000 - 0.5) < 1e-12
     """
     n = _checks.check_positive("steps", steps, "It is a half-life in optimizer steps.")
-    expm1 = math.expm1 if _checks.is_static(n) else jnp.expm1
-    return -expm1(-math.log(2.0) / n)
+    if _checks.is_static(n):
+        return -math.expm1(-math.log(2.0) / n)
+    return -jnp.expm1(-math.log(2.0) / n)
 
 
 def weight_decay_from_timescale(steps: Scalar) -> Any:

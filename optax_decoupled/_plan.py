@@ -95,7 +95,8 @@ def plan_weight_decay(
       al., Power Lines, arXiv:2505.13738; Ferbach et al., arXiv:2602.05298.
     """
     _check_plan(steps, weight_decay, schedule, learning_rate, b1, momentum)
-    steps, rate = int(steps), math.nan if learning_rate is None else float(learning_rate)
+    steps = int(steps)
+    rate = math.nan if learning_rate is None else np.asarray(learning_rate, float).item()
     run = _Run(steps, _checked_shape(steps, schedule), rate, b1, momentum)
     rules = _rules(steps, steps_per_epoch, tokens_per_parameter)
     yours = [] if weight_decay is None else [_Rule("yours", weight_decay, "", "")]
