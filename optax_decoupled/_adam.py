@@ -35,11 +35,9 @@ def scale_by_adam(
     in bfloat16 :math:`0.999 v` rounds back to :math:`v`, so it would never decay.
 
     Args:
-      b1: :math:`β_1`, in [0, 1). Like every hyperparameter here, a number, a 0-d array
-        or a tracer.
-      b2: :math:`β_2`, in [0, 1).
-      eps: :math:`ε \ge 0`, outside the root.
-      eps_root: :math:`ε_r \ge 0`, inside the root.
+      b1, b2: :math:`β_1, β_2`, in [0, 1). Like every hyperparameter here, a number, a 0-d
+        array or a tracer.
+      eps, eps_root: :math:`ε, ε_r \ge 0`, outside and inside the root.
       mu_dtype: dtype in which :math:`m` is stored. None: the parameter's. Use float32 for
         ``b1`` above 0.99: the changes of a slow average are lost in fewer bits.
       nu_dtype: dtype in which :math:`v` is stored. None: the parameter's, but at least

@@ -51,7 +51,7 @@ def normalized_weight_decay(
       Loshchilov & Hutter, arXiv:1711.05101, appendix B.1.
     """
     scale = check_norm(norm)
-    sizes = {"batch_size": batch_size, "dataset_size": dataset_size, "epochs": epochs}
+    sizes: Any = {"batch_size": batch_size, "dataset_size": dataset_size, "epochs": epochs}
     given = [name for name, value in sizes.items() if value is not None]
     if len(given) != (3 if steps is None else 0):
         raise TypeError(
@@ -60,12 +60,8 @@ def normalized_weight_decay(
         )
     if steps is not None:
         return scale / _checks.check_positive("steps", steps, _BUDGET) ** 0.5
-    b, B, T = (_size(name, value) for name, value in sizes.items())
+    b, B, T = (_checks.check_positive(name, size, _BUDGET) for name, size in sizes.items())
     return scale * (b / B / T) ** 0.5  # B·T may overflow an int32
-
-
-def _size(name: str, value: Scalar | None) -> Any:
-    return _checks.check_positive(name, value, _BUDGET)
 
 
 def weight_decay_to_normalized(weight_decay: Scalar, *, steps: Scalar) -> Any:
@@ -147,35 +143,29 @@ def transfer_weight_decay(
             "transfer_weight_decay got neither steps nor width, so nothing changes. "
             "Pass steps=(old, new), width=(old, new) or both."
         )
-    by_steps = _ratio("steps", steps) ** _finite("exponent", exponent)
-    by_width = _ratio("width", width) ** _finite("width_exponent", width_exponent)
-    _check_used("exponent", exponent, 1.0, "steps", steps)
-    _check_used("width_exponent", width_exponent, 0.0, "width", width)
+    by_steps = _factor("steps", steps, "exponent", exponent, 1.0)
+    by_width = _factor("width", width, "width_exponent", width_exponent, 0.0)
     return weight_decay * by_steps * by_width
-
-
-def _check_used(name: str, value: Scalar, default: float, other: str, sizes: object) -> None:
-    if sizes is None and _checks.is_static(value) and value != default:
-        _checks.warn(f"{name}={value} does nothing without {other}=(old, new). Pass that too.")
 
 
 def check_norm(norm: Scalar) -> Any:
     return _checks.check_nonnegative("norm", norm, "The paper's best are 0.025 to 0.05.")
 
 
-def _ratio(name: str, sizes: tuple[Scalar, Scalar] | None) -> Any:
-    """The old over the new of a pair of sizes, 1 for None."""
+def _factor(
+    name: str, sizes: tuple[Scalar, Scalar] | None, power: str, exponent: Scalar, default: float
+) -> Any:
+    """The old over the new of a pair of sizes, to a power; 1 for None."""
+    way_out = "See its argument for usual values."
+    _checks.check_number(power, exponent, "a finite number", math.isfinite, way_out)
     if sizes is None:
+        if _checks.is_static(exponent) and exponent != default:
+            text = f"{power}={exponent} does nothing without {name}=(old, new). Pass that too."
+            _checks.warn(text)
         return 1.0
     if not (isinstance(sizes, tuple | list) and len(sizes) == 2):
         raise TypeError(
             f"{name}={shown(sizes)} must be a pair (old, new), e.g. {name}=(1000, 4000)."
         )
     old, new = (_checks.check_positive(name, size, "Pass a pair (old, new).") for size in sizes)
-    return old / new
-
-
-def _finite(name: str, exponent: Scalar) -> Any:
-    return _checks.check_number(
-        name, exponent, "a finite number", math.isfinite, "See its argument for usual values."
-    )
+    return (old / new) ** exponent

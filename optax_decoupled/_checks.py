@@ -89,21 +89,19 @@ def check_at_least_1(name: str, value: T, way_out: str) -> T:
     return check_number(name, value, "a finite number >= 1", lambda x: 1.0 <= x < math.inf, way_out)
 
 
-def check_whole(name: str, value: object, way_out: str) -> None:
-    """Requires a static integer >= 1 that fits Optax's int32 step counter."""
+def check_static(name: str, value: object) -> None:
     if not is_static(value):
         raise TypeError(
-            f"{name}={shown(value)} must be a static Python integer, because the cycle "
-            "boundaries are a table built before tracing. Under "
+            f"{name}={shown(value)} must be a static Python number, known before tracing. Under "
             f'optax.inject_hyperparams pass static_args=("{name}",).'
         )
-    check_number(
-        name,
-        value,
-        "a whole number from 1 to 2**31 - 1",
-        lambda x: math.isfinite(x) and x == round(x) and 1 <= x < 2**31,
-        way_out,
-    )
+
+
+def check_whole(name: str, value: object, way_out: str) -> None:
+    """Requires a static integer >= 1 that fits Optax's int32 step counter."""
+    check_static(name, value)
+    holds = lambda x: 1 <= x < 2**31 and x == round(x)
+    check_number(name, value, "a whole number from 1 to 2**31 - 1", holds, way_out)
 
 
 def check_learning_rate(learning_rate: object) -> None:
@@ -140,14 +138,12 @@ def _check_no_mask(name: str, schedule: Callable[..., object]) -> None:
 
 
 def check_weight_decay(
-    weight_decay: object, learning_rate: object = None, peak: float | None = None
+    weight_decay: object, learning_rate: object = None, peak: float = 1.0
 ) -> None:
-    """Validates a decay and warns where it looks like PyTorch's λ/α.
+    """Refuses what is no decay, and warns where it looks like PyTorch's λ/α.
 
-    Args:
-      weight_decay: the argument; a schedule is let through.
-      learning_rate: if it is known, the warning has the converted value.
-      peak: the greatest multiplier that it meets, if that is known; else 1.
+    With a known learning rate the warning has the converted value. `peak` is the greatest
+    multiplier that the decay meets; 1 is assumed for NaN.
     """
     if callable(weight_decay):
         _check_no_mask("weight_decay", weight_decay)
@@ -164,9 +160,8 @@ def check_weight_decay(
     )
     if not is_static(weight_decay):
         return
-    if peak is None or FULL <= peak <= 1:  # a sample may miss the peak by a little
-        peak = 1.0
-    removed = float(weight_decay) * peak
+    # A sample may miss the peak by a little.
+    removed = float(weight_decay) * (peak if peak < FULL or peak > 1 else 1.0)
     if removed >= PYTORCH_SCALE * (1 - 1e-6):  # 0.01 in float32 is a little less
         warn(
             f"weight_decay={weight_decay:.6g} removes {removed:.3g} of each weight at "
@@ -193,6 +188,14 @@ def _conversion(weight_decay: object, learning_rate: object) -> str:
 def check_flag(name: str, value: object) -> None:
     if not isinstance(value, bool | np.bool_):
         raise TypeError(f"{name}={shown(value)} must be True or False, known before tracing.")
+
+
+def check_transformation(name: str, value: object, way_out: str) -> None:
+    if not all(callable(getattr(value, method, None)) for method in ("init", "update")):
+        raise TypeError(
+            f"{name}={shown(value)} must be an optax.GradientTransformation (init and update). "
+            f"{way_out}"
+        )
 
 
 def check_dtype(name: str, value: object) -> None:

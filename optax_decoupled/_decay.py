@@ -28,13 +28,7 @@ from optax_decoupled import _checks
 from optax_decoupled._checks import shown
 from optax_decoupled._dtypes import widen
 from optax_decoupled._masks import leaf_multipliers
-from optax_decoupled._products import (
-    check_decay_multiplier,
-    check_decay_schedule,
-    peak_of,
-    product,
-    product_schedule,
-)
+from optax_decoupled._products import check_decay, product, product_schedule
 from optax_decoupled._toward import Toward
 from optax_decoupled._types import Leaf, Mask, PyTree, Scalar, ScalarOrSchedule
 
@@ -56,8 +50,7 @@ class PulledWeightDecayState(NamedTuple):
     """The same with ``toward=``.
 
     Attributes:
-      count: number of updates so far, int32[].
-      decay_rate: the :math:`c_t` last applied (0 before the first), float32[].
+      count, decay_rate: see :class:`DecoupledWeightDecayState`.
       reference: what ``toward`` keeps.
     """
 
@@ -128,11 +121,21 @@ def add_decoupled_weight_decay(
       Loshchilov & Hutter, arXiv:1711.05101, Algorithms 1 and 2; cautious decay: Chen
       et al., arXiv:2510.12402.
     """
-    _check_decay(weight_decay, schedule)
+    _checks.check_schedule("schedule", schedule)
+    check_decay(weight_decay, schedule, toward)
+    return decayed(weight_decay, schedule, mask, cautious, toward)
+
+
+def decayed(
+    weight_decay: ScalarOrSchedule,
+    schedule: ScalarOrSchedule | None,
+    mask: Mask,
+    cautious: bool,
+    toward: Toward | None,
+) -> optax.GradientTransformationExtraArgs:
+    """:func:`add_decoupled_weight_decay` of a decay and a schedule that are checked already."""
     _checks.check_flag("cautious", cautious)
     _check_toward(toward)
-    if toward is None:  # a pull to another point may be as strong, now and then
-        check_decay_schedule(weight_decay, schedule)
     rate_at, decay = product_schedule(weight_decay, schedule), _cautious if cautious else _all
 
     def init_fn(params: optax.Params) -> DecoupledWeightDecayState | PulledWeightDecayState:
@@ -168,12 +171,6 @@ def _all(u: jax.Array, p: jax.Array, c: jax.Array, *r: jax.Array) -> jax.Array:
 def _cautious(u: jax.Array, p: jax.Array, c: jax.Array, *r: jax.Array) -> jax.Array:
     distance = p - r[0] if r else p
     return u - jnp.where(_same_direction(u, distance), 0, c * distance)
-
-
-def _check_decay(weight_decay: ScalarOrSchedule, schedule: ScalarOrSchedule | None) -> None:
-    _checks.check_schedule("schedule", schedule)
-    _checks.check_weight_decay(weight_decay, peak=peak_of(schedule))
-    check_decay_multiplier(schedule, weight_decay)
 
 
 def _check_toward(toward: object) -> None:

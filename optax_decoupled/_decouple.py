@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import jax
 import numpy as np
 import optax
 
 from optax_decoupled import _checks, _foreign
-from optax_decoupled._checks import shown
 from optax_decoupled._decay import add_decoupled_weight_decay
-from optax_decoupled._dtypes import is_decayable
-from optax_decoupled._first_update import looked_at_once, small_updates
-from optax_decoupled._paths import listing, named_leaves
+from optax_decoupled._first_update import Rows, looked_at_once
+from optax_decoupled._paths import listing
 from optax_decoupled._toward import Toward
 from optax_decoupled._types import Leaf, Mask, ScalarOrSchedule
 
@@ -53,11 +50,8 @@ def decouple(
       >>> updates, _ = tx.update(jnp.zeros(1), tx.init(jnp.ones(1)), jnp.ones(1))
       >>> assert jnp.allclose(updates, -1e-3)
     """
-    if not (callable(getattr(inner, "init", None)) and callable(getattr(inner, "update", None))):
-        raise TypeError(
-            f"inner={shown(inner)} must be an optax.GradientTransformation (init and update). "
-            "Call the optimizer's factory first, e.g. decouple(optax.sgd(0.1), ...)."
-        )
+    way_out = "Call the optimizer's factory first, e.g. decouple(optax.sgd(0.1), ...)."
+    _checks.check_transformation("inner", inner, way_out)
     return optax.chain(
         _watched(inner),
         add_decoupled_weight_decay(
@@ -69,7 +63,7 @@ def decouple(
 def _watched(inner: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
     """The optimizer, looked at when it is first initialized: decay around it must fit."""
     inner = optax.with_extra_args_support(inner)
-    look = looked_at_once(lambda params: _warn_of_decay(_decaying(inner, params)))
+    look = looked_at_once(inner, _own_decay)
 
     def init_fn(params: optax.Params) -> optax.OptState:
         state = inner.init(params)
@@ -85,33 +79,21 @@ def _watched(inner: optax.GradientTransformation) -> optax.GradientTransformatio
     return optax.GradientTransformationExtraArgs(init_fn, inner.update)
 
 
-def _warn_of_decay(paths: list[str]) -> None:
-    if paths:
-        _checks.warn(
-            f"inner decays {listing(paths, limit=3)} by itself, so that decay acts twice. Turn "
-            "it off there, e.g. weight_decay=0.0, or do without decouple."
-        )
-
-
-def _decaying(inner: optax.GradientTransformation, params: optax.Params) -> list[str]:
-    """The parameters that an optimizer decays by itself, asked on a few elements of each.
-
-    A decay is a part of the update that turns with the sign of the parameters; no projection,
-    which holds the norm or replaces the parameters. What cannot be asked is not told: an
-    optimizer that needs more arguments, or is made of traced numbers.
-    """
-    paths = ["/".join(path) for path, _ in named_leaves(params)[0]]
-    try:
-        with jax.ensure_compile_time_eval():
-            found = [_is_decay(*leaves) for leaves in small_updates(inner, params)]
-    except Exception:
-        return []
-    return [path for path, decays in zip(paths, found, strict=True) if decays]
+def _own_decay(rows: Rows) -> str:
+    """Which parameters an optimizer decays by itself, and what to do about it."""
+    paths = [path for path, *leaves in rows if _is_decay(*leaves)]
+    if not paths:
+        return ""
+    return (
+        f"inner decays {listing(paths, limit=3)} by itself, so that decay acts twice. Turn "
+        "it off there, e.g. weight_decay=0.0, or do without decouple."
+    )
 
 
 def _is_decay(v: Leaf, up: Leaf, down: Leaf) -> bool:
-    if up is None or isinstance(up, optax.MaskedNode) or not is_decayable(v):
-        return False
+    """A part of the update that turns with the sign of the parameters; no projection, which
+    holds the norm or replaces the parameters.
+    """
     v, up, down = (np.asarray(x, np.complex128).ravel() for x in (v, up, down))
     odd = (up - down) / 2
     removed = -np.vdot(v, odd).real / max(np.vdot(v, v).real, 1e-30)

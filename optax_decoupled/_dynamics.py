@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from optax_decoupled._dtypes import is_decayable, widen
-from optax_decoupled._paths import named_leaves
+from optax_decoupled._paths import entries_like, is_empty
 from optax_decoupled._stacked import Stacked, leading_axes
 from optax_decoupled._types import Leaf
 
@@ -57,9 +57,8 @@ def weight_dynamics(
         not train and give 0 everywhere.
       updates: what is added to them, as ``tx.update`` returns it: a tree like ``params``. None
         or ``optax.MaskedNode`` for a leaf stands for no update.
-      stacked: the number of leading axes over which each slice is a weight of its own, as in
-        scanned or vmapped layers: one whole number for all, or a tree, prefix or function of
-        such numbers as for a mask. None is 0.
+      stacked: the number of leading axes over which each slice is a weight of its own, see
+        :func:`toward_rms`. None is 0.
 
     Returns:
       A :class:`WeightDynamics` of float32 arrays of the stacked axes' shape, () for 0. None
@@ -81,22 +80,12 @@ def weight_dynamics(
       >>> assert shrunk.rotation < 1e-6 and jnp.isclose(shrunk.growth, 0.9**2 - 1)
     """
     leaves, treedef = jax.tree.flatten(params)
-    moves = _updates_of(treedef, updates)
+    way_out = "Pass what tx.update returned for these params, before it is applied."
+    moves = entries_like("updates", updates, params, way_out)
     axes = leading_axes(stacked, params)
-    _check_shapes(params, moves)
     motions = [_motion(*each) for each in zip(leaves, moves, axes, strict=True)]
     columns = zip(*motions, strict=True) if motions else ([], [], [])
     return WeightDynamics(*(treedef.unflatten(column) for column in columns))
-
-
-def _updates_of(treedef: Any, updates: optax.Updates) -> list[Leaf]:
-    try:
-        return treedef.flatten_up_to(updates)
-    except ValueError as error:
-        raise ValueError(
-            f"updates has the structure {jax.tree.structure(updates)}; it must be that of params, "
-            f"{treedef}. Pass what tx.update returned for these params, before it is applied."
-        ) from error
 
 
 def _motion(param: Leaf, update: Leaf, axes: int) -> tuple[jax.Array, ...]:
@@ -125,22 +114,8 @@ def _motion(param: Leaf, update: Leaf, axes: int) -> tuple[jax.Array, ...]:
 
 def _widened(param: Leaf, update: Leaf) -> tuple[jax.Array, jax.Array]:
     """Both in one dtype of at least 32 bits; no update is an update of 0."""
-    update = jnp.zeros_like(param) if _is_absent(update) else update
+    update = jnp.zeros_like(param) if is_empty(update) else update
     with jax.numpy_dtype_promotion("standard"):
         wide = (jnp.result_type(widen(jnp.asarray(x))) for x in (param, update))
         dtype = jnp.result_type(*wide, jnp.float32)
     return jnp.asarray(param, dtype), jnp.asarray(update, dtype)
-
-
-def _is_absent(update: Leaf) -> bool:
-    return update is None or isinstance(update, optax.MaskedNode)
-
-
-def _check_shapes(params: optax.Params, moves: list[Leaf]) -> None:
-    leaves, _ = named_leaves(params)
-    for (path, leaf), move in zip(leaves, moves, strict=True):
-        if is_decayable(leaf) and not _is_absent(move) and jnp.shape(move) != jnp.shape(leaf):
-            raise ValueError(
-                f"updates at {'/'.join(path)!r} has shape {jnp.shape(move)}, its parameter "
-                f"{jnp.shape(leaf)}; they must be equal. Pass what tx.update returns."
-            )

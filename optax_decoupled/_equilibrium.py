@@ -91,10 +91,8 @@ def equilibrium_lion(
     Accurate to a few percent: the sign is taken for its linear part.
 
     Args:
-      learning_rate: see :func:`equilibrium_adamw`.
-      weight_decay: :math:`c`, see :func:`equilibrium_adamw`.
-      b1: :math:`β_1` in [0, 1).
-      b2: :math:`β_2` in [0, 1).
+      learning_rate, weight_decay: :math:`α` and :math:`c`, see :func:`equilibrium_adamw`.
+      b1, b2: :math:`β_1, β_2` in [0, 1).
 
     Returns:
       An :class:`Equilibrium`; floats for floats.
@@ -192,9 +190,7 @@ def equilibrium_sgd_l2(
     Args:
       learning_rate: :math:`α > 0`.
       l2: :math:`λ' > 0`, the coefficient as in :func:`sgd_l2`.
-      momentum: see :func:`equilibrium_sgdw`.
-      gradient_norm: see :func:`equilibrium_sgdw`.
-      size: see :func:`equilibrium_sgdw`.
+      momentum, gradient_norm, size: see :func:`equilibrium_sgdw`.
 
     Returns:
       An :class:`Equilibrium`; floats for floats.
@@ -279,11 +275,6 @@ def rms_over_run(
 
 def _checked(learning_rate: Any, weight_decay: Any) -> tuple[Any, Any]:
     _checks.check_positive("learning_rate", learning_rate, "It is the step size.")
-    _checks.check_number(
-        "weight_decay",
-        weight_decay,
-        "a number in (0, 1)",
-        lambda x: 0.0 < x < 1.0,
-        "It is a fraction per step; without decay there is no equilibrium.",
-    )
-    return learning_rate, weight_decay
+    way_out = "It is a fraction per step; without decay there is no equilibrium."
+    _checks.check_positive("weight_decay", weight_decay, way_out)
+    return learning_rate, _checks.check_fraction("weight_decay", weight_decay, way_out)

@@ -9,28 +9,42 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from optax_decoupled import _checks
 from optax_decoupled._dtypes import is_decayable, widen
+from optax_decoupled._paths import is_empty, named_leaves
 from optax_decoupled._types import Leaf
 
 _GRADIENT = 2.0**-10
+# Of each parameter its path, its values v, and the first updates that move anything at v and -v.
+Rows = list[tuple[str, Leaf, Leaf, Leaf]]
 
 
-def looked_at_once(look: Callable[[optax.Params], None]) -> Callable[[optax.Params], None]:
-    """A function for `init`, which looks at the first parameters that it is given."""
+def looked_at_once(
+    inner: optax.GradientTransformation, verdict: Callable[[Rows], str]
+) -> Callable[[optax.Params], None]:
+    """A function for `init`, which warns of what the first parameters show, if that is anything.
+
+    What cannot be asked is not told: an optimizer that needs more arguments, or is made of
+    traced numbers.
+    """
     seen: list[bool] = []
 
-    def once(params: optax.Params) -> None:
-        if not seen:
-            seen.append(True)
-            look(params)
+    def look(params: optax.Params) -> None:
+        if seen:
+            return
+        seen.append(True)
+        try:
+            with jax.ensure_compile_time_eval():
+                text = verdict(_small_updates(inner, params))
+        except Exception:
+            return
+        if text:
+            _checks.warn(text)
 
-    return once
+    return look
 
 
-def small_updates(
-    inner: optax.GradientTransformation, params: optax.Params
-) -> list[tuple[Leaf, Leaf, Leaf]]:
-    """For each parameter its values v, and the first updates that move anything at v and -v."""
+def _small_updates(inner: optax.GradientTransformation, params: optax.Params) -> Rows:
     leaves, treedef = jax.tree.flatten(params)
     shapes = [[min(n, 2) for n in jnp.shape(x)] for x in leaves]
     dtypes = [widen(jnp.zeros((), jnp.result_type(x))).dtype for x in leaves]
@@ -46,20 +60,7 @@ def small_updates(
         ]
         if any(np.any(x) for x in jax.tree.leaves(after[0][0])):
             break
-    columns = (plus, after[0][0], after[1][0])
-    return list(zip(*map(treedef.flatten_up_to, columns), strict=True))
-
-
-def climbs(direction: optax.GradientTransformation, params: optax.Params) -> bool:
-    """Whether its updates point against the gradient, as those of a finished optimizer do.
-
-    What cannot be asked is not told.
-    """
-    try:
-        with jax.ensure_compile_time_eval():
-            rows = [row for row in small_updates(direction, params) if is_decayable(row[0])]
-            both = [[np.asarray(u) for u in updates] for _, *updates in rows]
-            # What turns with the sign of the parameters, a decay, cancels; noise has both signs.
-            return bool(both) and all(np.all(x + y < -1e-3 * np.abs(x - y)) for x, y in both)
-    except Exception:
-        return False
+    paths = ["/".join(path) for path, _ in named_leaves(params)[0]]
+    columns = map(treedef.flatten_up_to, (plus, after[0][0], after[1][0]))
+    rows = zip(paths, *columns, strict=True)
+    return [row for row in rows if is_decayable(row[1]) and not is_empty(row[2])]

@@ -31,10 +31,15 @@ ACCUMULATION = frozenset({"mini_step", "acc_grads", "skip_state"})
 CONTAINERS = frozenset({"inner_state", "inner_states", "inner_opt_state"})
 
 
+def nodes_with(state: PyTree, *fields: str) -> list[Any]:
+    """The states in a state that have one of these fields, none from inside of another."""
+    holds = lambda node: not set(fields).isdisjoint(getattr(node, "_fields", ()))
+    return [node for node in jax.tree.leaves(state, is_leaf=holds) if holds(node)]
+
+
 def accumulates(state: PyTree) -> bool:
     """Whether a state holds a wrapper that applies updates only now and then."""
-    holds = lambda node: not ACCUMULATORS.isdisjoint(getattr(node, "_fields", ()))
-    return any(map(holds, jax.tree.leaves(state, is_leaf=holds)))
+    return bool(nodes_with(state, *ACCUMULATORS))
 
 
 # Transforms whose state holds what happened since their last update: (field, name or None).
@@ -43,9 +48,7 @@ _CYCLES = {"ApplyEvery": ("count", "grad_acc"), "SAMState": ("steps_since_sync",
 
 def at_cycle_start(state: PyTree) -> Any:
     """The state with apply_every and SAM at the first of the calls that make one update."""
-
-    def is_cycle(node: PyTree) -> bool:
-        return type(node).__name__ in _CYCLES
+    is_cycle = lambda node: type(node).__name__ in _CYCLES
 
     def start(node: PyTree) -> Any:
         if not is_cycle(node):
@@ -68,8 +71,7 @@ def at_count_of(state: PyTree, other: PyTree) -> Any:
 
 
 def _counting(state: PyTree, count: Callable[[Any, Any], Any]) -> Any:
-    def recounts(node: PyTree) -> bool:
-        return type(node).__name__ in RECOUNTING
+    recounts = lambda node: type(node).__name__ in RECOUNTING
 
     def moved(path: Any, x: Any) -> Any:
         return count(path, x) if not recounts(x) and _name(path) in COUNTERS else x
@@ -91,22 +93,13 @@ def _name(path: Any) -> str | None:
 
 def is_perturbed(state: PyTree) -> bool:
     """Whether SAM has moved the parameters away, to come back in a later call."""
-
-    def is_sam(node: PyTree) -> bool:
-        return hasattr(node, "steps_since_sync")
-
-    nodes = jax.tree.leaves(state, is_leaf=is_sam)
-    return any(is_sam(node) and bool(node.steps_since_sync) for node in nodes)
+    return any(bool(node.steps_since_sync) for node in nodes_with(state, "steps_since_sync"))
 
 
 def injected(state: PyTree) -> list[dict[str, Any]]:
     """The hyperparameters in the states of optax.inject_hyperparams."""
-
-    def is_injected(node: PyTree) -> bool:
-        return isinstance(getattr(node, "hyperparams", None), dict)
-
-    nodes = jax.tree.leaves(state, is_leaf=is_injected)
-    return [node.hyperparams for node in nodes if is_injected(node)]
+    found = [node.hyperparams for node in nodes_with(state, "hyperparams")]
+    return [hyperparams for hyperparams in found if isinstance(hyperparams, dict)]
 
 
 def came_through_injection(error: BaseException) -> bool:
@@ -117,10 +110,7 @@ def came_through_injection(error: BaseException) -> bool:
 
 def without_boxes(tree: PyTree) -> Any:
     """Flax NNX variables as their arrays, as nnx.Optimizer passes them to tx.update."""
-
-    def is_box(node: PyTree) -> bool:
-        return hasattr(node, "get_value") and hasattr(node, "get_metadata")
-
+    is_box = lambda node: hasattr(node, "get_value") and hasattr(node, "get_metadata")
     return jax.tree.map(lambda x: x.get_value() if is_box(x) else x, tree, is_leaf=is_box)
 
 

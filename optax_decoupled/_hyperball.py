@@ -7,13 +7,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.core
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from optax_decoupled import _checks
-from optax_decoupled._checks import shown
 from optax_decoupled._decay import required
 from optax_decoupled._dtypes import is_decayable, widen
-from optax_decoupled._first_update import climbs, looked_at_once
+from optax_decoupled._first_update import Rows, looked_at_once
 from optax_decoupled._paths import listing, named_leaves
 from optax_decoupled._products import product_schedule
 from optax_decoupled._stacked import Stacked, leading_axes, norm, normalized
@@ -84,15 +84,10 @@ def hyperball(
     References:
       arXiv:2606.16899.
     """
-    if not (callable(getattr(direction, "init", None)) and hasattr(direction, "update")):
-        raise TypeError(
-            f"direction={shown(direction)} must be an optax.GradientTransformation, e.g. "
-            "optax.scale_by_adam()."
-        )
+    _checks.check_transformation("direction", direction, "Pass e.g. optax.scale_by_adam().")
     _checks.check_learning_rate(learning_rate)
     inner, rate_at = optax.with_extra_args_support(direction), product_schedule(learning_rate)
-
-    look = looked_at_once(lambda params: _warn_of_climbing(inner, params))
+    look = looked_at_once(inner, _climbing)
 
     def init_fn(params: optax.Params) -> HyperballState:
         look(params)
@@ -120,12 +115,16 @@ def hyperball(
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-def _warn_of_climbing(direction: optax.GradientTransformation, params: optax.Params) -> None:
-    if climbs(direction, params):
-        _checks.warn(
-            "direction points down the gradient, as a finished optimizer does, so hyperball, which "
-            "subtracts it, climbs. Pass the direction alone, e.g. optax.scale_by_adam()."
-        )
+def _climbing(rows: Rows) -> str:
+    """What to say if all updates point against the gradient, as a finished optimizer's do."""
+    both = [(np.asarray(up), np.asarray(down)) for _, _, up, down in rows]
+    # What turns with the sign of the parameters, a decay, cancels; noise has both signs.
+    if not (both and all(np.all(x + y < -1e-3 * np.abs(x - y)) for x, y in both)):
+        return ""
+    return (
+        "direction points down the gradient, as a finished optimizer does, so hyperball, which "
+        "subtracts it, climbs. Pass the direction alone, e.g. optax.scale_by_adam()."
+    )
 
 
 def _warn_of_zeros(params: optax.Params) -> None:

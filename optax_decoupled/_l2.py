@@ -19,7 +19,7 @@ from optax_decoupled._adam import scale_by_adam
 from optax_decoupled._decay import map_decaying, required
 from optax_decoupled._masks import foreign_entries, leaf_multipliers
 from optax_decoupled._paths import named_leaves
-from optax_decoupled._products import check_multiplier, product_schedule
+from optax_decoupled._products import check_step, product_schedule
 from optax_decoupled._sgd import momentum_sgd
 from optax_decoupled._types import Leaf, Mask, PyTree, Scalar, ScalarOrSchedule
 
@@ -53,7 +53,6 @@ def l2_to_grad(l2: Scalar, *, mask: Mask = None) -> optax.GradientTransformation
     References:
       Loshchilov & Hutter, arXiv:1711.05101, section 2 and Algorithms 1 and 2.
     """
-    _check_l2(l2)
     return _stateless_l2("l2_to_grad", l2, mask, lambda params: ())
 
 
@@ -67,10 +66,9 @@ def scale_adjusted_l2_to_grad(
     of :math:`λ = λ' α` (Proposition 3).
 
     Args:
-      l2: :math:`λ' \ge 0`, as in :func:`l2_to_grad`.
+      l2, mask: see :func:`l2_to_grad`.
       scale: :math:`s > 0`, a tree of arrays (or scalars) that broadcast to the
         parameters' shapes.
-      mask: as in :func:`add_decoupled_weight_decay`.
 
     Returns:
       A stateless Optax transformation whose ``update`` needs ``params``.
@@ -93,7 +91,6 @@ def scale_adjusted_l2_to_grad(
     References:
       Loshchilov & Hutter, arXiv:1711.05101, Proposition 3 and appendix A.
     """
-    _check_l2(l2)
     for path, leaf in named_leaves(scale)[0]:
         if np.size(leaf) and (isinstance(leaf, np.ndarray) or _checks.is_static(leaf)):
             name = f"scale at {'/'.join(path)!r}"
@@ -150,9 +147,7 @@ def adam_l2(
     References:
       Loshchilov & Hutter, arXiv:1711.05101, Algorithm 2 (with L2 regularization).
     """
-    _checks.check_learning_rate(learning_rate)
-    _checks.check_schedule("schedule", schedule)
-    check_multiplier(schedule, learning_rate)
+    check_step(learning_rate, schedule)
     return optax.chain(
         l2_to_grad(l2, mask=mask),
         scale_by_adam(b1, b2, eps, eps_root, mu_dtype, nu_dtype, nesterov=nesterov),
@@ -200,22 +195,18 @@ def sgd_l2(
     References:
       Loshchilov & Hutter, arXiv:1711.05101, Algorithm 1 (with L2 regularization).
     """
-    _checks.check_learning_rate(learning_rate)
-    _checks.check_schedule("schedule", schedule)
-    check_multiplier(schedule, learning_rate)
+    check_step(learning_rate, schedule)
     return optax.chain(
         l2_to_grad(l2, mask=mask),
         *momentum_sgd(learning_rate, schedule, momentum, nesterov, scale_before_momentum),
     )
 
 
-def _check_l2(l2: Scalar) -> None:
-    _checks.check_nonnegative("l2", l2, "It is the L2 coefficient λ', e.g. 1e-4.")
-
-
 def _stateless_l2(
     name: str, l2: Scalar, mask: Mask, scales: Callable[[optax.Params], Sequence[list[Leaf]]]
 ) -> optax.GradientTransformationExtraArgs:
+    _checks.check_nonnegative("l2", l2, "It is the L2 coefficient λ', e.g. 1e-4.")
+
     def init_fn(params: optax.Params) -> optax.EmptyState:
         leaf_multipliers(mask, params)
         scales(params)

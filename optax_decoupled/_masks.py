@@ -90,33 +90,23 @@ def _is_outer(path: Path) -> bool:
     """Whether it leads to an embedding, or begins with or ends in a head (none of attention's)."""
     if any(_EMBEDDING.fullmatch(word) for name in path for word in _words(name)):
         return True
-    is_head = lambda name: name.lower() in {"head", "lm_head"}
     first = set(_words(path[0])) if path else set()
     begins = not _HEAD.isdisjoint(first) and {"multi", "attention", "attn"}.isdisjoint(first)
-    return begins or any(map(is_head, path[-2:]))
+    return begins or any(name.lower() in {"head", "lm_head"} for name in path[-2:])
 
 
-def intersection(first: Mask, second: Mask) -> MaskFunction:
-    """The product of two masks."""
+def where_normalized(mask: Mask, normalized: Mask, holds: bool) -> MaskFunction:
+    """A mask on the layers that are normalized, or that are not, and no decay elsewhere."""
 
-    def mask(params: optax.Params, /) -> PyTree:
-        both = zip(leaf_multipliers(first, params), leaf_multipliers(second, params), strict=True)
-        return jax.tree.unflatten(jax.tree.structure(params), [1.0 * a * b for a, b in both])
-
-    return mask
-
-
-def complement(mask: Mask) -> MaskFunction:
-    """One minus a mask of bools."""
-
-    def others(params: optax.Params, /) -> PyTree:
-        multipliers = leaf_multipliers(mask, params)
-        if not all(isinstance(w, bool) for w in multipliers):
+    def part(params: optax.Params, /) -> PyTree:
+        marks = leaf_multipliers(normalized, params)
+        if not all(isinstance(mark, bool) for mark in marks):
             raise ValueError("normalized must be a mask of bools: a layer is normalized or not.")
-        rest = [float(not w) for w in multipliers]
-        return jax.tree.unflatten(jax.tree.structure(params), rest)
+        rows = zip(leaf_multipliers(mask, params), marks, strict=True)
+        chosen = [w if mark == holds else False for w, mark in rows]
+        return jax.tree.unflatten(jax.tree.structure(params), chosen)
 
-    return others
+    return part
 
 
 def are_biases_or_norms(paths: Sequence[Path]) -> list[bool]:

@@ -236,16 +236,11 @@ def _number(x: Leaf) -> int | None:
 
 def _kind_problems(old: PyTree, new: PyTree) -> list[str]:
     """Moments of one name may mean different things: AdaBelief's `nu` is a variance."""
-    kinds = [sorted(_moment_states(state)) for state in (old, new)]
+    nodes = [_foreign.nodes_with(state, "mu", "nu") for state in (old, new)]
+    kinds = [sorted({type(node).__name__ for node in each}) for each in nodes]
     if kinds[0] == kinds[1] or not all(kinds):
         return []
     return [f"its moments are those of {kinds[0]}, not {kinds[1]}"]
-
-
-def _moment_states(state: optax.OptState) -> set[str]:
-    has_moments = lambda node: not {"mu", "nu"}.isdisjoint(getattr(node, "_fields", ()))
-    nodes = jax.tree.leaves(state, is_leaf=has_moments)
-    return {type(node).__name__ for node in nodes if has_moments(node)}
 
 
 def _text(field: _Field) -> str:
@@ -258,12 +253,11 @@ def _momentum_problems(old: PyTree, new: PyTree) -> list[str]:
     different = sorted(f for f in before.keys() & after.keys() if before[f] != after[f])
     if not different:
         return []
-    scaled = before[different[0]]
+    first = different[0]
+    held, wanted = ("scaled gradients", "plain") if before[first] else ("gradients", "scaled")
     return [
-        "its momentum buffer holds "
-        + ("scaled gradients, the new one plain" if scaled else "gradients, the new one scaled")
-        + f" ones ({_text(different[0])}): choose scale_before_momentum of sgdw accordingly "
-        "(optax.sgd's is False)"
+        f"its momentum buffer holds {held}, the new one {wanted} ones ({_text(first)}): choose "
+        "scale_before_momentum of sgdw accordingly (optax.sgd's is False)"
     ]
 
 

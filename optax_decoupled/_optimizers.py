@@ -12,14 +12,9 @@ import optax
 
 from optax_decoupled import _checks
 from optax_decoupled._adam import scale_by_adam
-from optax_decoupled._decay import add_decoupled_weight_decay
-from optax_decoupled._masks import complement, hidden_matrices, intersection
-from optax_decoupled._products import (
-    check_decay_multiplier,
-    check_multiplier,
-    peak_of,
-    product_schedule,
-)
+from optax_decoupled._decay import decayed
+from optax_decoupled._masks import hidden_matrices, where_normalized
+from optax_decoupled._products import check_decay, check_step, product_schedule
 from optax_decoupled._sgd import momentum_sgd
 from optax_decoupled._toward import Toward
 from optax_decoupled._types import Mask, Scalar, ScalarOrSchedule, Schedule
@@ -81,11 +76,11 @@ def adamw(
     References:
       Loshchilov & Hutter, arXiv:1711.05101, Algorithm 2.
     """
-    _check_decoupled(learning_rate, weight_decay, schedule, decay_schedule)
+    multiplier = _checked(learning_rate, weight_decay, schedule, decay_schedule, toward)
     return optax.chain(
         scale_by_adam(b1, b2, eps, eps_root, mu_dtype, nu_dtype, nesterov=nesterov),
         optax.scale_by_schedule(product_schedule(-1, learning_rate, schedule)),
-        _decay(weight_decay, schedule, decay_schedule, mask, cautious, toward),
+        decayed(weight_decay, multiplier, mask, cautious, toward),
     )
 
 
@@ -120,8 +115,7 @@ def adamc(
 
     Args:
       learning_rate: :math:`α`, the peak rate.
-      weight_decay: :math:`λ`, the fraction of a weight removed per full step. For a value of
-        PyTorch or Optax see :func:`weight_decay_from_pytorch`.
+      weight_decay: :math:`λ`, the fraction of a weight removed per full step, see :func:`adamw`.
       schedule: :math:`η_t`, 1 for a full step.
       normalized: which parameters are followed by a norm, a mask as for
         :func:`add_decoupled_weight_decay`. The default goes by name and shape: what
@@ -149,11 +143,10 @@ def adamc(
     References:
       Defazio, Why Gradients Rapidly Increase Near the End of Training, arXiv:2506.02285.
     """
-    _check_decoupled(learning_rate, weight_decay, schedule, None)
-    layers = {2: intersection(mask, normalized), 1: intersection(mask, complement(normalized))}
+    _checked(learning_rate, weight_decay, schedule)
     decays = [
-        _decay(weight_decay, product_schedule(*[schedule] * power), None, where, cautious, None)
-        for power, where in layers.items()
+        decayed(weight_decay, eta, where_normalized(mask, normalized, holds), cautious, None)
+        for eta, holds in ((product_schedule(schedule, schedule), True), (schedule, False))
     ]
     return optax.chain(
         scale_by_adam(b1, b2, eps, eps_root, mu_dtype, nu_dtype, nesterov=nesterov),
@@ -206,39 +199,25 @@ def sgdw(
     References:
       Loshchilov & Hutter, arXiv:1711.05101, Algorithm 1.
     """
-    _check_decoupled(learning_rate, weight_decay, schedule, decay_schedule)
+    multiplier = _checked(learning_rate, weight_decay, schedule, decay_schedule, toward)
     return optax.chain(
         *momentum_sgd(learning_rate, schedule, momentum, nesterov, scale_before_momentum),
-        _decay(weight_decay, schedule, decay_schedule, mask, cautious, toward),
+        decayed(weight_decay, multiplier, mask, cautious, toward),
     )
 
 
-def _decay(
-    weight_decay: ScalarOrSchedule,
-    schedule: ScalarOrSchedule | None,
-    decay_schedule: ScalarOrSchedule | None,
-    mask: Mask,
-    cautious: bool,
-    toward: Toward | None,
-) -> optax.GradientTransformationExtraArgs:
-    multiplier = schedule if decay_schedule is None else decay_schedule
-    rate = product_schedule(weight_decay, multiplier)  # checked by `_check_decoupled`
-    return add_decoupled_weight_decay(rate, mask=mask, cautious=cautious, toward=toward)
-
-
-def _check_decoupled(
+def _checked(
     learning_rate: ScalarOrSchedule,
     weight_decay: ScalarOrSchedule,
     schedule: ScalarOrSchedule | None,
-    decay_schedule: ScalarOrSchedule | None,
-) -> None:
-    _checks.check_learning_rate(learning_rate)
-    _checks.check_schedule("schedule", schedule)
+    decay_schedule: ScalarOrSchedule | None = None,
+    toward: Toward | None = None,
+) -> ScalarOrSchedule | None:
+    """The multiplier of the decay."""
+    check_step(learning_rate, schedule)
     _checks.check_schedule("decay_schedule", decay_schedule)
     multiplier = schedule if decay_schedule is None else decay_schedule
-    _checks.check_weight_decay(weight_decay, learning_rate, peak_of(multiplier))
-    check_multiplier(schedule, learning_rate)
-    check_decay_multiplier(decay_schedule, weight_decay)
+    check_decay(weight_decay, multiplier, toward, learning_rate, own=decay_schedule is not None)
     if callable(learning_rate) and schedule is None and decay_schedule is None:
         raise ValueError(
             f"learning_rate={learning_rate!r} is a schedule, but neither schedule nor "
@@ -248,3 +227,4 @@ def _check_decoupled(
             "decay_schedule=... gives the decay a schedule of its own; (3) decay_schedule=1.0 "
             "keeps it constant on purpose."
         )
+    return multiplier

@@ -37,13 +37,34 @@ def leaves_like(name: str, tree: PyTree, params: optax.Params) -> list[Leaf]:
             f"{name} does not have the structure of the parameters: it lacks {listing(missing)}. "
             "Pass a tree like the parameters."
         )
-    for path, leaf in leaves:
-        if np.shape(entries[path]) != np.shape(leaf):
+    found = [entries[path] for path, _ in leaves]
+    _check_shapes(name, found, leaves, "Pass a tree like the parameters.")
+    return found
+
+
+def entries_like(name: str, tree: PyTree, params: optax.Params, way_out: str) -> list[Leaf]:
+    """The entry of a tree of the same structure for each leaf of params, of its shape or empty."""
+    treedef = jax.tree.structure(params)
+    try:
+        entries = treedef.flatten_up_to(tree)
+    except ValueError as error:
+        raise ValueError(
+            f"{name} has the structure {jax.tree.structure(tree)}; it must be that of params, "
+            f"{treedef}. {way_out}"
+        ) from error
+    _check_shapes(name, entries, named_leaves(params)[0], way_out)
+    return entries
+
+
+def _check_shapes(
+    name: str, entries: Sequence[Leaf], leaves: Sequence[tuple[Path, Leaf]], way_out: str
+) -> None:
+    for entry, (path, leaf) in zip(entries, leaves, strict=True):
+        if not is_empty(entry) and np.shape(entry) != np.shape(leaf):
             raise ValueError(
-                f"{name} at {'/'.join(path)!r} has shape {np.shape(entries[path])}; it must have "
-                f"the parameter's shape {np.shape(leaf)}. Pass a tree like the parameters."
+                f"{name} at {'/'.join(path)!r} has shape {np.shape(entry)}; it must have the "
+                f"parameter's shape {np.shape(leaf)}. {way_out}"
             )
-    return [entries[path] for path, _ in leaves]
 
 
 def unboxed(key_paths: Sequence[KeyPath]) -> list[Path]:
@@ -64,7 +85,7 @@ def unboxed(key_paths: Sequence[KeyPath]) -> list[Path]:
 
     def opens_a_box(key: Any) -> bool:
         named = isinstance(key, jax.tree_util.GetAttrKey)
-        return key.name in contents if named else _is_unnamed(key)
+        return key.name in contents if named else isinstance(key, jax.tree_util.FlattenedIndexKey)
 
     return [
         tuple(map(_key_name, keys[:-1] if only and opens_a_box(keys[-1]) else keys))
@@ -75,10 +96,6 @@ def unboxed(key_paths: Sequence[KeyPath]) -> list[Path]:
 # What attributes of boxes are called, and what only parameters are.
 _CONTENTS = {"value", "array", "data", "raw_value", "tensor", "param"}
 _PARAMETERS = {"weight", "kernel", "w", "embedding", "scale", "bias", "b"}
-
-
-def _is_unnamed(key: Any) -> bool:
-    return isinstance(key, jax.tree_util.FlattenedIndexKey)
 
 
 def _key_name(key: Any) -> str:

@@ -20,8 +20,6 @@ from optax_decoupled._products import product_over_run
 from optax_decoupled._schedules import log_time_weight_decay
 from optax_decoupled._types import Scalar, ScalarOrSchedule
 
-# τ/S = 1.084 · TPP^−0.527, as quoted by the literature on Power Lines.
-_POWER_LINES = (1.084, -0.527)
 # From here on rules are said to disagree, below it a decay to hardly act.
 _DISAGREE, _HARDLY = 4.0, 0.1
 # Of the squared length of the initial weight, what may be left in equilibrium.
@@ -37,9 +35,9 @@ _POWER_LAW = (
 _CONSTANT = "Language models of 45M to 2.6B parameters; λ = 4/S, counted in full steps."
 _FALLING = "As budget 4, but falling like 1/(S/10 + t): pass log_time_weight_decay(steps)."
 _FLAGS = {
-    "hardly acts": "the budget is below 0.1, so less than a tenth of an initial weight goes.",
-    "the run ends before equilibrium": "rms and rotation will not have settled.",
-    "lost in bfloat16": (
+    "Hardly acts": "the budget is below 0.1, so less than a tenth of an initial weight goes.",
+    "The run ends before equilibrium": "rms and rotation will not have settled.",
+    "Lost in bfloat16": (
         f"below {_LOST_BELOW:.2g} of a weight a step rounds away. Keep the weights in float32, "
         "or use apply_updates_with_stochastic_rounding."
     ),
@@ -98,7 +96,8 @@ def plan_weight_decay(
     """
     _check_plan(steps, weight_decay, schedule, learning_rate, b1, momentum)
     steps = int(steps)
-    run = _Run(steps, _checked_shape(steps, schedule), learning_rate, b1, momentum)
+    rate = math.nan if learning_rate is None else np.asarray(learning_rate, float).item()
+    run = _Run(steps, _checked_shape(steps, schedule), rate, b1, momentum)
     rules = _rules(steps, steps_per_epoch, tokens_per_parameter)
     yours = [] if weight_decay is None else [_Rule("yours", weight_decay, "", "")]
     rows = tuple(_row(rule, run) for rule in (*yours, *rules))
@@ -107,8 +106,8 @@ def plan_weight_decay(
 
 class _Run(NamedTuple):
     steps: int
-    shape: np.ndarray | None  # η_t at every step
-    learning_rate: Any
+    shape: np.ndarray  # η_t at every step
+    learning_rate: float  # NaN if it is not known
     b1: Any
     momentum: Any
 
@@ -127,8 +126,7 @@ def _rules(steps: int, steps_per_epoch: Any, tokens_per_parameter: Any) -> list[
         _checks.check_positive("steps_per_epoch", epoch, "It is a timescale.")
     if tokens is not None:
         _checks.check_positive("tokens_per_parameter", tokens, "20 is usual.")
-    factor, power = _POWER_LINES
-    share = tokens and factor * float(tokens) ** power
+    share = tokens and 1.084 * float(tokens) ** -0.527
     falling = log_time_weight_decay(steps) if steps > 40 else None
     table = (
         _Rule("normalized 0.025", 0.025 / steps**0.5, "arXiv:1711.05101", _IMAGES),
@@ -149,7 +147,7 @@ def _rules(steps: int, steps_per_epoch: Any, tokens_per_parameter: Any) -> list[
 
 def _row(rule: _Rule, run: _Run) -> PlanRow:
     decays = product_over_run(run.steps, rule.decay)
-    removed = decays if run.shape is None else decays * run.shape
+    removed = decays * run.shape
     if not 0 <= removed.min() <= removed.max() <= 1:
         raise ValueError(
             f"weight_decay times schedule removes {removed.min():.3g} to {removed.max():.3g} of a "
@@ -157,7 +155,8 @@ def _row(rule: _Rule, run: _Run) -> PlanRow:
         )
     with np.errstate(divide="ignore"):  # a decay of 1 leaves nothing
         budget, left = float(removed.sum()), float(np.exp(np.log1p(-removed).sum()))
-    flags = [f"{flag.capitalize()}." for flag in _flags(budget, left, float(removed.max()))]
+    applies = (budget < _HARDLY, left**2 > _SETTLED, 0 < removed.max() < _LOST_BELOW)
+    flags = [f"{flag}." for flag, holds in zip(_FLAGS, applies, strict=True) if holds]
     peak = float(decays.max())
     steady = math.nan if callable(rule.decay) else peak
     rms, rotation = _predicted(steady, run)
@@ -168,7 +167,7 @@ def _row(rule: _Rule, run: _Run) -> PlanRow:
         timescale=_convert.weight_decay_to_timescale(peak) + 0 * steady,
         half_life=_convert.weight_decay_to_half_life(peak) + 0 * steady,
         left=left,
-        pytorch=peak * (1 - float(run.momentum or 0)) / _rate(run),
+        pytorch=peak * (1 - float(run.momentum or 0)) / run.learning_rate,
         rms=rms,
         rotation=rotation,
         source=rule.source,
@@ -183,16 +182,7 @@ def _predicted(decay: float, run: _Run) -> tuple[float, float]:
     if run.momentum is not None:
         return math.nan, float(equilibrium_sgdw(1.0, decay, run.momentum).rotation)
     there = equilibrium_adamw(1.0, decay, run.b1)
-    return float(there.rms) * _rate(run), float(there.rotation)
-
-
-def _rate(run: _Run) -> float:
-    return math.nan if run.learning_rate is None else float(run.learning_rate)
-
-
-def _flags(budget: float, left: float, largest: float) -> list[str]:
-    applies = (budget < _HARDLY, left**2 > _SETTLED, 0 < largest < _LOST_BELOW)
-    return [flag for flag, holds in zip(_FLAGS, applies, strict=True) if holds]
+    return float(there.rms) * run.learning_rate, float(there.rotation)
 
 
 def _comparison(rows: Sequence[PlanRow]) -> list[str]:
@@ -218,15 +208,13 @@ def _comparison(rows: Sequence[PlanRow]) -> list[str]:
 
 
 def _flag_notes(rows: Sequence[PlanRow]) -> list[str]:
-    flagged = [
-        (flag, meaning, [row.rule for row in rows if f"{flag.capitalize()}." in row.note])
-        for flag, meaning in _FLAGS.items()
-    ]
-    return [
-        f"{flag.capitalize()} ({'all' if len(rules) == len(rows) else ', '.join(rules)}): {meaning}"
-        for flag, meaning, rules in flagged
-        if rules
-    ]
+    notes = []
+    for flag, meaning in _FLAGS.items():
+        rules = [row.rule for row in rows if f"{flag}." in row.note]
+        if rules:
+            named = "all" if len(rules) == len(rows) else ", ".join(rules)
+            notes.append(f"{flag} ({named}): {meaning}")
+    return notes
 
 
 def _validity_notes(rules: Sequence[_Rule]) -> list[str]:
@@ -237,10 +225,8 @@ def _validity_notes(rules: Sequence[_Rule]) -> list[str]:
     return [f"{', '.join(names)}: {validity}" for validity, names in named.items()]
 
 
-def _checked_shape(steps: int, schedule: Any) -> np.ndarray | None:
+def _checked_shape(steps: int, schedule: Any) -> np.ndarray:
     """η_t at every step; a shape that never comes near 1 is refused."""
-    if schedule is None:
-        return None
     shape = product_over_run(steps, schedule)
     if not (np.isfinite(shape).all() and shape.min() >= 0):
         raise ValueError(

@@ -86,8 +86,8 @@ class DecayPlan:
             _aligned([tuple(line[i] for i in columns) for line in (_HEADER, *cells)])
             for columns in (_FIRST, _SECOND)
         ]
-        sections = (tables[0], tables[1], map(_wrapped, self.notes))
-        return "\n\n".join(["\n".join(section) for section in ([title], *sections)]).rstrip()
+        notes = [textwrap.fill(note, WIDTH, subsequent_indent="  ") for note in self.notes]
+        return "\n\n".join(map("\n".join, ([title], *tables, notes))).rstrip()
 
     def _repr_html_(self) -> str:
         return _preformatted(str(self))
@@ -130,10 +130,6 @@ def _aligned(lines: Sequence[tuple[str, ...]]) -> list[str]:
         ).rstrip()
         for line in lines
     ]
-
-
-def _wrapped(text: str) -> str:
-    return textwrap.fill(text, WIDTH, subsequent_indent="  ")
 
 
 def _preformatted(text: str) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 import jax
-import jax.core
 import jax.numpy as jnp
 import numpy as np
 
@@ -64,25 +63,23 @@ def product_over_run(steps: int, *factors: ScalarOrSchedule | None) -> np.ndarra
     return product
 
 
-def peak_of(multiplier: ScalarOrSchedule | None, until: int = _LAST) -> float | None:
-    """The greatest value at a few dozen counts up to one; None if it cannot be known now."""
+def peak_of(multiplier: ScalarOrSchedule | None, until: int = _LAST) -> float:
+    """The greatest value at a few dozen counts up to one; NaN if it cannot be known now."""
     if multiplier is None:
         return 1.0
     if not callable(multiplier):
-        return float(np.asarray(multiplier)) if _checks.is_known(multiplier) else None
+        return float(np.asarray(multiplier)) if _checks.is_known(multiplier) else math.nan
     values = _sampled(multiplier, _SAMPLED[until >= _SAMPLED])
-    return None if values is None else float(np.max(values, initial=0.0))
+    return float(np.max(values, initial=0.0)) if len(values) else math.nan
 
 
-def _sampled(schedule: Schedule, counts: np.ndarray) -> np.ndarray | None:
-    """Its finite values at these counts; None if they cannot be known now."""
+def _sampled(schedule: Schedule, counts: np.ndarray) -> np.ndarray:
+    """Its finite values at these counts; none if they cannot be known now."""
     try:
-        values = jax.vmap(schedule)(jnp.asarray(counts))
-    except Exception:  # a schedule may be any function, also one that takes no batch of counts
-        return None
-    if isinstance(values, jax.core.Tracer):
-        return None
-    return np.asarray(values, float)[np.isfinite(values)]
+        values = np.asarray(jax.vmap(schedule)(jnp.asarray(counts)), float)
+    except Exception:  # it is traced, or any function, also one that takes no batch of counts
+        return np.zeros(0)
+    return values[np.isfinite(values)]
 
 
 def _move_alike(a: Schedule, b: Schedule) -> bool:
@@ -90,45 +87,57 @@ def _move_alike(a: Schedule, b: Schedule) -> bool:
     if a is b:
         return True
     both = [_sampled(x, _DENSE) for x in (a, b)]
-    x, y = (np.zeros(0) if v is None else v / (np.max(v, initial=0) or 1) for v in both)
+    x, y = (v / (np.max(v, initial=0) or 1) for v in both)
     moves = len(x) == len(y) > 0 and np.ptp(x) > 0.01
     return bool(moves and np.allclose(x, y, atol=1e-4))
 
 
-def check_multiplier(schedule: ScalarOrSchedule | None, learning_rate: ScalarOrSchedule) -> None:
-    """Warns where a learning rate, or its schedule, stands for a multiplier of step and decay."""
+def check_step(learning_rate: ScalarOrSchedule, schedule: ScalarOrSchedule | None) -> None:
+    """Checks both, and warns where a learning rate stands for a multiplier of step and decay."""
+    _checks.check_learning_rate(learning_rate)
+    _checks.check_schedule("schedule", schedule)
     if not (callable(schedule) or _checks.is_static(schedule)):
         return
     reached = peak_of(schedule)
     if callable(schedule) and callable(learning_rate) and _move_alike(schedule, learning_rate):
         problem = "learning_rate and schedule move alike, so the step is scaled twice"
-    elif reached is not None and 0 < reached < _checks.FULL:
+    elif 0 < reached < _checks.FULL:
         problem = f"schedule reaches {reached:.3g} at most, so no step is a full one"
     else:
         return
     _checks.warn(f"{problem}. {_MULTIPLIER}")
 
 
-def check_decay_multiplier(
-    schedule: ScalarOrSchedule | None, weight_decay: ScalarOrSchedule
+def check_decay(
+    weight_decay: ScalarOrSchedule,
+    multiplier: ScalarOrSchedule | None,
+    toward: object,
+    learning_rate: ScalarOrSchedule | None = None,
+    own: bool = True,
 ) -> None:
-    """Warns where a schedule of the learning rate makes a decay vanish."""
-    if not callable(schedule) or not _checks.is_known(weight_decay):
+    """Checks a decay, and warns where what has another unit stands for it or its multiplier.
+
+    That may be its own, or the step's too, and be looked at there.
+    """
+    if callable(weight_decay):
+        _checks.check_weight_decay(weight_decay)
+        if toward is None:  # a pull may be strong, now and then
+            _warn_of_much(peak_of(product_schedule(weight_decay, multiplier), _EARLY))
         return
-    decay, reached = float(np.asarray(weight_decay)), peak_of(schedule)
-    if reached is not None and 0 < reached < _checks.FULL and 0 < decay * reached < _FAINT:
+    reached = peak_of(multiplier)
+    _checks.check_weight_decay(weight_decay, learning_rate, reached)
+    if not (own and callable(multiplier) and _checks.is_known(weight_decay)):
+        return
+    most = float(np.asarray(weight_decay)) * reached
+    if reached < _checks.FULL and 0 < most < _FAINT:
         _checks.warn(
             f"schedule reaches {reached:.3g} at most, so with weight_decay={weight_decay} no "
-            f"update removes more than {decay * reached:.3g} of a weight. {_MULTIPLIER}"
+            f"update removes more than {most:.3g} of a weight. {_MULTIPLIER}"
         )
 
 
-def check_decay_schedule(weight_decay: ScalarOrSchedule, *factors: ScalarOrSchedule | None) -> None:
-    """Warns where a multiplier stands for a schedule of the decay."""
-    if not callable(weight_decay):
-        return
-    most = peak_of(product_schedule(weight_decay, *factors), _EARLY)
-    if most is not None and most >= _LARGE:
+def _warn_of_much(most: float) -> None:
+    if most >= _LARGE:
         _checks.warn(
             f"weight_decay reaches {most:.3g}: so much of every weight is removed at one step. "
             "It is a decay, such as 1e-4 or a schedule near it; a multiplier that is 1 for a full "

@@ -28,14 +28,15 @@ def cast_first_moment(tree: PyTree, old: PyTree) -> Any:
         if not is_narrow(before):
             return cast_like(x, before)
         x, wide = x.astype(jnp.float32), before.astype(jnp.float32)
-        new, was, exact = _round(x, before.dtype, _to_nearest), _bits(wide), _bits(x)
+        new = _round(x, before.dtype, _to_nearest)
+        was, exact = wide.view(jnp.uint32), x.view(jnp.uint32)
         unit = np.uint32(2 ** _missing_bits(before.dtype))
         step = jnp.where(exact > was, was + unit, was - unit)  # from or towards zero
         if _has_own_subnormals(before.dtype):
             info = jnp.finfo(before.dtype)
-            even = _bits(wide + jnp.sign(x - wide) * float(info.smallest_subnormal))
+            even = (wide + jnp.sign(x - wide) * float(info.smallest_subnormal)).view(jnp.uint32)
             step = jnp.where(jnp.abs(wide) <= float(info.smallest_normal), even, step)
-            step = jnp.where(jnp.abs(_floats(step)) <= float(info.max), step, was)
+            step = jnp.where(jnp.abs(step.view(jnp.float32)) <= float(info.max), step, was)
         lost = (new == was) & (exact != was) & (wide != 0)
         return _as_cast(x, _narrow(jnp.where(lost, step, new), before.dtype))
 
@@ -139,21 +140,22 @@ def _round(
         # Below its normal numbers, a last place stays what it is just above them.
         smallest = float(jnp.finfo(dtype).smallest_normal)
         shift = jnp.where(jnp.abs(x) < smallest, jnp.copysign(jnp.float32(smallest), x), 0)
-        bits = _bits(x + shift)
-        bits = _bits(_floats((bits + dither(bits, missing)) & whole) - shift)
+        bits = (x + shift).view(jnp.uint32)
+        rounded = (bits + dither(bits, missing)) & whole
+        bits = (rounded.view(jnp.float32) - shift).view(jnp.uint32)
     else:
-        bits = _bits(x)
+        bits = x.view(jnp.uint32)
         bits = (bits + dither(bits, missing)) & whole
-    return jnp.where(jnp.isfinite(x), bits, _bits(x))
+    return jnp.where(jnp.isfinite(x), bits, x.view(jnp.uint32))
 
 
 def _narrow(bits: jax.Array, dtype: jnp.dtype) -> jax.Array:
     """The number that these bits of a float32 are, in a dtype that can represent it."""
     if dtype != jnp.bfloat16:
-        return _floats(bits).astype(dtype)
+        return bits.view(jnp.float32).astype(dtype)
     # Its upper half. What is no number stays so if its payload is in the lower half.
-    bits = jnp.where(jnp.isnan(_floats(bits)), bits | np.uint32(1 << 22), bits)
-    return jax.lax.bitcast_convert_type((bits >> 16).astype(jnp.uint16), jnp.bfloat16)
+    bits = jnp.where(jnp.isnan(bits.view(jnp.float32)), bits | np.uint32(1 << 22), bits)
+    return (bits >> 16).astype(jnp.uint16).view(jnp.bfloat16)
 
 
 def _to_nearest(bits: jax.Array, missing: int) -> jax.Array:
@@ -169,14 +171,6 @@ def _has_own_subnormals(dtype: jnp.dtype) -> bool:
 
 def _missing_bits(dtype: jnp.dtype) -> int:
     return int(jnp.finfo(jnp.float32).nmant - jnp.finfo(dtype).nmant)
-
-
-def _bits(x: jax.Array) -> jax.Array:
-    return jax.lax.bitcast_convert_type(x, jnp.uint32)
-
-
-def _floats(bits: jax.Array) -> jax.Array:
-    return jax.lax.bitcast_convert_type(bits, jnp.float32)
 
 
 def _random_bits(word: jax.Array, like: jax.Array) -> jax.Array:

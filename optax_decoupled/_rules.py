@@ -72,21 +72,19 @@ def decay_rules(
             _refuse_idle(compiled, paths, ["/".join(path) for path in empty])
         first = [next(iter(_matches(compiled, path)), None) for path in paths]
         others = leaf_multipliers(default, params) if callable(default) else [default] * len(paths)
-        missed = [
-            path
-            for path, (_, leaf), rule, other in zip(paths, leaves, first, others, strict=True)
-            if rule is None and other is None and is_decayable(leaf)
+        chosen = [
+            other if rule is None else compiled[rule][1]
+            for rule, other in zip(first, others, strict=True)
         ]
+        undecided = [leaf for leaf, w in zip(leaves, chosen, strict=True) if w is None]
+        missed = ["/".join(path) for path, leaf in undecided if is_decayable(leaf)]
         if missed:
             raise ValueError(
                 f"No decay rule matches {listing(missed)}. Every parameter must match a "
                 'rule: add one, end with (".*", 0.0), or pass default=0.0.'
             )
-        chosen = [
-            (0.0 if other is None else other) if rule is None else compiled[rule][1]
-            for rule, other in zip(first, others, strict=True)
-        ]
-        return jax.tree.unflatten(jax.tree.structure(params), chosen)
+        weights = [0.0 if w is None else w for w in chosen]  # what cannot decay needs no rule
+        return jax.tree.unflatten(jax.tree.structure(params), weights)
 
     return mask
 

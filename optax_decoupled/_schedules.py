@@ -79,8 +79,7 @@ def warm_restart_position(
     Args:
       step: the number of updates so far, an integer array of any shape (or a tracer), from
         0 to 2³¹ − 1.
-      first_cycle_steps: as in :func:`warm_restarts`.
-      cycle_mult: as in :func:`warm_restarts`.
+      first_cycle_steps, cycle_mult: as in :func:`warm_restarts`.
 
     Returns:
       ``(cycle, within, length)``, int32 arrays of the shape of ``step``: the index of the
@@ -123,8 +122,7 @@ def normalized_weight_decay_schedule(
 
     Args:
       norm: :math:`λ_{norm} \ge 0`, dimensionless.
-      first_cycle_steps: as in :func:`warm_restarts`.
-      cycle_mult: as in :func:`warm_restarts`.
+      first_cycle_steps, cycle_mult: as in :func:`warm_restarts`.
 
     Returns:
       A schedule, int step of any shape → :math:`λ_i` of the same shape.
@@ -226,23 +224,19 @@ def split_schedule(
         )
     alpha = _checks.check_positive("peak", peak, "It is the learning rate of a full step.")
     reached = peak_of(learning_rate_schedule)
-    if reached and _checks.is_static(alpha) and not _checks.FULL < reached / float(alpha) < 1.01:
+    ratio = reached / float(alpha) if _checks.is_static(alpha) else 1.0
+    if 0 < ratio <= _checks.FULL or ratio >= 1.01:
         _checks.warn(
             f"peak={peak} is not the peak of learning_rate_schedule, which reaches about "
-            f"{reached:.2g}: as a multiplier it would reach {reached / float(alpha):.2g} instead "
-            "of 1. Pass the schedule's own peak unless this is meant."
+            f"{reached:.2g}: as a multiplier it would reach {ratio:.2g} instead of 1. Pass the "
+            "schedule's own peak unless this is meant."
         )
     return alpha, lambda step: learning_rate_schedule(step) / alpha
 
 
 def _check_cycles(first_cycle_steps: object, cycle_mult: object) -> None:
     _checks.check_whole("first_cycle_steps", first_cycle_steps, "It is the first cycle's length.")
-    if not _checks.is_static(cycle_mult):
-        raise TypeError(
-            f"cycle_mult={cycle_mult!r} must be a static Python number, because the cycle "
-            "boundaries are a table built before tracing. Under optax.inject_hyperparams pass "
-            'static_args=("first_cycle_steps", "cycle_mult").'
-        )
+    _checks.check_static("cycle_mult", cycle_mult)
     way_out = "1 repeats cycles of one length, 2 doubles them."
     _checks.check_at_least_1("cycle_mult", cycle_mult, way_out)
 

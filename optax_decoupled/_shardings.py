@@ -44,7 +44,8 @@ def opt_state_shardings(tx: optax.GradientTransformation, params: optax.Params) 
     flat, treedef = jax.tree_util.tree_flatten_with_path(jax.eval_shape(tx.init, params))
     paths = unboxed([keys for keys, _ in flat])
     named = [(path, leaf) for path, (_, leaf) in zip(paths, flat, strict=True)]
-    found = _matched(named, _whole_paths(params))
+    whole = {(path, leaf.shape): leaf.sharding for path, leaf in named_leaves(params)[0]}
+    found = _matched(named, whole)
     if not any(found):  # optax.lookahead: its optimizer sees a part of the parameters' tree
         found = _matched(named, _by_suffix(params))
     return jax.tree.unflatten(treedef, [sharding or replicated for sharding in found])
@@ -62,17 +63,12 @@ def _matched(named: list[tuple[Path, Leaf]], like: _Shardings) -> list[Sharding 
     return [next((like[x] for x in ends(*each) if x in like), None) for each in named]
 
 
-def _whole_paths(params: optax.Params) -> _Shardings:
-    return {(path, leaf.shape): leaf.sharding for path, leaf in named_leaves(params)[0]}
-
-
 def _by_suffix(params: optax.Params) -> _Shardings:
     """By the ends of parameters' paths: a state may begin them otherwise."""
     found: _Shardings = {}
     for path, leaf in named_leaves(params)[0]:
-        for suffix, shape in _suffixes(path, leaf):
-            if suffix:
-                found.setdefault((suffix, shape), leaf.sharding)
+        for end in _suffixes(path, leaf)[:-1]:  # the last has no key
+            found.setdefault(end, leaf.sharding)
     return found
 
 

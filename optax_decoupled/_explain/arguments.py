@@ -24,6 +24,10 @@ NOT_SAMPLED = (
     "shapes or depends on their number, and they are too many to measure it on all. Explain it for "
     "fewer or narrower layers of the same names."
 )
+_FACTORY = (
+    "It is the first argument: explain_weight_decay(tx, params). Call the optimizer's factory "
+    "first, e.g. optax.adamw(1e-3)."
+)
 STEP = (
     "It is the number of updates before the one to report: 0 for the first, None for the state's."
 )
@@ -31,12 +35,7 @@ STEPS = "It is the number of updates in the run, or None."
 
 
 def check_arguments(tx: object, *trees: object) -> None:
-    if not (callable(getattr(tx, "init", None)) and callable(getattr(tx, "update", None))):
-        raise TypeError(
-            f"tx={shown(tx)} must be an optax.GradientTransformation (init and update), and "
-            "the first argument: explain_weight_decay(tx, params). Call the optimizer's factory "
-            "first, e.g. optax.adamw(1e-3)."
-        )
+    _checks.check_transformation("tx", tx, _FACTORY)
     is_key = lambda x: jnp.issubdtype(getattr(x, "dtype", np.float32), jax.dtypes.prng_key)
     keys = [path for path, x in named_leaves(trees[0])[0] if is_key(x)]
     if keys:
@@ -92,19 +91,6 @@ def fitting(state: optax.OptState | None, expected: Iterable[optax.OptState]) ->
         "Pass tx.init(params) or a later state of the same optimizer; that of Flax's nnx.Optimizer "
         "is its opt_state, for nnx.state(model, nnx.Param) as params."
     )
-
-
-def per_parameter(grads: optax.Updates | None, treedef: Any) -> list[Any]:
-    """The gradients in the order of the parameters; None without any."""
-    if grads is None:
-        return [None] * treedef.num_leaves
-    try:
-        return treedef.flatten_up_to(grads)
-    except ValueError as error:
-        raise ValueError(
-            f"grads has the structure {jax.tree.structure(grads)}; it must be that of "
-            f"params, {treedef}. Pass what you pass to tx.update, or None."
-        ) from error
 
 
 def same_structure(tree: Any, other: Any) -> bool:

@@ -15,6 +15,7 @@ from optax_decoupled import _foreign
 from optax_decoupled._dtypes import cast_like, is_decayable, is_narrow
 from optax_decoupled._explain import arguments, sample
 from optax_decoupled._explain.sharing import Layout, Leaves, Sharing
+from optax_decoupled._paths import entries_like
 
 # Results, and amplitudes that are no number, are float64[parameters].
 Amplitude = float | np.ndarray
@@ -68,8 +69,10 @@ class Probe:
         self._update = jax.jit(self._update_distinct, static_argnums=0)
         self._leaves, self._full = leaves, [jnp.shape(x) for x in leaves]
         like = arguments.fitting(state, self._states(self._full))
-        arguments.check_shapes("grads", grads, params)
-        self._given = arguments.per_parameter(grads, self.treedef)
+        way_out = "Pass what you pass to tx.update, or None."
+        self._given = [None] * len(leaves)
+        if grads is not None:
+            self._given = entries_like("grads", grads, params, way_out)
         trees = self._shapes(self._full), like, self._shapes(self._full)
         self._full_program = self._program(self._full, *trees)
         for shapes in sample.samples(self._full):

@@ -293,6 +293,9 @@ def test_a_decay_of_pytorchs_size_warns_with_the_converted_value():
         od.decouple(optax.sgd(0.1), 0.01)
     assert caught[0].filename == __file__
     assert len(caught) == 1
+    with pytest.warns(UserWarning, match="weight_decay_from_pytorch") as caught:
+        od.adamw(1e-3, 0.7)  # and looks like a multiplier, too
+    assert len(caught) == 1
 
 
 def test_injected_decays_of_pytorchs_size_warn_too():
