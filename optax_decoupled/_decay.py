@@ -28,7 +28,7 @@ from optax_decoupled import _checks
 from optax_decoupled._checks import shown
 from optax_decoupled._dtypes import widen
 from optax_decoupled._masks import leaf_multipliers
-from optax_decoupled._products import check_decay, product, product_schedule
+from optax_decoupled._products import check_decay, is_product, product, product_schedule
 from optax_decoupled._toward import Toward
 from optax_decoupled._types import Leaf, Mask, PyTree, Scalar, ScalarOrSchedule
 
@@ -122,18 +122,8 @@ def add_decoupled_weight_decay(
       et al., arXiv:2510.12402.
     """
     _checks.check_schedule("schedule", schedule)
-    check_decay(weight_decay, schedule, toward)
-    return decayed(weight_decay, schedule, mask, cautious, toward)
-
-
-def decayed(
-    weight_decay: ScalarOrSchedule,
-    schedule: ScalarOrSchedule | None,
-    mask: Mask,
-    cautious: bool,
-    toward: Toward | None,
-) -> optax.GradientTransformationExtraArgs:
-    """:func:`add_decoupled_weight_decay` of a decay and a schedule that are checked already."""
+    if not is_product(weight_decay):  # an optimizer's, of factors that it has checked
+        check_decay(weight_decay, schedule, toward)
     _checks.check_flag("cautious", cautious)
     _check_toward(toward)
     rate_at, decay = product_schedule(weight_decay, schedule), _cautious if cautious else _all

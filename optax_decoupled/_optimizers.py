@@ -12,7 +12,7 @@ import optax
 
 from optax_decoupled import _checks
 from optax_decoupled._adam import scale_by_adam
-from optax_decoupled._decay import decayed
+from optax_decoupled._decay import add_decoupled_weight_decay
 from optax_decoupled._masks import hidden_matrices, where_normalized
 from optax_decoupled._products import check_decay, check_step, product_schedule
 from optax_decoupled._sgd import momentum_sgd
@@ -76,11 +76,11 @@ def adamw(
     References:
       Loshchilov & Hutter, arXiv:1711.05101, Algorithm 2.
     """
-    multiplier = _checked(learning_rate, weight_decay, schedule, decay_schedule, toward)
+    decay = _checked_decay(learning_rate, weight_decay, schedule, decay_schedule, toward)
     return optax.chain(
         scale_by_adam(b1, b2, eps, eps_root, mu_dtype, nu_dtype, nesterov=nesterov),
         optax.scale_by_schedule(product_schedule(-1, learning_rate, schedule)),
-        decayed(weight_decay, multiplier, mask, cautious, toward),
+        add_decoupled_weight_decay(decay, mask=mask, cautious=cautious, toward=toward),
     )
 
 
@@ -143,10 +143,12 @@ def adamc(
     References:
       Defazio, Why Gradients Rapidly Increase Near the End of Training, arXiv:2506.02285.
     """
-    _checked(learning_rate, weight_decay, schedule)
+    decay = _checked_decay(learning_rate, weight_decay, schedule)
     decays = [
-        decayed(weight_decay, eta, where_normalized(mask, normalized, holds), cautious, None)
-        for eta, holds in ((product_schedule(schedule, schedule), True), (schedule, False))
+        add_decoupled_weight_decay(
+            rate, mask=where_normalized(mask, normalized, holds), cautious=cautious
+        )
+        for rate, holds in ((product_schedule(decay, schedule), True), (decay, False))
     ]
     return optax.chain(
         scale_by_adam(b1, b2, eps, eps_root, mu_dtype, nu_dtype, nesterov=nesterov),
@@ -199,25 +201,26 @@ def sgdw(
     References:
       Loshchilov & Hutter, arXiv:1711.05101, Algorithm 1.
     """
-    multiplier = _checked(learning_rate, weight_decay, schedule, decay_schedule, toward)
+    decay = _checked_decay(learning_rate, weight_decay, schedule, decay_schedule, toward)
     return optax.chain(
         *momentum_sgd(learning_rate, schedule, momentum, nesterov, scale_before_momentum),
-        decayed(weight_decay, multiplier, mask, cautious, toward),
+        add_decoupled_weight_decay(decay, mask=mask, cautious=cautious, toward=toward),
     )
 
 
-def _checked(
+def _checked_decay(
     learning_rate: ScalarOrSchedule,
     weight_decay: ScalarOrSchedule,
     schedule: ScalarOrSchedule | None,
     decay_schedule: ScalarOrSchedule | None = None,
     toward: Toward | None = None,
-) -> ScalarOrSchedule | None:
-    """The multiplier of the decay."""
+) -> Schedule:
+    """The fraction that a step removes."""
     check_step(learning_rate, schedule)
     _checks.check_schedule("decay_schedule", decay_schedule)
     multiplier = schedule if decay_schedule is None else decay_schedule
-    check_decay(weight_decay, multiplier, toward, learning_rate, own=decay_schedule is not None)
+    name = None if decay_schedule is None else "decay_schedule"
+    check_decay(weight_decay, multiplier, toward, learning_rate, name)
     if callable(learning_rate) and schedule is None and decay_schedule is None:
         raise ValueError(
             f"learning_rate={learning_rate!r} is a schedule, but neither schedule nor "
@@ -227,4 +230,4 @@ def _checked(
             "decay_schedule=... gives the decay a schedule of its own; (3) decay_schedule=1.0 "
             "keeps it constant on purpose."
         )
-    return multiplier
+    return product_schedule(weight_decay, multiplier)

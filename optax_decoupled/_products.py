@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -24,11 +26,15 @@ _LARGE, _EARLY = 0.5, 100_000
 
 def product_schedule(*factors: ScalarOrSchedule | None) -> Schedule:
     """The product of schedules and constants as a schedule; None stands for 1."""
+    return functools.partial(_product_at, factors)
 
-    def schedule(count: Scalar) -> Scalar:
-        return product(*(factor(count) if callable(factor) else factor for factor in factors))
 
-    return schedule
+def is_product(schedule: object) -> bool:
+    return isinstance(schedule, functools.partial) and schedule.func is _product_at
+
+
+def _product_at(factors: Sequence[ScalarOrSchedule | None], count: Scalar) -> Scalar:
+    return product(*(factor(count) if callable(factor) else factor for factor in factors))
 
 
 def product(*factors: Scalar | None) -> Scalar:
@@ -113,35 +119,31 @@ def check_decay(
     multiplier: ScalarOrSchedule | None,
     toward: object,
     learning_rate: ScalarOrSchedule | None = None,
-    own: bool = True,
+    name: str | None = "schedule",
 ) -> None:
     """Checks a decay, and warns where what has another unit stands for it or its multiplier.
 
-    That may be its own, or the step's too, and be looked at there.
+    `name` is the multiplier's; None if it is that of the step, which `check_step` looks at.
     """
     if callable(weight_decay):
         _checks.check_weight_decay(weight_decay)
-        if toward is None:  # a pull may be strong, now and then
-            _warn_of_much(peak_of(product_schedule(weight_decay, multiplier), _EARLY))
+        most = peak_of(product_schedule(weight_decay, multiplier), _EARLY)
+        if toward is None and most >= _LARGE:  # a pull may be strong, now and then
+            _checks.warn(
+                f"weight_decay reaches {most:.3g}: so much of every weight is removed at one step. "
+                "It is a decay, such as 1e-4 or a schedule near it; a multiplier that is 1 for a "
+                "full step goes in as schedule."
+            )
         return
     reached = peak_of(multiplier)
     _checks.check_weight_decay(weight_decay, learning_rate, reached)
-    if not (own and callable(multiplier) and _checks.is_known(weight_decay)):
+    if not (name and callable(multiplier) and _checks.is_known(weight_decay)):
         return
     most = float(np.asarray(weight_decay)) * reached
     if reached < _checks.FULL and 0 < most < _FAINT:
         _checks.warn(
-            f"schedule reaches {reached:.3g} at most, so with weight_decay={weight_decay} no "
+            f"{name} reaches {reached:.3g} at most, so with weight_decay={weight_decay} no "
             f"update removes more than {most:.3g} of a weight. {_MULTIPLIER}"
-        )
-
-
-def _warn_of_much(most: float) -> None:
-    if most >= _LARGE:
-        _checks.warn(
-            f"weight_decay reaches {most:.3g}: so much of every weight is removed at one step. "
-            "It is a decay, such as 1e-4 or a schedule near it; a multiplier that is 1 for a full "
-            "step goes in as schedule."
         )
 
 
