@@ -182,16 +182,10 @@ class Landscape:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes everything to one ``.npz`` file, replacing it at once if it exists."""
         temporary = f"{os.fspath(path)}.partial"
+        arrays = {**vars(self), **{f"metric:{name}": x for name, x in self.metrics.items()}}
+        del arrays["metrics"]
         with open(temporary, "wb") as file:
-            metrics = {f"metric:{name}": values for name, values in self.metrics.items()}
-            np.savez(
-                file,
-                learning_rates=self.learning_rates,
-                weight_decays=self.weight_decays,
-                seeds=self.seeds,
-                diverged=self.diverged,
-                **metrics,  # type: ignore[arg-type]
-            )
+            np.savez(file, **arrays)
         os.replace(temporary, path)
 
     @staticmethod
