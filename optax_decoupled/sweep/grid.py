@@ -41,20 +41,12 @@ class Grid:
         }
 
 
-class Group(NamedTuple):
-    """Cells of one seed that are trained together, and their indices in [L, W, S]."""
+class Finished(NamedTuple):
+    """A finished cell: its metrics (NaN if diverged), and the step of divergence or -1."""
 
-    seed: int
-    learning_rates: np.ndarray
-    weight_decays: np.ndarray
-    cells: tuple[np.ndarray, np.ndarray, np.ndarray]
-
-
-class Measured(NamedTuple):
-    """Of each cell of a group: metrics, and the step of divergence or -1."""
-
-    metrics: dict[str, np.ndarray]
-    diverged: np.ndarray
+    cell: Index
+    metrics: dict[str, float]
+    diverged: int
 
 
 class Results:
@@ -65,36 +57,25 @@ class Results:
         self.finished = np.zeros(grid.shape, bool)
         self.diverged = np.full(grid.shape, -1)
         self.metrics: dict[str, np.ndarray] = {}
-        self.keep: Callable[[Index, dict[str, float], int], None] | None = None
+        self.keep: Callable[[Finished], None] = lambda done: None
 
     @property
     def done(self) -> int:
         return int(self.finished.sum())
 
-    def set(self, index: Index, metrics: dict[str, float], diverged: int) -> None:
-        for name, value in metrics.items():
+    def add(self, done: Finished) -> None:
+        for name, value in done.metrics.items():
             empty = np.full(self.finished.shape, np.nan)
-            self.metrics.setdefault(name, empty)[index] = value
-        self.diverged[index] = diverged
-        self.finished[index] = True
+            self.metrics.setdefault(name, empty)[done.cell] = value
+        self.diverged[done.cell] = done.diverged
+        self.finished[done.cell] = True
 
-    def add(self, group: Group, measured: Measured) -> None:
-        for n, index in enumerate(zip(*map(np.ndarray.tolist, group.cells), strict=True)):
-            metrics = {name: float(column[n]) for name, column in measured.metrics.items()}
-            diverged = int(measured.diverged[n])
-            if self.keep is not None:
-                self.keep(index, metrics, diverged)
-            self.set(index, metrics, diverged)
-
-    def groups(self, width: int) -> list[Group]:
+    def groups(self, width: int) -> list[list[Index]]:
         """The cells that are not done, in groups of one seed and at most so many cells."""
         groups = []
-        rates, decays = self.grid.learning_rates, self.grid.weight_decays
-        for s, seed in enumerate(self.grid.seeds):
-            i, j = np.nonzero(~self.finished[:, :, s])
-            for first in range(0, len(i), width):
-                a, b = i[first : first + width], j[first : first + width]
-                groups.append(Group(seed, rates[a], decays[b], (a, b, np.full_like(a, s))))
+        for s in range(len(self.grid.seeds)):
+            cells = [(i, j, s) for i, j in np.argwhere(~self.finished[:, :, s]).tolist()]
+            groups += [cells[n : n + width] for n in range(0, len(cells), width)]
         return groups
 
 

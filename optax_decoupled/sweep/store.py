@@ -13,7 +13,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jaxlib
@@ -21,7 +21,7 @@ import numpy as np
 import optax
 
 from optax_decoupled._version import __version__
-from optax_decoupled.sweep.grid import Grid, Index, Results
+from optax_decoupled.sweep.grid import Finished, Grid, Index, Results
 
 # What json reads and writes; a file that was tampered with may hold anything.
 Json = Any
@@ -29,14 +29,6 @@ Directory = str | os.PathLike[str]
 
 _PARTIAL = ".partial"
 _BYTES_PER_CELL = 4096  # a small file takes a block of the disk
-
-
-class Kept(NamedTuple):
-    """A finished cell: its metrics (NaN if diverged), and the step of divergence or -1."""
-
-    cell: Index
-    metrics: dict[str, float]
-    diverged: int
 
 
 def resume(results: Results, directory: Directory, task: str, steps: int) -> None:
@@ -53,13 +45,13 @@ def resume(results: Results, directory: Directory, task: str, steps: int) -> Non
       OSError: if it cannot be written, or the disk is too full.
     """
 
-    def kept() -> list[Kept]:
+    def kept() -> list[Finished]:
         store = _Store(directory, results.grid, task, steps)
         results.keep = store.keep
         return list(store.kept())
 
     for index, metrics, diverged in _from_first_process(kept):
-        results.set(tuple(index), metrics, diverged)
+        results.add(Finished(tuple(index), metrics, diverged))
 
 
 def _from_first_process(compute: Callable[[], Json]) -> Json:
@@ -115,17 +107,17 @@ class _Store:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         _write(path, manifest)  # even if it is there: this shows that we may write
 
-    def kept(self) -> Iterator[Kept]:
+    def kept(self) -> Iterator[Finished]:
         for path in sorted(self.directory.glob("cell-*.json")):
             yield _read(path, "Delete it, and its cell will be trained again.", self._parse)
 
-    def keep(self, index: Index, metrics: dict[str, float], diverged: int) -> None:
+    def keep(self, done: Finished) -> None:
         """Writes a finished cell."""
-        values = {k: None if math.isnan(v) else v for k, v in metrics.items()}
-        record = {**self._identity(index), "diverged": diverged, "metrics": values}
-        _write(self.directory / _file_name(index), record)
+        values = {k: None if math.isnan(v) else v for k, v in done.metrics.items()}
+        record = {**self._identity(done.cell), "diverged": done.diverged, "metrics": values}
+        _write(self.directory / _file_name(done.cell), record)
 
-    def _parse(self, path: Path, record: Json) -> Kept:
+    def _parse(self, path: Path, record: Json) -> Finished:
         _, i, j, s = map(int, path.stem.replace("cell", "0").split("-"))
         index = i, j, s
         within = all(0 <= n < size for n, size in zip(index, self.grid.shape, strict=True))
@@ -142,7 +134,7 @@ class _Store:
         if not metrics:
             raise ValueError("it has no metrics")
         values = {name: math.nan if x is None else 1.0 * x for name, x in metrics}
-        return Kept(index, values, operator.index(record["diverged"]))
+        return Finished(index, values, operator.index(record["diverged"]))
 
     def _identity(self, index: Index) -> dict[str, Json]:
         return {**self.grid.cell(index), "task": self.task}

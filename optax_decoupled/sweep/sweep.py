@@ -109,8 +109,10 @@ def run(
         _reporter(progress, results) as report,
         contextlib.closing(train(cell, results, vectorize, mesh)) as finished,
     ):
-        for group, measured in finished:
-            results.add(group, measured)
+        for group in finished:
+            for done in group:
+                results.keep(done)
+                results.add(done)
             report(results.done)
             check_interrupt()
     return Landscape(

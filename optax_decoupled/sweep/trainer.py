@@ -23,7 +23,7 @@ from optax_decoupled._types import Scalar
 from optax_decoupled.sweep import batches
 from optax_decoupled.sweep.answers import checked_metrics
 from optax_decoupled.sweep.cell import Carry, Cell, KeyData, initial, seed_keys
-from optax_decoupled.sweep.grid import Group, Measured, Results
+from optax_decoupled.sweep.grid import Finished, Grid, Index, Results
 from optax_decoupled.sweep.task import Batch, Metrics, ModelState, Task
 from optax_decoupled.sweep.threads import cores, in_threads, settings_reach_threads
 
@@ -41,7 +41,7 @@ _COMPILED: dict[int, dict[Any, Callable[..., Any]]] = {}
 
 def train(
     cell: Cell, results: Results, vectorize: int | None, mesh: Mesh | None
-) -> Generator[tuple[Group, Measured]]:
+) -> Generator[list[Finished]]:
     """Trains what is not done; where `vectorize` is None, as many cells at a time as fit.
 
     Close it to cancel the rest.
@@ -51,7 +51,7 @@ def train(
     default = devices if jax.default_backend() == "cpu" else whole_seed
     width = -(-min(vectorize or default, whole_seed) // devices) * devices
     while groups := results.groups(width):
-        trainer = _make_trainer(cell, width, mesh)
+        trainer = _make_trainer(cell, results.grid, width, mesh)
         try:
             first = trainer.train(groups[0])  # alone, so that only one thread compiles
         except jax.errors.JaxRuntimeError as error:
@@ -59,7 +59,7 @@ def train(
                 raise
             width = max(1, width // devices // 2) * devices
             continue
-        yield groups[0], first
+        yield first
         yield from trainer.train_all(groups[1:])
         return
 
@@ -69,6 +69,7 @@ class _Trainer:
     """The compiled functions of a sweep, and the loop that feeds them."""
 
     task: Task
+    grid: Grid
     # key data -> params and model state, the same for every cell
     init: Callable[..., tuple[optax.Params, ModelState]]
     # params, model state, learning rates, weight decays -> carry
@@ -84,24 +85,24 @@ class _Trainer:
     kind: tuple[Any, Any]  # structure, shapes and dtypes of the stacked batches
     stop: threading.Event = field(default_factory=threading.Event)  # threads are to give up
 
-    def train_all(self, groups: Sequence[Group]) -> Iterator[tuple[Group, Measured]]:
+    def train_all(self, groups: Sequence[list[Index]]) -> Iterator[list[Finished]]:
         """Trains groups and yields each as it finishes."""
         if self.workers == 1 or not settings_reach_threads():
-            # In order, as all processes of a mesh must.
-            yield from ((group, self.train(group)) for group in groups)
-            return
-        yield from in_threads(self.train, groups, self.workers, self.stop)
+            yield from map(self.train, groups)  # in order, as all processes of a mesh must
+        else:
+            yield from in_threads(self.train, groups, self.workers, self.stop)
 
-    def train(self, group: Group) -> Measured:
-        """Metrics and the step of divergence of each cell of a group."""
-        missing = (0, self.width - len(group.learning_rates))  # filled with the last cell
+    def train(self, group: list[Index]) -> list[Finished]:
+        filled = group + group[-1:] * (self.width - len(group))
+        i, j, (s, *_) = np.transpose(filled)
         rates, decays = (
-            self.per_cell(np.pad(values.astype(np.float32), missing, "edge"))
-            for values in (group.learning_rates, group.weight_decays)
+            self.per_cell(values.astype(np.float32))
+            for values in (self.grid.learning_rates[i], self.grid.weight_decays[j])
         )
-        init_key, loss_key = seed_keys(group.seed)
+        seed = self.grid.seeds[s]
+        init_key, loss_key = seed_keys(seed)
         carry = self.start(*self.init(init_key), rates, decays)
-        for first, count, stacked in self._calls(group.seed):
+        for first, count, stacked in self._calls(seed):
             if self.stop.is_set():
                 raise InterruptedError("the sweep was closed")  # which nobody waits to hear
             carry = self.advance(carry, stacked, count, first, loss_key, rates, decays)
@@ -110,9 +111,11 @@ class _Trainer:
         )
         finite = np.all([np.isfinite(values) for values in metrics.values()], axis=0)
         diverged = np.where((diverged < 0) & ~finite, self.task.steps, diverged)
-        metrics = {name: np.where(diverged < 0, x, np.nan) for name, x in metrics.items()}
-        cells = slice(len(group.learning_rates))
-        return Measured({name: x[cells] for name, x in metrics.items()}, diverged[cells])
+        columns = {name: np.where(diverged < 0, x, np.nan) for name, x in metrics.items()}
+        return [
+            Finished(index, {name: float(x[n]) for name, x in columns.items()}, int(diverged[n]))
+            for n, index in enumerate(group)
+        ]
 
     def _calls(self, seed: int) -> Iterator[tuple[int, int, Batch]]:
         """(first step, number of steps, stacked batches) for each call of `advance`."""
@@ -142,11 +145,12 @@ class _Trainer:
         )
 
 
-def _make_trainer(cell: Cell, width: int, mesh: Mesh | None) -> _Trainer:
+def _make_trainer(cell: Cell, grid: Grid, width: int, mesh: Mesh | None) -> _Trainer:
     """Chooses how a group is driven on this backend; it compiles when it is first called.
 
     Args:
       cell: what is trained.
+      grid: the cells' hyperparameters.
       width: cells per group, a multiple of the number of devices of the mesh.
       mesh: the devices that share a group, or None for the default device.
     """
@@ -162,6 +166,7 @@ def _make_trainer(cell: Cell, width: int, mesh: Mesh | None) -> _Trainer:
     finish = lambda: jax.jit(over(_finish(task.evaluate), (0, 0, 0)), out_shardings=replicated)
     return _Trainer(
         task=task,
+        grid=grid,
         init=_compiled_once(task, ("init", mesh), init),
         start=jax.jit(over(cell.start, (None, None, 0, 0))),
         advance=jax.jit(over(advance, (0, None, None, None, None, 0, 0)), donate_argnums=0),
