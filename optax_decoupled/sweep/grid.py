@@ -23,14 +23,6 @@ class Grid:
     def shape(self) -> Index:
         return len(self.learning_rates), len(self.weight_decays), len(self.seeds)
 
-    def axes(self) -> dict[str, list[float]]:
-        """As JSON."""
-        return {
-            "learning_rates": self.learning_rates.tolist(),
-            "weight_decays": self.weight_decays.tolist(),
-            "seeds": list(self.seeds),
-        }
-
     def cell(self, index: Index) -> dict[str, float]:
         """What distinguishes a cell from the others, as JSON."""
         i, j, s = index
@@ -79,25 +71,10 @@ class Results:
         return groups
 
 
-def make_grid(
-    learning_rates: Sequence[float], weight_decays: Sequence[float], seeds: Sequence[int]
-) -> Grid:
-    """Checks the arguments of a sweep.
-
-    Raises:
-      ValueError: for axes that are not positive and increasing, and for repeated seeds.
-    """
-    return Grid(
-        _axis("learning_rates", learning_rates),
-        _axis("weight_decays", weight_decays),
-        _distinct(seeds),
-    )
-
-
-def _axis(name: str, values: Sequence[float]) -> np.ndarray:
+def checked_axis(name: str, values: Sequence[float]) -> np.ndarray:
+    """Refuses what is not positive and increasing."""
     axis = np.asarray(values)
-    numeric = np.issubdtype(axis.dtype, np.number) and not np.iscomplexobj(axis)
-    if axis.ndim != 1 or not axis.size or not numeric:
+    if axis.ndim != 1 or not axis.size or axis.dtype.kind not in "iuf":
         raise ValueError(f"{name}={values!r} must be a non-empty sequence of numbers, e.g. [1e-3].")
     axis = axis.astype(np.float64)
     if not (np.all(np.isfinite(axis)) and axis[0] > 0 and np.all(np.diff(axis) > 0)):
@@ -108,14 +85,13 @@ def _axis(name: str, values: Sequence[float]) -> np.ndarray:
     return axis
 
 
-def _distinct(seeds: Sequence[int]) -> list[int]:
-    values = list(np.ravel(np.asarray(seeds)))
-    whole = all(isinstance(seed, np.integer) for seed in values)
-    if np.ndim(seeds) != 1 or not values or not whole:
-        raise ValueError(f"seeds={seeds!r} must be distinct integers, e.g. range(5).")
-    integers = [int(seed) for seed in values]
+def checked_seeds(seeds: Sequence[int]) -> list[int]:
+    """Refuses what is no list of distinct integers."""
+    values = np.asarray(seeds)
+    whole = values.ndim == 1 and np.issubdtype(values.dtype, np.integer)
+    integers = values.tolist() if whole else []
     keys = {np.asarray(jax.random.key_data(jax.random.key(x))).tobytes() for x in integers}
-    if len(keys) < len(integers):
+    if not integers or len(keys) < len(integers):
         raise ValueError(
             f"seeds={seeds!r} must be distinct integers, also as JAX's keys, which without x64 "
             "see 32 bits, e.g. range(5)."

@@ -82,7 +82,7 @@ class _Store:
     def __init__(self, directory: Directory, grid: Grid, task: str, steps: int):
         self.directory, self.grid, self.task = Path(directory), grid, task
         try:
-            self._open({**grid.axes(), "versions": _versions(), "task": task, "steps": steps})
+            self._open(_manifest(grid, task, steps))
         except OSError as error:
             raise type(error)(
                 error.errno,
@@ -145,10 +145,17 @@ def _file_name(index: Index) -> str:
     return f"cell-{i:04d}-{j:04d}-{s:04d}.json"
 
 
-def _versions() -> dict[str, str]:
-    """Of the packages that shape a sweep's numbers."""
-    modules = {"jax": jax, "jaxlib": jaxlib, "optax": optax, "numpy": np}
-    return {"optax_decoupled": __version__, **{k: m.__version__ for k, m in modules.items()}}
+def _manifest(grid: Grid, task: str, steps: int) -> dict[str, Json]:
+    """What tells a sweep from others; the versions are those of what shapes its numbers."""
+    modules = {module.__name__: module.__version__ for module in (jax, jaxlib, optax, np)}
+    return {
+        "learning_rates": grid.learning_rates.tolist(),
+        "weight_decays": grid.weight_decays.tolist(),
+        "seeds": grid.seeds,
+        "versions": {"optax_decoupled": __version__, **modules},
+        "task": task,
+        "steps": steps,
+    }
 
 
 def _read(path: Path, way_out: str, parse: Callable[[Path, Json], Any] | None = None) -> Any:

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from optax_decoupled import _checks
 from optax_decoupled._checks import shown
 from optax_decoupled.sweep.cell import trace_cell
-from optax_decoupled.sweep.grid import Results, make_grid
+from optax_decoupled.sweep.grid import Grid, Results, checked_axis, checked_seeds
 from optax_decoupled.sweep.interrupt import answered, heard
 from optax_decoupled.sweep.landscape import Landscape
 from optax_decoupled.sweep.plot import import_extra
@@ -92,7 +92,11 @@ def run(
       >>> assert landscape.metrics["error"].shape == (3, 2, 2)
       >>> assert landscape.best().learning_rate == 0.2
     """
-    grid = make_grid(learning_rates, weight_decays, seeds)
+    grid = Grid(
+        checked_axis("learning_rates", learning_rates),
+        checked_axis("weight_decays", weight_decays),
+        checked_seeds(seeds),
+    )
     if mesh is not None and not isinstance(mesh, Mesh):
         raise TypeError(
             f"mesh={shown(mesh)} must be a jax.sharding.Mesh, e.g. jax.make_mesh((8,), ('x',))."
