@@ -11,10 +11,28 @@ from optax_decoupled.sweep.store import Directory
 
 
 @contextlib.contextmanager
-def answered(results: Results, directory: Directory | None) -> Iterator[None]:
-    """Lets an interrupt say what is kept of the work."""
+def answered(results: Results, directory: Directory | None) -> Iterator[Callable[[], None]]:
+    """Lets an interrupt say what is kept; yields a function that raises one that was lost.
+
+    Python drops what is raised in callbacks, such as those of JAX at each garbage
+    collection, and with it an interrupt that comes while one runs.
+    """
+    came: list[int] = []
+
+    def hear(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+        signal.default_int_handler(number, frame)
+
+    def check() -> None:
+        if came:
+            raise KeyboardInterrupt
+
+    main = threading.current_thread() is threading.main_thread()
+    ours = main and signal.getsignal(signal.SIGINT) is signal.default_int_handler
     try:
-        yield
+        if ours:
+            signal.signal(signal.SIGINT, hear)
+        yield check
     except KeyboardInterrupt:
         done, total = results.done, results.finished.size
         raise KeyboardInterrupt(
@@ -24,32 +42,6 @@ def answered(results: Results, directory: Directory | None) -> Iterator[None]:
             else f"stopped; {done} of {total} cells are kept in {str(directory)!r}. Run the same "
             "sweep again to go on."
         ) from None
-
-
-@contextlib.contextmanager
-def heard() -> Iterator[Callable[[], None]]:
-    """Yields a function that raises an interrupt that was lost.
-
-    Python drops what is raised in callbacks, such as those of JAX at each garbage
-    collection, and with it an interrupt that comes while one runs.
-    """
-    came = False
-
-    def hear(number: int, frame: FrameType | None) -> None:
-        nonlocal came
-        came = True
-        signal.default_int_handler(number, frame)
-
-    def check() -> None:
-        if came:
-            raise KeyboardInterrupt
-
-    ours = threading.current_thread() is threading.main_thread()
-    if not ours or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        yield check
-        return
-    signal.signal(signal.SIGINT, hear)
-    try:
-        yield check
     finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if ours:
+            signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -11,7 +11,7 @@ from optax_decoupled import _checks
 from optax_decoupled._checks import shown
 from optax_decoupled.sweep.cell import trace_cell
 from optax_decoupled.sweep.grid import Grid, Results, checked_axis, checked_seeds
-from optax_decoupled.sweep.interrupt import answered, heard
+from optax_decoupled.sweep.interrupt import answered
 from optax_decoupled.sweep.landscape import Landscape
 from optax_decoupled.sweep.plot import import_extra
 from optax_decoupled.sweep.store import Directory, resume
@@ -108,8 +108,7 @@ def run(
     if directory is not None:
         resume(results, directory, cell.fingerprint(grid.seeds), task.steps)
     with (
-        answered(results, directory),
-        heard() as check_interrupt,
+        answered(results, directory) as check_interrupt,
         _reporter(progress, results) as report,
         contextlib.closing(train(cell, results, vectorize, mesh)) as finished,
     ):
