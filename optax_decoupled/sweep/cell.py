@@ -35,6 +35,14 @@ class Carry(NamedTuple):
     diverged: jax.Array
 
 
+# The trees of a carry, as messages call them.
+_CALLED = {
+    "The parameters that the optimizer updates": "params",
+    "The model_state that task.loss returns": "model_state",
+    "The optimizer's state": "opt_state",
+}
+
+
 @dataclass(frozen=True, eq=False)
 class Cell:
     """One cell as pure functions; its hyperparameters are arguments."""
@@ -97,7 +105,8 @@ class Cell:
         params, model_state = initial(self.task.init, key_data)
         before = self.start((learning_rate, weight_decay), params, model_state)
         after = self.step(before, batch, 0, key_data)
-        answers.check_unchanged(_called(before), _called(after))
+        for name, field in _CALLED.items():
+            answers.check_unchanged(name, getattr(before, field), getattr(after, field))
         return answers.checked_metrics(self.task.evaluate(after.params, after.model_state))
 
     def _optimizer(self, hyper: Hyper) -> optax.GradientTransformationExtraArgs:
@@ -125,15 +134,6 @@ def initial(init: Init, key_data: KeyData) -> tuple[optax.Params, ModelState]:
 def seed_keys(seed: int) -> np.ndarray:
     """The key data of init and loss, as host arrays, which every process may pass to `jit`."""
     return np.asarray(jax.random.key_data(jax.random.split(jax.random.key(seed))))
-
-
-def _called(carry: Carry) -> dict[str, Any]:
-    """The trees of a carry, as messages call them."""
-    return {
-        "The parameters that the optimizer updates": carry.params,
-        "The model_state that task.loss returns": carry.model_state,
-        "The optimizer's state": carry.opt_state,
-    }
 
 
 def _strongly_typed(tree: _Tree) -> _Tree:
