@@ -18,7 +18,6 @@ from optax_decoupled.sweep.task import Batch, MakeOptimizer, Metrics, ModelState
 
 # The data of a random key: uint32[n], on the host.
 KeyData = Any
-Init = Callable[[jax.Array], tuple[optax.Params, ModelState]]
 # Learning rate and weight decay.
 Hyper = tuple[Scalar, Scalar]
 
@@ -59,7 +58,8 @@ class Cell:
     def step(self, carry: Carry, batch: Batch, t: Scalar, key_data: KeyData) -> Carry:
         hyper, params, model_state, opt_state, diverged = carry
         key = jax.random.fold_in(jax.random.wrap_key_data(key_data), t)
-        value_and_grad = jax.value_and_grad(self._loss, has_aux=True)
+        checked = lambda *arguments: answers.checked_loss(self.task.loss(*arguments))
+        value_and_grad = jax.value_and_grad(checked, has_aux=True)
         (loss, model_state), grads = value_and_grad(params, model_state, batch, key)
         update = self._optimizer(hyper).update
         updates, opt_state = update(grads, opt_state, params, value=loss)
@@ -112,11 +112,6 @@ class Cell:
     def _optimizer(self, hyper: Hyper) -> optax.GradientTransformationExtraArgs:
         return answers.checked_optimizer(self.make_optimizer(*hyper))
 
-    def _loss(
-        self, params: optax.Params, model_state: ModelState, batch: Batch, key: jax.Array
-    ) -> tuple[jax.Array, ModelState]:
-        return answers.checked_loss(self.task.loss(params, model_state, batch, key))
-
 
 def trace_cell(task: Task, make_optimizer: MakeOptimizer, seed: int) -> Cell:
     """A cell that was traced without compiling, which refuses what does not fit together."""
@@ -126,7 +121,7 @@ def trace_cell(task: Task, make_optimizer: MakeOptimizer, seed: int) -> Cell:
     return cell
 
 
-def initial(init: Init, key_data: KeyData) -> tuple[optax.Params, ModelState]:
+def initial(init: Callable[..., Any], key_data: KeyData) -> tuple[optax.Params, ModelState]:
     """What `init` returns, from the data of a key."""
     return _strongly_typed(answers.checked_init(init(jax.random.wrap_key_data(key_data))))
 

@@ -23,15 +23,6 @@ class Grid:
     def shape(self) -> Index:
         return len(self.learning_rates), len(self.weight_decays), len(self.seeds)
 
-    def cell(self, index: Index) -> dict[str, float]:
-        """What distinguishes a cell from the others, as JSON."""
-        i, j, s = index
-        return {
-            "learning_rate": float(self.learning_rates[i]),
-            "weight_decay": float(self.weight_decays[j]),
-            "seed": self.seeds[s],
-        }
-
 
 class Finished(NamedTuple):
     """A finished cell: its metrics (NaN if diverged), and the step of divergence or -1."""

@@ -34,17 +34,13 @@ _BYTES_PER_CELL = 4096  # a small file takes a block of the disk
 
 
 def resume(results: Results, directory: Directory, task: str, steps: int) -> None:
-    """Opens the directory of a sweep, takes over the cells that it keeps, and keeps the others.
+    """Opens or makes the directory of a sweep, takes over what it keeps, and keeps the others.
 
     Args:
       results: without any cell that is done.
-      directory: created if it does not exist.
+      directory: refused if it holds anything else, or cannot be written.
       task: the fingerprint of what is trained.
       steps: of each cell.
-
-    Raises:
-      ValueError: if the directory holds another sweep, or something else.
-      OSError: if it cannot be written, or the disk is too full.
     """
 
     def kept() -> list[Finished]:
@@ -136,7 +132,13 @@ class _Store:
         return Finished(cell, values, operator.index(record["diverged"]))
 
     def _identity(self, cell: Index) -> dict[str, Json]:
-        return {**self.grid.cell(cell), "task": self.task}
+        i, j, s = cell
+        return {
+            "learning_rate": float(self.grid.learning_rates[i]),
+            "weight_decay": float(self.grid.weight_decays[j]),
+            "seed": self.grid.seeds[s],
+            "task": self.task,
+        }
 
 
 def _manifest(grid: Grid, task: str, steps: int) -> dict[str, Json]:

@@ -20,11 +20,7 @@ def in_threads(
 ) -> Iterator[_Result]:
     """Yields the results of `work` as they are done, or raises the first error.
 
-    Args:
-      work: what is done with an item.
-      items: in the order in which they are begun.
-      workers: threads.
-      stop: is set at the end and when this is closed; `work` may look at it to give up.
+    `stop` is set at the end and when this is closed; `work` may look at it to give up.
     """
     todo: queue.SimpleQueue[_Item] = queue.SimpleQueue()
     done: queue.SimpleQueue[_Result | BaseException] = queue.SimpleQueue()

@@ -23,6 +23,8 @@ from optax_decoupled.sweep.grid import Finished, Grid, Index, Results
 from optax_decoupled.sweep.task import Batch, Metrics, ModelState, Task
 from optax_decoupled.sweep.threads import cores, in_threads, settings_reach_threads
 
+_Function = Callable[..., Any]
+
 # The step of a small network takes less time than a call from Python: a call makes up to
 # so many steps, of batches that take up to so many bytes.
 _STEPS_PER_CALL = 50
@@ -30,7 +32,7 @@ _BYTES_PER_CALL = 64 * 2**20
 
 # id of a task -> what was compiled for all its sweeps, while the task lives. By identity,
 # because what a task holds may have no hash; the values hold its functions and not itself.
-_COMPILED: dict[int, dict[Any, Callable[..., Any]]] = {}
+_COMPILED: dict[int, dict[object, _Function]] = {}
 
 
 def train(
@@ -61,11 +63,7 @@ def train(
 class _Trainer:
     """The compiled functions of a sweep, and the loop that feeds them.
 
-    Args:
-      cell: what is trained.
-      grid: the cells' hyperparameters and seeds.
-      width: cells per group, a multiple of the number of devices of the mesh.
-      mesh: the devices that share a group, or None for the default device.
+    A group has `width` cells, a multiple of the number of the mesh's devices, which share it.
     """
 
     def __init__(self, cell: Cell, grid: Grid, width: int, mesh: Mesh | None):
@@ -164,11 +162,8 @@ def _measured(
 
 
 def _jit_once(
-    task: Task,
-    key: tuple[object, ...],
-    function: Callable[..., Any],
-    sharding: NamedSharding | None,
-) -> Callable[..., Any]:
+    task: Task, key: object, function: _Function, sharding: NamedSharding | None
+) -> _Function:
     """`function` compiled once for all the sweeps of a task; it must not hold the task."""
     if id(task) not in _COMPILED:
         _COMPILED[id(task)] = {}
@@ -176,16 +171,10 @@ def _jit_once(
     return _COMPILED[id(task)].setdefault(key, jax.jit(function, out_shardings=sharding))
 
 
-def _over_cells(function: Callable[..., Any], width: int, mesh: Mesh | None) -> Callable[..., Any]:
-    """`function` of one cell as one of `width` cells, split over the mesh.
+def _over_cells(function: _Function, width: int, mesh: Mesh | None) -> _Function:
+    """`function(own, *shared)` of one cell as `f(own, shared)` of `width` cells, split over a mesh.
 
-    Args:
-      function: gets what is the cell's own and what the cells share; its results are per cell.
-      width: cells.
-      mesh: devices, or None.
-
-    Returns:
-      A function of a tree with a leading axis of cells, and a tuple of what they share.
+    What is the cells' own, and all results, get a leading axis of cells.
     """
 
     def mapped(own: Any, shared: tuple[Any, ...]) -> Any:
