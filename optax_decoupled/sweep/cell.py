@@ -81,9 +81,8 @@ class Cell:
     @functools.cached_property
     def program(self) -> str:
         """A whole cell of one step, as text. Tasks that do not fit together are refused here."""
-        key_data = seed_keys(self.seed)[0]
-        one = np.float32(1)
-        return jax.jit(self._whole).lower(key_data, self.batch, one, one).as_text()
+        key_data, one = seed_keys(self.seed)[0], np.float32(1)
+        return jax.jit(self._whole).lower(key_data, self.batch, (one, one)).as_text()
 
     @property
     def looped(self) -> bool:
@@ -99,11 +98,8 @@ class Cell:
         streams = [fingerprint for seed in seeds for fingerprint in fingerprints(self.task, seed)]
         return hashlib.sha256("".join([self.program, *streams]).encode()).hexdigest()
 
-    def _whole(
-        self, key_data: KeyData, batch: Batch, learning_rate: Scalar, weight_decay: Scalar
-    ) -> Metrics:
-        params, model_state = initial(self.task.init, key_data)
-        before = self.start((learning_rate, weight_decay), params, model_state)
+    def _whole(self, key_data: KeyData, batch: Batch, hyper: Hyper) -> Metrics:
+        before = self.start(hyper, *initial(self.task.init, key_data))
         after = self.step(before, batch, 0, key_data)
         for name, field in _CALLED.items():
             answers.check_unchanged(name, getattr(before, field), getattr(after, field))

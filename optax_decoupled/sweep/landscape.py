@@ -193,11 +193,8 @@ class Landscape:
         """Reads what :meth:`save` wrote."""
         with np.load(path) as file:
             arrays = dict(file)
-        metrics = {
-            name.removeprefix("metric:"): arrays.pop(name)
-            for name in list(arrays)
-            if name.startswith("metric:")
-        }
+        names = [name for name in arrays if name.startswith("metric:")]
+        metrics = {name.removeprefix("metric:"): arrays.pop(name) for name in names}
         return Landscape(metrics=metrics, **arrays)
 
     def _picture(self, metric: str) -> Picture:

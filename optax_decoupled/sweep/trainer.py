@@ -15,12 +15,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from optax_decoupled.sweep.cell import Cell, initial, seed_keys
 from optax_decoupled.sweep.grid import Finished, Grid, Index, Results
-from optax_decoupled.sweep.task import Batch, Metrics, ModelState, Task
+from optax_decoupled.sweep.task import Batch, Task
 from optax_decoupled.sweep.threads import cores, in_threads, settings_reach_threads
 
 _Function = Callable[..., Any]
@@ -77,12 +76,14 @@ class _Trainer:
         self.kind = _kind(jax.tree.map(lambda x: np.stack([x] * self.steps_per_call), cell.batch))
         over = functools.partial(_over_cells, width=width, mesh=mesh)
         self.split = NamedSharding(mesh, PartitionSpec(mesh.axis_names)) if mesh else None
-        whole = NamedSharding(mesh, PartitionSpec()) if mesh else None  # on every process
-        self.init = _jit_once(task, ("init", mesh), functools.partial(initial, task.init), whole)
+        self.whole = NamedSharding(mesh, PartitionSpec()) if mesh else None  # on every process
+        init = functools.partial(initial, task.init)
+        self.init = _jit_once(task, ("init", mesh), init, self.whole)
         self.start = jax.jit(over(cell.start))
         self.advance = jax.jit(over(cell.steps), donate_argnums=0)
-        finish = over(functools.partial(_measured, task.evaluate))
-        self.finish = _jit_once(task, ("finish", width, mesh), finish, whole)
+        evaluate = task.evaluate
+        measure = over(lambda own: evaluate(*own))
+        self.evaluate = _jit_once(task, ("evaluate", width, mesh), measure, self.whole)
 
     def train_all(self, groups: Sequence[list[Index]]) -> Iterator[list[Finished]]:
         """Trains groups and yields each as it finishes."""
@@ -103,8 +104,9 @@ class _Trainer:
             if self.stop.is_set():
                 raise InterruptedError("the sweep was closed")  # which nobody waits to hear
             carry = self.advance(carry, (stacked, count, first, loss_key))
-        own = carry.params, carry.model_state, carry.diverged
-        metrics, diverged = jax.device_get(self.finish(own, ()))
+        diverged = jax.device_put(carry.diverged, self.whole)
+        measured = self.evaluate((carry.params, carry.model_state), ())
+        metrics, diverged = jax.device_get((measured, diverged))
         finite = np.all([np.isfinite(values) for values in metrics.values()], axis=0)
         diverged = np.where((diverged < 0) & ~finite, self.task.steps, diverged)
         columns = {name: np.where(diverged < 0, x, np.nan) for name, x in metrics.items()}
@@ -150,15 +152,6 @@ def _steps_per_call(cell: Cell) -> int:
 def _kind(batch: Batch) -> tuple[Any, Any]:
     """Shapes and dtypes of the leaves, and their structure."""
     return jax.tree.flatten(jax.tree.map(jax.typeof, batch))
-
-
-def _measured(
-    evaluate: Callable[[optax.Params, ModelState], Metrics],
-    own: tuple[optax.Params, ModelState, jax.Array],
-) -> tuple[Metrics, jax.Array]:
-    """Metrics and the step of divergence, from those of a carry that count."""
-    params, model_state, diverged = own
-    return evaluate(params, model_state), diverged
 
 
 def _jit_once(
