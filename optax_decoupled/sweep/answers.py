@@ -10,7 +10,6 @@ import optax
 
 from optax_decoupled.sweep.task import MakeOptimizer, Metrics, ModelState
 
-_FLOATING = (jnp.floating,)
 _REAL = (jnp.floating, jnp.integer, jnp.bool_)
 _FACTORY = (
     "it must be a function (learning_rate, weight_decay) -> optimizer, because every cell has its "
@@ -62,7 +61,7 @@ def checked_loss(answer: Any) -> tuple[jax.Array, ModelState]:
         )
     loss, model_state = answer
     rule = "of a floating dtype to have a gradient"
-    _check_scalar("task.loss returned for its loss", loss, rule, _FLOATING, "batch")
+    _check_scalar("task.loss returned for its loss", loss, rule, (jnp.floating,), "batch")
     return loss, model_state
 
 

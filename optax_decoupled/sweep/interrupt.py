@@ -3,7 +3,7 @@
 import contextlib
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from types import FrameType
 
 from optax_decoupled.sweep.grid import Results
@@ -11,8 +11,8 @@ from optax_decoupled.sweep.store import Directory
 
 
 @contextlib.contextmanager
-def answered(results: Results, directory: Directory | None) -> Iterator[Callable[[], None]]:
-    """Lets an interrupt say what is kept; yields a function that raises one that was lost.
+def answered(results: Results, directory: Directory | None) -> Iterator[list[int]]:
+    """Lets an interrupt say what is kept; yields a list that holds it, should it be lost.
 
     Python drops what is raised in callbacks, such as those of JAX at each garbage
     collection, and with it an interrupt that comes while one runs.
@@ -23,16 +23,12 @@ def answered(results: Results, directory: Directory | None) -> Iterator[Callable
         came.append(number)
         signal.default_int_handler(number, frame)
 
-    def check() -> None:
-        if came:
-            raise KeyboardInterrupt
-
     main = threading.current_thread() is threading.main_thread()
     ours = main and signal.getsignal(signal.SIGINT) is signal.default_int_handler
     try:
         if ours:
             signal.signal(signal.SIGINT, hear)
-        yield check
+        yield came
     except KeyboardInterrupt:
         done, total = results.done, results.finished.size
         raise KeyboardInterrupt(

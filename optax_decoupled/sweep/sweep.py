@@ -108,7 +108,7 @@ def run(
     if directory is not None:
         resume(results, directory, cell.fingerprint(grid.seeds), task.steps)
     with (
-        answered(results, directory) as check_interrupt,
+        answered(results, directory) as interrupts,
         _reporter(progress, results) as report,
         contextlib.closing(train(cell, results, vectorize, mesh)) as finished,
     ):
@@ -117,14 +117,10 @@ def run(
                 results.keep(done)
                 results.add(done)
             report(results.done)
-            check_interrupt()
-    return Landscape(
-        grid.learning_rates,
-        grid.weight_decays,
-        np.array(grid.seeds),
-        results.metrics,
-        results.diverged,
-    )
+            if interrupts:  # one that Python dropped
+                raise KeyboardInterrupt
+    axes = grid.learning_rates, grid.weight_decays, np.array(grid.seeds)
+    return Landscape(*axes, results.metrics, results.diverged)
 
 
 @contextlib.contextmanager

@@ -165,9 +165,9 @@ def _jit_once(
 
 
 def _over_cells(function: _Function, width: int, mesh: Mesh | None) -> _Function:
-    """`function(own, *shared)` of one cell as `f(own, shared)` of `width` cells, split over a mesh.
+    """`function(own, *shared)` of one cell as one of `width` cells, split over the mesh.
 
-    What is the cells' own, and all results, get a leading axis of cells.
+    It is called with `(own, shared)`: the cells' own, stacked as its results are, and a tuple.
     """
 
     def mapped(own: Any, shared: tuple[Any, ...]) -> Any:
