@@ -1,7 +1,6 @@
 """What a task's functions and the optimizer must be and return, told before anything is trained."""
 
 import inspect
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -11,6 +10,7 @@ import optax
 
 from optax_decoupled.sweep.task import MakeOptimizer, Metrics, ModelState
 
+_REAL = (jnp.floating, jnp.integer, jnp.bool_)
 _FACTORY = (
     "it must be a function (learning_rate, weight_decay) -> optimizer, because every cell has its "
     "own optimizer: od.adamw, or lambda rate, decay: od.adamw(rate, decay, mask=od.decay_mask)."
@@ -30,11 +30,10 @@ def check_factory(make_optimizer: MakeOptimizer) -> None:
         taken = signature.bind(0.0, 0.0)
     except TypeError as error:
         raise TypeError(f"make_optimizer takes {signature}: {error}; {_FACTORY}") from None
-    second = list(signature.parameters)[min(1, len(taken.arguments) - 1)]
     if "weight_decay" in signature.parameters and "weight_decay" not in taken.arguments:
         raise TypeError(
-            f"make_optimizer takes weight_decay, but its second argument is {second}, which would "
-            f"get the weight decay; {_FACTORY}"
+            "make_optimizer takes weight_decay, but its second argument is "
+            f"{list(taken.arguments)[-1]}, which would get the weight decay; {_FACTORY}"
         )
 
 
@@ -61,12 +60,8 @@ def checked_loss(answer: Any) -> tuple[jax.Array, ModelState]:
             "the model has no state, return the one that was given: return loss, model_state."
         )
     loss, model_state = answer
-    _check_number("task.loss", "its loss", loss, "Take its mean over the batch.")
-    if not jnp.issubdtype(jnp.result_type(loss), jnp.floating):
-        raise TypeError(
-            f"task.loss returned a loss of dtype {jnp.result_type(loss)}; it must be of a floating "
-            "dtype to have a gradient."
-        )
+    rule = "of a floating dtype to have a gradient"
+    _check_scalar("task.loss returned for its loss", loss, rule, (jnp.floating,), "batch")
     return loss, model_state
 
 
@@ -82,50 +77,43 @@ def checked_metrics(answer: Any) -> Metrics:
                 f"task.evaluate returned a metric called {name!r}; a metric's name must be a "
                 'string, e.g. "error".'
             )
-        _check_number("task.evaluate", repr(name), value, "Take its mean over the data.")
+        _check_scalar(f"task.evaluate returned for {name!r}", value, "a real number", _REAL, "data")
     return answer
 
 
-def check_unchanged(before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
-    """That a step returns what it was given, but for the values.
-
-    Args:
-      before: trees, by what they are called in the message.
-      after: the same trees after a step.
-    """
-    for name, tree in before.items():
-        old, new = _types(tree), _types(after[name])
-        changed = [path for path in old | new if old.get(path) != new.get(path)]
-        if changed:
-            path = changed[0]
-            raise ValueError(
-                f"{name} must keep its structure, shapes and dtypes, because all steps run one "
-                f"compiled program; at {path or 'its root'} the first step turned "
-                f"{old.get(path, 'nothing')} into {new.get(path, 'nothing')}. Let init give it "
-                "the form that it has after a step."
-            )
+def check_unchanged(name: str, before: Any, after: Any) -> None:
+    """That a step returns a tree as it was given, but for the values."""
+    old, new = _types(before), _types(after)
+    changed = [path for path in old | new if old.get(path) != new.get(path)]
+    if changed:
+        path = changed[0]
+        raise ValueError(
+            f"{name} must keep its structure, shapes and dtypes, because all steps run one "
+            f"compiled program; at {path or 'its root'} the first step turned "
+            f"{old.get(path, 'nothing')} into {new.get(path, 'nothing')}. Let init give it "
+            "the form that it has after a step."
+        )
 
 
 def _types(tree: Any) -> dict[str, str]:
     """Path -> dtype and shape."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {
-        jax.tree_util.keystr(path): f"{jnp.result_type(x)}{list(jnp.shape(x))}"
-        for path, x in leaves
-    }
+    return {jax.tree_util.keystr(path): _type(x) for path, x in jax.tree.leaves_with_path(tree)}
 
 
-def _check_number(source: str, name: str, value: Any, way_out: str) -> None:
-    """That it is one real number."""
-    if not isinstance(value, jax.Array | np.ndarray | np.generic | bool | int | float):
-        raise TypeError(f"{source} returned for {name} {_kind(value)}; it must be a number.")
-    dtype = jnp.result_type(value)
-    if not any(jnp.issubdtype(dtype, kind) for kind in (jnp.floating, jnp.integer, jnp.bool_)):
-        raise TypeError(f"{source} returned for {name} a {dtype}; it must be a real number.")
+def _check_scalar(said: str, value: Any, rule: str, kinds: tuple[Any, ...], over: str) -> None:
+    """That it is one number of these kinds."""
+    number = isinstance(value, jax.Array | np.ndarray | np.generic | bool | int | float)
+    if not number or not any(jnp.issubdtype(jnp.result_type(value), kind) for kind in kinds):
+        raise TypeError(f"{said} {_kind(value)}; it must be {rule}.")
     if jnp.shape(value) != ():
         raise ValueError(
-            f"{source} returned for {name} {_kind(value)}; it must be a scalar. {way_out}"
+            f"{said} {_kind(value)}; it must be a scalar. Take its mean over the {over}."
         )
+
+
+def _type(array: Any) -> str:
+    """Such as float32[3, 4]."""
+    return f"{array.dtype}{list(array.shape)}"
 
 
 def _is_optimizer(x: Any) -> bool:
@@ -136,7 +124,7 @@ def _kind(x: Any) -> str:
     """What something is, in two or three words."""
     if x is None or isinstance(x, str | bool | int | float):
         return repr(x)
-    if hasattr(x, "shape"):
-        return f"an array of shape {tuple(x.shape)}"
+    if hasattr(x, "shape") and hasattr(x, "dtype"):
+        return f"an array {_type(x)}"
     size = f" of {len(x)}" if isinstance(x, tuple | list | dict) else ""
     return f"a {type(x).__name__}{size}"

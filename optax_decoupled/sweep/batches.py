@@ -3,7 +3,6 @@
 import hashlib
 import itertools
 from collections.abc import Iterator
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -55,9 +54,3 @@ def digest(batch: Batch) -> str:
         total.update(f"{leaf.dtype}{leaf.shape}".encode())
         total.update(np.ascontiguousarray(leaf).tobytes())
     return total.hexdigest()
-
-
-def kind(batch: Batch) -> tuple[Any, list[tuple[tuple[int, ...], str]]]:
-    """Structure, and shape and dtype of each leaf."""
-    leaves, structure = jax.tree.flatten(batch)
-    return structure, [(np.shape(x), str(jnp.result_type(x))) for x in leaves]

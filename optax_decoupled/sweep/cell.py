@@ -18,68 +18,77 @@ from optax_decoupled.sweep.task import Batch, MakeOptimizer, Metrics, ModelState
 
 # The data of a random key: uint32[n], on the host.
 KeyData = Any
-Init = Callable[[jax.Array], tuple[optax.Params, ModelState]]
+# Learning rate and weight decay.
+Hyper = tuple[Scalar, Scalar]
 
 _Tree = TypeVar("_Tree")
 
 
 class Carry(NamedTuple):
-    """What a step changes. `diverged`: the first step whose loss was not finite, or -1."""
+    """A cell between two steps. `diverged`: the first one whose loss was not finite, or -1."""
 
+    hyper: Hyper
     params: optax.Params
     model_state: ModelState
     opt_state: optax.OptState
     diverged: jax.Array
 
 
+# The trees of a carry, as messages call them.
+_CALLED = {
+    "The parameters that the optimizer updates": "params",
+    "The model_state that task.loss returns": "model_state",
+    "The optimizer's state": "opt_state",
+}
+
+
 @dataclass(frozen=True, eq=False)
 class Cell:
-    """One cell as pure functions of its hyperparameters."""
+    """One cell as pure functions; its hyperparameters are arguments."""
 
     task: Task
     make_optimizer: MakeOptimizer
     seed: int  # the first one
     batch: Batch  # its first batch
 
-    def start(
-        self,
-        params: optax.Params,
-        model_state: ModelState,
-        learning_rate: Scalar,
-        weight_decay: Scalar,
-    ) -> Carry:
-        opt_state = self._optimizer(learning_rate, weight_decay).init(params)
-        return _strongly_typed(Carry(params, model_state, opt_state, jnp.int32(-1)))
+    def start(self, hyper: Hyper, params: optax.Params, model_state: ModelState) -> Carry:
+        opt_state = self._optimizer(hyper).init(params)
+        return _strongly_typed(Carry(hyper, params, model_state, opt_state, jnp.int32(-1)))
 
-    def step(
-        self,
-        carry: Carry,
-        batch: Batch,
-        t: Scalar,
-        key_data: KeyData,
-        learning_rate: Scalar,
-        weight_decay: Scalar,
-    ) -> Carry:
-        params, model_state, opt_state, diverged = carry
+    def step(self, carry: Carry, batch: Batch, t: Scalar, key_data: KeyData) -> Carry:
+        hyper, params, model_state, opt_state, diverged = carry
         key = jax.random.fold_in(jax.random.wrap_key_data(key_data), t)
-        value_and_grad = jax.value_and_grad(self._loss, has_aux=True)
+        checked = lambda *arguments: answers.checked_loss(self.task.loss(*arguments))
+        value_and_grad = jax.value_and_grad(checked, has_aux=True)
         (loss, model_state), grads = value_and_grad(params, model_state, batch, key)
-        optimizer = self._optimizer(learning_rate, weight_decay)
-        updates, opt_state = optimizer.update(grads, opt_state, params, value=loss)
+        update = self._optimizer(hyper).update
+        updates, opt_state = update(grads, opt_state, params, value=loss)
         params = optax.apply_updates(params, updates)
         diverged = jnp.where((diverged < 0) & ~jnp.isfinite(loss), t, diverged)
-        return _strongly_typed(Carry(params, model_state, opt_state, diverged))
+        return _strongly_typed(Carry(hyper, params, model_state, opt_state, diverged))
+
+    def steps(
+        self, carry: Carry, stacked: Batch, count: Scalar, first: Scalar, key_data: KeyData
+    ) -> Carry:
+        """The first `count` of the stacked batches; any count runs the same program."""
+
+        def body(i: Scalar, carry: Carry) -> Carry:
+            batch = jax.tree.map(lambda x: x[i], stacked)
+            return self.step(carry, batch, first + i, key_data)
+
+        return jax.lax.fori_loop(0, count, body, carry) if self.looped else body(0, carry)
 
     @functools.cached_property
     def program(self) -> str:
         """A whole cell of one step, as text. Tasks that do not fit together are refused here."""
-        key_data = seed_keys(self.seed)[0]
-        one = np.float32(1)
-        return jax.jit(self._whole).lower(key_data, self.batch, one, one).as_text()
+        key_data, one = seed_keys(self.seed)[0], np.float32(1)
+        return jax.jit(self._whole).lower(key_data, self.batch, (one, one)).as_text()
 
     @property
-    def convolves(self) -> bool:
-        return "stablehlo.convolution" in self.program
+    def looped(self) -> bool:
+        """Whether a call makes many steps, or one."""
+        # On CPU, XLA runs a convolution inside a loop about ten times slower than outside.
+        return jax.default_backend() != "cpu" or "stablehlo.convolution" not in self.program
 
     def fingerprint(self, seeds: Sequence[int]) -> str:
         """Of the program, the arrays it holds and the batches; the same in every process.
@@ -89,24 +98,15 @@ class Cell:
         streams = [fingerprint for seed in seeds for fingerprint in fingerprints(self.task, seed)]
         return hashlib.sha256("".join([self.program, *streams]).encode()).hexdigest()
 
-    def _whole(
-        self, key_data: KeyData, batch: Batch, learning_rate: Scalar, weight_decay: Scalar
-    ) -> Metrics:
-        params, model_state = initial(self.task.init, key_data)
-        before = self.start(params, model_state, learning_rate, weight_decay)
-        after = self.step(before, batch, 0, key_data, learning_rate, weight_decay)
-        answers.check_unchanged(_called(before), _called(after))
+    def _whole(self, key_data: KeyData, batch: Batch, hyper: Hyper) -> Metrics:
+        before = self.start(hyper, *initial(self.task.init, key_data))
+        after = self.step(before, batch, 0, key_data)
+        for name, field in _CALLED.items():
+            answers.check_unchanged(name, getattr(before, field), getattr(after, field))
         return answers.checked_metrics(self.task.evaluate(after.params, after.model_state))
 
-    def _optimizer(
-        self, learning_rate: Scalar, weight_decay: Scalar
-    ) -> optax.GradientTransformationExtraArgs:
-        return answers.checked_optimizer(self.make_optimizer(learning_rate, weight_decay))
-
-    def _loss(
-        self, params: optax.Params, model_state: ModelState, batch: Batch, key: jax.Array
-    ) -> tuple[jax.Array, ModelState]:
-        return answers.checked_loss(self.task.loss(params, model_state, batch, key))
+    def _optimizer(self, hyper: Hyper) -> optax.GradientTransformationExtraArgs:
+        return answers.checked_optimizer(self.make_optimizer(*hyper))
 
 
 def trace_cell(task: Task, make_optimizer: MakeOptimizer, seed: int) -> Cell:
@@ -117,7 +117,7 @@ def trace_cell(task: Task, make_optimizer: MakeOptimizer, seed: int) -> Cell:
     return cell
 
 
-def initial(init: Init, key_data: KeyData) -> tuple[optax.Params, ModelState]:
+def initial(init: Callable[..., Any], key_data: KeyData) -> tuple[optax.Params, ModelState]:
     """What `init` returns, from the data of a key."""
     return _strongly_typed(answers.checked_init(init(jax.random.wrap_key_data(key_data))))
 
@@ -127,20 +127,6 @@ def seed_keys(seed: int) -> np.ndarray:
     return np.asarray(jax.random.key_data(jax.random.split(jax.random.key(seed))))
 
 
-def _called(carry: Carry) -> dict[str, Any]:
-    """The trees of a carry, as messages call them."""
-    return {
-        "The parameters that the optimizer updates": carry.params,
-        "The model_state that task.loss returns": carry.model_state,
-        "The optimizer's state": carry.opt_state,
-    }
-
-
 def _strongly_typed(tree: _Tree) -> _Tree:
     """Without weak types, which would compile a second program for the second call."""
-
-    def strong(x: Any) -> jax.Array:
-        x = jnp.asarray(x)
-        return jax.lax.convert_element_type(x, x.dtype) if x.weak_type else x
-
-    return jax.tree.map(strong, tree)
+    return jax.tree.map(lambda x: jnp.asarray(x, jnp.result_type(x)), tree)

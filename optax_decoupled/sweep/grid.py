@@ -23,38 +23,13 @@ class Grid:
     def shape(self) -> Index:
         return len(self.learning_rates), len(self.weight_decays), len(self.seeds)
 
-    def axes(self) -> dict[str, list[float]]:
-        """As JSON."""
-        return {
-            "learning_rates": self.learning_rates.tolist(),
-            "weight_decays": self.weight_decays.tolist(),
-            "seeds": list(self.seeds),
-        }
 
-    def cell(self, index: Index) -> dict[str, float]:
-        """What distinguishes a cell from the others, as JSON."""
-        i, j, s = index
-        return {
-            "learning_rate": float(self.learning_rates[i]),
-            "weight_decay": float(self.weight_decays[j]),
-            "seed": self.seeds[s],
-        }
+class Finished(NamedTuple):
+    """A finished cell: its metrics (NaN if diverged), and the step of divergence or -1."""
 
-
-class Group(NamedTuple):
-    """Cells of one seed that are trained together, and their indices in [L, W, S]."""
-
-    seed: int
-    learning_rates: np.ndarray
-    weight_decays: np.ndarray
-    cells: tuple[np.ndarray, np.ndarray, np.ndarray]
-
-
-class Measured(NamedTuple):
-    """Of each cell of a group: metrics, and the step of divergence or -1."""
-
-    metrics: dict[str, np.ndarray]
-    diverged: np.ndarray
+    cell: Index
+    metrics: dict[str, float]
+    diverged: int
 
 
 class Results:
@@ -65,58 +40,32 @@ class Results:
         self.finished = np.zeros(grid.shape, bool)
         self.diverged = np.full(grid.shape, -1)
         self.metrics: dict[str, np.ndarray] = {}
-        self.keep: Callable[[Index, dict[str, float], int], None] | None = None
+        self.keep: Callable[[Finished], None] = lambda done: None
 
     @property
     def done(self) -> int:
         return int(self.finished.sum())
 
-    def set(self, index: Index, metrics: dict[str, float], diverged: int) -> None:
-        for name, value in metrics.items():
+    def add(self, done: Finished) -> None:
+        for name, value in done.metrics.items():
             empty = np.full(self.finished.shape, np.nan)
-            self.metrics.setdefault(name, empty)[index] = value
-        self.diverged[index] = diverged
-        self.finished[index] = True
+            self.metrics.setdefault(name, empty)[done.cell] = value
+        self.diverged[done.cell] = done.diverged
+        self.finished[done.cell] = True
 
-    def add(self, group: Group, measured: Measured) -> None:
-        for n, index in enumerate(zip(*map(np.ndarray.tolist, group.cells), strict=True)):
-            metrics = {name: float(column[n]) for name, column in measured.metrics.items()}
-            diverged = int(measured.diverged[n])
-            if self.keep is not None:
-                self.keep(index, metrics, diverged)
-            self.set(index, metrics, diverged)
-
-    def groups(self, width: int) -> list[Group]:
+    def groups(self, width: int) -> list[list[Index]]:
         """The cells that are not done, in groups of one seed and at most so many cells."""
         groups = []
-        rates, decays = self.grid.learning_rates, self.grid.weight_decays
-        for s, seed in enumerate(self.grid.seeds):
-            i, j = np.nonzero(~self.finished[:, :, s])
-            for first in range(0, len(i), width):
-                a, b = i[first : first + width], j[first : first + width]
-                groups.append(Group(seed, rates[a], decays[b], (a, b, np.full_like(a, s))))
+        for s in range(len(self.grid.seeds)):
+            cells = [(i, j, s) for i, j in np.argwhere(~self.finished[:, :, s]).tolist()]
+            groups += [cells[n : n + width] for n in range(0, len(cells), width)]
         return groups
 
 
-def make_grid(
-    learning_rates: Sequence[float], weight_decays: Sequence[float], seeds: Sequence[int]
-) -> Grid:
-    """Checks the arguments of a sweep.
-
-    Raises:
-      ValueError: for axes that are not positive and increasing, and for repeated seeds.
-    """
-    return Grid(
-        _axis("learning_rates", learning_rates),
-        _axis("weight_decays", weight_decays),
-        _distinct(seeds),
-    )
-
-
-def _axis(name: str, values: Sequence[float]) -> np.ndarray:
+def checked_axis(name: str, values: Sequence[float]) -> np.ndarray:
+    """Refuses what is not positive and increasing."""
     axis = np.asarray(values)
-    numeric = np.issubdtype(axis.dtype, np.number) and not np.iscomplexobj(axis)
-    if axis.ndim != 1 or not axis.size or not numeric:
+    if axis.ndim != 1 or not axis.size or axis.dtype.kind not in "iuf":
         raise ValueError(f"{name}={values!r} must be a non-empty sequence of numbers, e.g. [1e-3].")
     axis = axis.astype(np.float64)
     if not (np.all(np.isfinite(axis)) and axis[0] > 0 and np.all(np.diff(axis) > 0)):
@@ -127,14 +76,13 @@ def _axis(name: str, values: Sequence[float]) -> np.ndarray:
     return axis
 
 
-def _distinct(seeds: Sequence[int]) -> list[int]:
-    values = list(np.ravel(np.asarray(seeds)))
-    whole = all(isinstance(seed, np.integer) for seed in values)
-    if np.ndim(seeds) != 1 or not values or not whole:
-        raise ValueError(f"seeds={seeds!r} must be distinct integers, e.g. range(5).")
-    integers = [int(seed) for seed in values]
+def checked_seeds(seeds: Sequence[int]) -> list[int]:
+    """Refuses what is no list of distinct integers."""
+    values = np.asarray(seeds)
+    whole = values.ndim == 1 and np.issubdtype(values.dtype, np.integer)
+    integers = values.tolist() if whole else []
     keys = {np.asarray(jax.random.key_data(jax.random.key(x))).tobytes() for x in integers}
-    if len(keys) < len(integers):
+    if not integers or len(keys) < len(integers):
         raise ValueError(
             f"seeds={seeds!r} must be distinct integers, also as JAX's keys, which without x64 "
             "see 32 bits, e.g. range(5)."

@@ -3,7 +3,7 @@
 import contextlib
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from types import FrameType
 
 from optax_decoupled.sweep.grid import Results
@@ -11,10 +11,24 @@ from optax_decoupled.sweep.store import Directory
 
 
 @contextlib.contextmanager
-def answered(results: Results, directory: Directory | None) -> Iterator[None]:
-    """Lets an interrupt say what is kept of the work."""
+def answered(results: Results, directory: Directory | None) -> Iterator[list[int]]:
+    """Lets an interrupt say what is kept; yields a list that holds it, should it be lost.
+
+    Python drops what is raised in callbacks, such as those of JAX at each garbage
+    collection, and with it an interrupt that comes while one runs.
+    """
+    came: list[int] = []
+
+    def hear(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+        signal.default_int_handler(number, frame)
+
+    main = threading.current_thread() is threading.main_thread()
+    ours = main and signal.getsignal(signal.SIGINT) is signal.default_int_handler
     try:
-        yield
+        if ours:
+            signal.signal(signal.SIGINT, hear)
+        yield came
     except KeyboardInterrupt:
         done, total = results.done, results.finished.size
         raise KeyboardInterrupt(
@@ -24,32 +38,6 @@ def answered(results: Results, directory: Directory | None) -> Iterator[None]:
             else f"stopped; {done} of {total} cells are kept in {str(directory)!r}. Run the same "
             "sweep again to go on."
         ) from None
-
-
-@contextlib.contextmanager
-def heard() -> Iterator[Callable[[], None]]:
-    """Yields a function that raises an interrupt that was lost.
-
-    Python drops what is raised in callbacks, such as those of JAX at each garbage
-    collection, and with it an interrupt that comes while one runs.
-    """
-    came = False
-
-    def hear(number: int, frame: FrameType | None) -> None:
-        nonlocal came
-        came = True
-        signal.default_int_handler(number, frame)
-
-    def check() -> None:
-        if came:
-            raise KeyboardInterrupt
-
-    ours = threading.current_thread() is threading.main_thread()
-    if not ours or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        yield check
-        return
-    signal.signal(signal.SIGINT, hear)
-    try:
-        yield check
     finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if ours:
+            signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -182,16 +182,10 @@ class Landscape:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes everything to one ``.npz`` file, replacing it at once if it exists."""
         temporary = f"{os.fspath(path)}.partial"
+        arrays = {**vars(self), **{f"metric:{name}": x for name, x in self.metrics.items()}}
+        del arrays["metrics"]
         with open(temporary, "wb") as file:
-            metrics = {f"metric:{name}": values for name, values in self.metrics.items()}
-            np.savez(
-                file,
-                learning_rates=self.learning_rates,
-                weight_decays=self.weight_decays,
-                seeds=self.seeds,
-                diverged=self.diverged,
-                **metrics,  # type: ignore[arg-type]
-            )
+            np.savez(file, **arrays)
         os.replace(temporary, path)
 
     @staticmethod
@@ -199,11 +193,8 @@ class Landscape:
         """Reads what :meth:`save` wrote."""
         with np.load(path) as file:
             arrays = dict(file)
-        metrics = {
-            name.removeprefix("metric:"): arrays.pop(name)
-            for name in list(arrays)
-            if name.startswith("metric:")
-        }
+        names = [name for name in arrays if name.startswith("metric:")]
+        metrics = {name.removeprefix("metric:"): arrays.pop(name) for name in names}
         return Landscape(metrics=metrics, **arrays)
 
     def _picture(self, metric: str) -> Picture:

@@ -9,9 +9,8 @@ _ROUNDING = 1e-6
 def mean_of_finite(values: np.ndarray) -> np.ndarray:
     """Over the last axis; NaN, without a warning, where nothing is finite."""
     finite = np.isfinite(values)
-    count = finite.sum(-1)
-    total = np.where(finite, values, 0.0).sum(-1)
-    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+    with np.errstate(invalid="ignore"):  # 0 / 0
+        return np.where(finite, values, 0.0).sum(-1) / finite.sum(-1)
 
 
 def tied(values: np.ndarray) -> np.ndarray:

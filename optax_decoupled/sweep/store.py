@@ -6,6 +6,7 @@ One process writes to a directory at a time.
 """
 
 import errno
+import functools
 import json
 import math
 import operator
@@ -13,7 +14,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jaxlib
@@ -21,45 +22,34 @@ import numpy as np
 import optax
 
 from optax_decoupled._version import __version__
-from optax_decoupled.sweep.grid import Grid, Index, Results
+from optax_decoupled.sweep.grid import Finished, Grid, Index, Results
 
 # What json reads and writes; a file that was tampered with may hold anything.
 Json = Any
 Directory = str | os.PathLike[str]
 
+_FILE = "cell-{:04d}-{:04d}-{:04d}.json"
 _PARTIAL = ".partial"
 _BYTES_PER_CELL = 4096  # a small file takes a block of the disk
 
 
-class Kept(NamedTuple):
-    """A finished cell: its metrics (NaN if diverged), and the step of divergence or -1."""
-
-    cell: Index
-    metrics: dict[str, float]
-    diverged: int
-
-
 def resume(results: Results, directory: Directory, task: str, steps: int) -> None:
-    """Opens the directory of a sweep, takes over the cells that it keeps, and keeps the others.
+    """Opens or makes the directory of a sweep, takes over what it keeps, and keeps the others.
 
     Args:
       results: without any cell that is done.
-      directory: created if it does not exist.
+      directory: refused if it holds anything else, or cannot be written.
       task: the fingerprint of what is trained.
       steps: of each cell.
-
-    Raises:
-      ValueError: if the directory holds another sweep, or something else.
-      OSError: if it cannot be written, or the disk is too full.
     """
 
-    def kept() -> list[Kept]:
+    def kept() -> list[Finished]:
         store = _Store(directory, results.grid, task, steps)
         results.keep = store.keep
         return list(store.kept())
 
-    for index, metrics, diverged in _from_first_process(kept):
-        results.set(tuple(index), metrics, diverged)
+    for cell, metrics, diverged in _from_first_process(kept):
+        results.add(Finished(tuple(cell), metrics, diverged))
 
 
 def _from_first_process(compute: Callable[[], Json]) -> Json:
@@ -76,9 +66,8 @@ def _from_first_process(compute: Callable[[], Json]) -> Json:
             answer = {"error": str(error)}
     text = np.frombuffer(json.dumps(answer).encode(), np.uint8)
     length = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
-    padded = np.resize(text, length)
-    text = np.asarray(multihost_utils.broadcast_one_to_all(padded)).astype(np.uint8)
-    answer = json.loads(text.tobytes())
+    text = np.asarray(multihost_utils.broadcast_one_to_all(np.resize(text, length)))
+    answer = json.loads(text.astype(np.uint8).tobytes())
     if "error" in answer:
         raise ValueError(answer["error"])
     return answer["value"]
@@ -90,7 +79,7 @@ class _Store:
     def __init__(self, directory: Directory, grid: Grid, task: str, steps: int):
         self.directory, self.grid, self.task = Path(directory), grid, task
         try:
-            self._open({**grid.axes(), "versions": _versions(), "task": task, "steps": steps})
+            self._open(_manifest(grid, task, steps))
         except OSError as error:
             raise type(error)(
                 error.errno,
@@ -103,7 +92,7 @@ class _Store:
         path = self.directory / "manifest.json"
         names = [x.name for x in self.directory.iterdir() if not x.name.endswith(_PARTIAL)]
         if path.exists():
-            found = _read(path, "Delete the directory, and the sweep will begin anew.")
+            found = _read(path, dict, "Delete the directory, and the sweep will begin anew.")
             _check_same(self.directory, found, manifest)
         elif names:
             raise ValueError(
@@ -115,58 +104,62 @@ class _Store:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         _write(path, manifest)  # even if it is there: this shows that we may write
 
-    def kept(self) -> Iterator[Kept]:
+    def kept(self) -> Iterator[Finished]:
+        cells = {_FILE.format(*cell): cell for cell in np.ndindex(*self.grid.shape)}
         for path in sorted(self.directory.glob("cell-*.json")):
-            yield _read(path, "Delete it, and its cell will be trained again.", self._parse)
+            parse = functools.partial(self._parse, cells.get(path.name))
+            yield _read(path, parse, "Delete it, and its cell will be trained again.")
 
-    def keep(self, index: Index, metrics: dict[str, float], diverged: int) -> None:
+    def keep(self, done: Finished) -> None:
         """Writes a finished cell."""
-        values = {k: None if math.isnan(v) else v for k, v in metrics.items()}
-        record = {**self._identity(index), "diverged": diverged, "metrics": values}
-        _write(self.directory / _file_name(index), record)
+        values = {k: None if math.isnan(v) else v for k, v in done.metrics.items()}
+        record = {**self._identity(done.cell), "diverged": done.diverged, "metrics": values}
+        _write(self.directory / _FILE.format(*done.cell), record)
 
-    def _parse(self, path: Path, record: Json) -> Kept:
-        _, i, j, s = map(int, path.stem.replace("cell", "0").split("-"))
-        index = i, j, s
-        within = all(0 <= n < size for n, size in zip(index, self.grid.shape, strict=True))
-        if not within or path.name != _file_name(index):
+    def _parse(self, cell: Index | None, record: Json) -> Finished:
+        if cell is None:
             raise ValueError(f"there is no such cell in a grid of {self.grid.shape}")
-        identity = self._identity(index)
-        other = [f"{k} {record[k]}, not {v}" for k, v in identity.items() if record[k] != v]
+        identity = self._identity(cell).items()
+        other = [f"{k} {record[k]}, not {v}" for k, v in identity if record[k] != v]
         if other:
             raise ValueError(
                 f"by its name it is another cell than by its content ({'; '.join(other)}): it was "
                 "renamed, or copied from another place"
             )
-        metrics = record["metrics"].items()
-        if not metrics:
+        if not record["metrics"]:
             raise ValueError("it has no metrics")
-        values = {name: math.nan if x is None else 1.0 * x for name, x in metrics}
-        return Kept(index, values, operator.index(record["diverged"]))
+        values = {k: math.nan if v is None else 1.0 * v for k, v in record["metrics"].items()}
+        return Finished(cell, values, operator.index(record["diverged"]))
 
-    def _identity(self, index: Index) -> dict[str, Json]:
-        return {**self.grid.cell(index), "task": self.task}
-
-
-def _file_name(index: Index) -> str:
-    i, j, s = index
-    return f"cell-{i:04d}-{j:04d}-{s:04d}.json"
-
-
-def _versions() -> dict[str, str]:
-    """Of the packages that shape a sweep's numbers."""
-    modules = {"jax": jax, "jaxlib": jaxlib, "optax": optax, "numpy": np}
-    return {"optax_decoupled": __version__, **{k: m.__version__ for k, m in modules.items()}}
+    def _identity(self, cell: Index) -> dict[str, Json]:
+        i, j, s = cell
+        return {
+            "learning_rate": float(self.grid.learning_rates[i]),
+            "weight_decay": float(self.grid.weight_decays[j]),
+            "seed": self.grid.seeds[s],
+            "task": self.task,
+        }
 
 
-def _read(path: Path, way_out: str, parse: Callable[[Path, Json], Any] | None = None) -> Any:
+def _manifest(grid: Grid, task: str, steps: int) -> dict[str, Json]:
+    """What tells a sweep from others; the versions are those of what shapes its numbers."""
+    modules = {module.__name__: module.__version__ for module in (jax, jaxlib, optax, np)}
+    return {
+        "learning_rates": grid.learning_rates.tolist(),
+        "weight_decays": grid.weight_decays.tolist(),
+        "seeds": grid.seeds,
+        "versions": {"optax_decoupled": __version__, **modules},
+        "task": task,
+        "steps": steps,
+    }
+
+
+def _read(path: Path, parse: Callable[[Json], Any], way_out: str) -> Any:
     try:
-        record = json.loads(path.read_text())
-        return parse(path, record) if parse else record
-    except KeyError as error:
-        raise ValueError(f"{path} is damaged: it has no {error}. {way_out}") from error
-    except (ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is damaged: {error}. {way_out}") from error
+        return parse(json.loads(path.read_text()))
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
+        what = f"it has no {error}" if isinstance(error, KeyError) else error
+        raise ValueError(f"{path} is damaged: {what}. {way_out}") from error
 
 
 def _write(path: Path, record: dict[str, Json]) -> None:
@@ -178,11 +171,9 @@ def _write(path: Path, record: dict[str, Json]) -> None:
     os.replace(temporary, path)
 
 
-def _check_same(directory: Path, found: Json, manifest: dict[str, Json]) -> None:
-    keys = sorted(manifest.keys() | (found.keys() if isinstance(found, dict) else set()))
-    other = [
-        key for key in keys if not isinstance(found, dict) or found.get(key) != manifest.get(key)
-    ]
+def _check_same(directory: Path, found: dict[str, Json], manifest: dict[str, Json]) -> None:
+    keys = sorted(manifest.keys() | found.keys())
+    other = [key for key in keys if found.get(key) != manifest.get(key)]
     if other:
         raise ValueError(
             f"directory={str(directory)!r} holds another sweep: it differs in {', '.join(other)}. "

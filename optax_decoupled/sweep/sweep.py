@@ -10,8 +10,8 @@ from jax.sharding import Mesh
 from optax_decoupled import _checks
 from optax_decoupled._checks import shown
 from optax_decoupled.sweep.cell import trace_cell
-from optax_decoupled.sweep.grid import Results, make_grid
-from optax_decoupled.sweep.interrupt import answered, heard
+from optax_decoupled.sweep.grid import Grid, Results, checked_axis, checked_seeds
+from optax_decoupled.sweep.interrupt import answered
 from optax_decoupled.sweep.landscape import Landscape
 from optax_decoupled.sweep.plot import import_extra
 from optax_decoupled.sweep.store import Directory, resume
@@ -92,7 +92,11 @@ def run(
       >>> assert landscape.metrics["error"].shape == (3, 2, 2)
       >>> assert landscape.best().learning_rate == 0.2
     """
-    grid = make_grid(learning_rates, weight_decays, seeds)
+    grid = Grid(
+        checked_axis("learning_rates", learning_rates),
+        checked_axis("weight_decays", weight_decays),
+        checked_seeds(seeds),
+    )
     if mesh is not None and not isinstance(mesh, Mesh):
         raise TypeError(
             f"mesh={shown(mesh)} must be a jax.sharding.Mesh, e.g. jax.make_mesh((8,), ('x',))."
@@ -104,22 +108,19 @@ def run(
     if directory is not None:
         resume(results, directory, cell.fingerprint(grid.seeds), task.steps)
     with (
-        answered(results, directory),
-        heard() as check_interrupt,
+        answered(results, directory) as interrupts,
         _reporter(progress, results) as report,
         contextlib.closing(train(cell, results, vectorize, mesh)) as finished,
     ):
-        for group, measured in finished:
-            results.add(group, measured)
+        for group in finished:
+            for done in group:
+                results.keep(done)
+                results.add(done)
             report(results.done)
-            check_interrupt()
-    return Landscape(
-        grid.learning_rates,
-        grid.weight_decays,
-        np.array(grid.seeds),
-        results.metrics,
-        results.diverged,
-    )
+            if interrupts:  # one that Python dropped
+                raise KeyboardInterrupt
+    axes = grid.learning_rates, grid.weight_decays, np.array(grid.seeds)
+    return Landscape(*axes, results.metrics, results.diverged)
 
 
 @contextlib.contextmanager

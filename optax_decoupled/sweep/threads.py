@@ -17,17 +17,13 @@ _Result = TypeVar("_Result")
 
 def in_threads(
     work: Callable[[_Item], _Result], items: Sequence[_Item], workers: int, stop: threading.Event
-) -> Iterator[tuple[_Item, _Result]]:
-    """Yields items with the results of `work` as they are done, or raises the first error.
+) -> Iterator[_Result]:
+    """Yields the results of `work` as they are done, or raises the first error.
 
-    Args:
-      work: what is done with an item.
-      items: in the order in which they are begun.
-      workers: threads.
-      stop: is set at the end and when this is closed; `work` may look at it to give up.
+    `stop` is set at the end and when this is closed; `work` may look at it to give up.
     """
     todo: queue.SimpleQueue[_Item] = queue.SimpleQueue()
-    done: queue.SimpleQueue[tuple[_Item, _Result] | BaseException] = queue.SimpleQueue()
+    done: queue.SimpleQueue[_Result | BaseException] = queue.SimpleQueue()
     for item in items:
         todo.put(item)
 
@@ -38,7 +34,7 @@ def in_threads(
             except queue.Empty:
                 return
             try:
-                done.put((item, work(item)))
+                done.put(work(item))
             except BaseException as error:
                 done.put(error)
 
@@ -60,7 +56,7 @@ def in_threads(
 
 def settings_reach_threads() -> bool:
     """Not so in a context such as `with jax.enable_x64(True)`."""
-    _, theirs = next(in_threads(lambda _: _settings(), [None], 1, threading.Event()))
+    theirs = next(in_threads(lambda _: _settings(), [None], 1, threading.Event()))
     return theirs == _settings()
 
 

@@ -10,38 +10,33 @@ import itertools
 import threading
 import weakref
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from optax_decoupled._types import Scalar
-from optax_decoupled.sweep import batches
-from optax_decoupled.sweep.answers import checked_metrics
-from optax_decoupled.sweep.cell import Carry, Cell, KeyData, initial, seed_keys
-from optax_decoupled.sweep.grid import Group, Measured, Results
-from optax_decoupled.sweep.task import Batch, Metrics, ModelState, Task
+from optax_decoupled.sweep.cell import Cell, initial, seed_keys
+from optax_decoupled.sweep.grid import Finished, Grid, Index, Results
+from optax_decoupled.sweep.task import Batch, Task
 from optax_decoupled.sweep.threads import cores, in_threads, settings_reach_threads
+
+_Function = Callable[..., Any]
 
 # The step of a small network takes less time than a call from Python: a call makes up to
 # so many steps, of batches that take up to so many bytes.
 _STEPS_PER_CALL = 50
 _BYTES_PER_CALL = 64 * 2**20
 
-_Function = TypeVar("_Function", bound=Callable[..., Any])
-
 # id of a task -> what was compiled for all its sweeps, while the task lives. By identity,
 # because what a task holds may have no hash; the values hold its functions and not itself.
-_COMPILED: dict[int, dict[Any, Callable[..., Any]]] = {}
+_COMPILED: dict[int, dict[object, _Function]] = {}
 
 
 def train(
     cell: Cell, results: Results, vectorize: int | None, mesh: Mesh | None
-) -> Generator[tuple[Group, Measured]]:
+) -> Generator[list[Finished]]:
     """Trains what is not done; where `vectorize` is None, as many cells at a time as fit.
 
     Close it to cancel the rest.
@@ -51,7 +46,7 @@ def train(
     default = devices if jax.default_backend() == "cpu" else whole_seed
     width = -(-min(vectorize or default, whole_seed) // devices) * devices
     while groups := results.groups(width):
-        trainer = _make_trainer(cell, width, mesh)
+        trainer = _Trainer(cell, results.grid, width, mesh)
         try:
             first = trainer.train(groups[0])  # alone, so that only one thread compiles
         except jax.errors.JaxRuntimeError as error:
@@ -59,60 +54,66 @@ def train(
                 raise
             width = max(1, width // devices // 2) * devices
             continue
-        yield groups[0], first
+        yield first
         yield from trainer.train_all(groups[1:])
         return
 
 
-@dataclass(frozen=True)
 class _Trainer:
-    """The compiled functions of a sweep, and the loop that feeds them."""
+    """The compiled functions of a sweep, and the loop that feeds them.
 
-    task: Task
-    # key data -> params and model state, the same for every cell
-    init: Callable[..., tuple[optax.Params, ModelState]]
-    # params, model state, learning rates, weight decays -> carry
-    start: Callable[..., Carry]
-    # carry, batches, how many, first step, key data, learning rates, decays -> carry
-    advance: Callable[..., Carry]
-    # params, model state, diverged -> metrics and diverged, whole on every process
-    finish: Callable[..., tuple[Metrics, jax.Array]]
-    per_cell: Callable[[np.ndarray], Any]  # puts one value per cell on the devices
-    width: int  # cells per group
-    steps_per_call: int  # the length of the stacked batches that `advance` takes
-    workers: int  # threads, each of which drives a group of its own
-    kind: tuple[Any, Any]  # structure, shapes and dtypes of the stacked batches
-    stop: threading.Event = field(default_factory=threading.Event)  # threads are to give up
+    A group has `width` cells, a multiple of the number of the mesh's devices, which share it.
+    """
 
-    def train_all(self, groups: Sequence[Group]) -> Iterator[tuple[Group, Measured]]:
+    def __init__(self, cell: Cell, grid: Grid, width: int, mesh: Mesh | None):
+        task = cell.task
+        self.task, self.grid, self.width = task, grid, width
+        # Threads, each of which drives a group of its own until it is told to give up.
+        threaded = jax.default_backend() == "cpu" and cell.looped and mesh is None
+        self.workers = cores() if threaded else 1
+        self.stop = threading.Event()
+        self.steps_per_call = _steps_per_call(cell)
+        self.kind = _kind(jax.tree.map(lambda x: np.stack([x] * self.steps_per_call), cell.batch))
+        over = functools.partial(_over_cells, width=width, mesh=mesh)
+        self.split = NamedSharding(mesh, PartitionSpec(mesh.axis_names)) if mesh else None
+        self.whole = NamedSharding(mesh, PartitionSpec()) if mesh else None  # on every process
+        init = functools.partial(initial, task.init)
+        self.init = _jit_once(task, ("init", mesh), init, self.whole)
+        self.start = jax.jit(over(cell.start))
+        self.advance = jax.jit(over(cell.steps), donate_argnums=0)
+        evaluate = task.evaluate
+        measure = over(lambda own: evaluate(*own))
+        self.evaluate = _jit_once(task, ("evaluate", width, mesh), measure, self.whole)
+
+    def train_all(self, groups: Sequence[list[Index]]) -> Iterator[list[Finished]]:
         """Trains groups and yields each as it finishes."""
         if self.workers == 1 or not settings_reach_threads():
-            # In order, as all processes of a mesh must.
-            yield from ((group, self.train(group)) for group in groups)
-            return
-        yield from in_threads(self.train, groups, self.workers, self.stop)
+            yield from map(self.train, groups)  # in order, as all processes of a mesh must
+        else:
+            yield from in_threads(self.train, groups, self.workers, self.stop)
 
-    def train(self, group: Group) -> Measured:
-        """Metrics and the step of divergence of each cell of a group."""
-        missing = (0, self.width - len(group.learning_rates))  # filled with the last cell
-        rates, decays = (
-            self.per_cell(np.pad(values.astype(np.float32), missing, "edge"))
-            for values in (group.learning_rates, group.weight_decays)
-        )
-        init_key, loss_key = seed_keys(group.seed)
-        carry = self.start(*self.init(init_key), rates, decays)
-        for first, count, stacked in self._calls(group.seed):
+    def train(self, group: list[Index]) -> list[Finished]:
+        filled = group + group[-1:] * (self.width - len(group))
+        i, j, (s, *_) = np.transpose(filled)
+        rates, decays = self.grid.learning_rates[i], self.grid.weight_decays[j]
+        hyper = jax.device_put((rates.astype(np.float32), decays.astype(np.float32)), self.split)
+        seed = self.grid.seeds[s]
+        init_key, loss_key = seed_keys(seed)
+        carry = self.start(hyper, self.init(init_key))
+        for first, count, stacked in self._calls(seed):
             if self.stop.is_set():
                 raise InterruptedError("the sweep was closed")  # which nobody waits to hear
-            carry = self.advance(carry, stacked, count, first, loss_key, rates, decays)
-        metrics, diverged = jax.device_get(
-            self.finish(carry.params, carry.model_state, carry.diverged)
-        )
+            carry = self.advance(carry, (stacked, count, first, loss_key))
+        diverged = jax.device_put(carry.diverged, self.whole)
+        measured = self.evaluate((carry.params, carry.model_state), ())
+        metrics, diverged = jax.device_get((measured, diverged))
         finite = np.all([np.isfinite(values) for values in metrics.values()], axis=0)
         diverged = np.where((diverged < 0) & ~finite, self.task.steps, diverged)
-        metrics = {name: np.where(diverged < 0, x, np.nan) for name, x in metrics.items()}
-        cells = slice(len(group.learning_rates))
-        return Measured({name: x[cells] for name, x in metrics.items()}, diverged[cells])
+        columns = {name: np.where(diverged < 0, x, np.nan) for name, x in metrics.items()}
+        return [
+            Finished(index, {name: float(x[n]) for name, x in columns.items()}, int(diverged[n]))
+            for n, index in enumerate(group)
+        ]
 
     def _calls(self, seed: int) -> Iterator[tuple[int, int, Batch]]:
         """(first step, number of steps, stacked batches) for each call of `advance`."""
@@ -131,7 +132,7 @@ class _Trainer:
         filled = chunk + chunk[-1:] * (self.steps_per_call - len(chunk))
         try:
             stacked = jax.tree.map(lambda *x: np.stack(x), *filled)
-            if batches.kind(stacked) == self.kind:
+            if _kind(stacked) == self.kind:
                 return stacked
         except ValueError:
             pass  # other shapes or another structure
@@ -142,127 +143,41 @@ class _Trainer:
         )
 
 
-def _make_trainer(cell: Cell, width: int, mesh: Mesh | None) -> _Trainer:
-    """Chooses how a group is driven on this backend; it compiles when it is first called.
-
-    Args:
-      cell: what is trained.
-      width: cells per group, a multiple of the number of devices of the mesh.
-      mesh: the devices that share a group, or None for the default device.
-    """
-    on_cpu = jax.default_backend() == "cpu"
-    # On CPU, XLA runs a convolution inside a loop about ten times slower than outside.
-    looped = not (on_cpu and cell.convolves)
-    task, steps_per_call = cell.task, _steps_per_call(cell) if looped else 1
-    advance = _many(cell.step) if looped else _one(cell.step)
-
-    over = functools.partial(_over_cells, width=width, mesh=mesh)
-    replicated, per_cell = _placements(mesh)
-    init = lambda: jax.jit(functools.partial(initial, task.init), out_shardings=replicated)
-    finish = lambda: jax.jit(over(_finish(task.evaluate), (0, 0, 0)), out_shardings=replicated)
-    return _Trainer(
-        task=task,
-        init=_compiled_once(task, ("init", mesh), init),
-        start=jax.jit(over(cell.start, (None, None, 0, 0))),
-        advance=jax.jit(over(advance, (0, None, None, None, None, 0, 0)), donate_argnums=0),
-        finish=_compiled_once(task, ("finish", width, mesh), finish),
-        per_cell=per_cell,
-        width=width,
-        steps_per_call=steps_per_call,
-        workers=cores() if on_cpu and looped and mesh is None else 1,
-        kind=batches.kind(jax.tree.map(lambda x: np.stack([x] * steps_per_call), cell.batch)),
-    )
-
-
 def _steps_per_call(cell: Cell) -> int:
     size = sum(np.asarray(x).nbytes for x in jax.tree.leaves(cell.batch))
-    return max(1, min(_STEPS_PER_CALL, cell.task.steps, _BYTES_PER_CALL // max(1, size)))
+    fit = max(1, min(_STEPS_PER_CALL, cell.task.steps, _BYTES_PER_CALL // max(1, size)))
+    return fit if cell.looped else 1
 
 
-def _compiled_once(task: Task, key: tuple[object, ...], jit: Callable[[], _Function]) -> _Function:
-    """What `jit` returns, once for all the sweeps of a task; it must not hold the task."""
+def _kind(batch: Batch) -> tuple[Any, Any]:
+    """Shapes and dtypes of the leaves, and their structure."""
+    return jax.tree.flatten(jax.tree.map(jax.typeof, batch))
+
+
+def _jit_once(
+    task: Task, key: object, function: _Function, sharding: NamedSharding | None
+) -> _Function:
+    """`function` compiled once for all the sweeps of a task; it must not hold the task."""
     if id(task) not in _COMPILED:
         _COMPILED[id(task)] = {}
         weakref.finalize(task, _COMPILED.pop, id(task))
-    compiled: dict[Any, Any] = _COMPILED[id(task)]
-    if key not in compiled:
-        compiled[key] = jit()
-    return compiled[key]
+    return _COMPILED[id(task)].setdefault(key, jax.jit(function, out_shardings=sharding))
 
 
-def _over_cells(
-    function: Callable[..., Any], axes: tuple[int | None, ...], *, width: int, mesh: Mesh | None
-) -> Callable[..., Any]:
-    """`function` of one cell as one of `width` cells, split over the mesh.
+def _over_cells(function: _Function, width: int, mesh: Mesh | None) -> _Function:
+    """`function(own, *shared)` of one cell as one of `width` cells, split over the mesh.
 
-    Args:
-      function: its results are per cell.
-      axes: for each argument 0 if it has a value per cell, None if cells share it.
-      width: cells.
-      mesh: devices, or None.
+    It is called with `(own, shared)`: the cells' own, stacked as its results are, and a tuple.
     """
-    if width > (mesh.size if mesh else 1):
-        mapped = jax.vmap(function, in_axes=axes)
-    else:
 
-        def mapped(*arguments: Any) -> Any:
-            own = [
-                x if axis is None else jax.tree.map(lambda a: a[0], x)
-                for x, axis in zip(arguments, axes, strict=True)
-            ]
-            return jax.tree.map(lambda a: jnp.asarray(a)[None], function(*own))
+    def mapped(own: Any, shared: tuple[Any, ...]) -> Any:
+        if width > (mesh.size if mesh else 1):
+            return jax.vmap(lambda own: function(own, *shared))(own)
+        result = function(jax.tree.map(lambda x: x[0], own), *shared)
+        return jax.tree.map(lambda x: jnp.asarray(x)[None], result)
 
     if mesh is None:
         return mapped
     cells = PartitionSpec(mesh.axis_names)
-    specs = tuple(PartitionSpec() if axis is None else cells for axis in axes)
+    specs = cells, PartitionSpec()
     return jax.shard_map(mapped, mesh=mesh, in_specs=specs, out_specs=cells, check_vma=False)
-
-
-def _placements(mesh: Mesh | None) -> tuple[NamedSharding | None, Callable[[np.ndarray], Any]]:
-    """The sharding of what all cells share, and a function that distributes values per cell."""
-    if mesh is None:
-        return None, lambda values: values
-    sharding = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
-
-    def per_cell(values: np.ndarray) -> jax.Array:
-        return jax.make_array_from_callback(values.shape, sharding, lambda index: values[index])
-
-    return NamedSharding(mesh, PartitionSpec()), per_cell
-
-
-def _many(step: Callable[..., Carry]) -> Callable[..., Carry]:
-    """`step` over the first `count` of the stacked batches; any count runs the same program."""
-
-    def advance(
-        carry: Carry, stacked: Batch, count: Scalar, first: Scalar, *rest: KeyData | Scalar
-    ) -> Carry:
-        def body(i: Scalar, carry: Carry) -> Carry:
-            return step(carry, jax.tree.map(lambda x: x[i], stacked), first + i, *rest)
-
-        return jax.lax.fori_loop(0, count, body, carry)
-
-    return advance
-
-
-def _one(step: Callable[..., Carry]) -> Callable[..., Carry]:
-    """`step` on a stack of one batch, without a loop."""
-
-    def advance(
-        carry: Carry, stacked: Batch, count: Scalar, first: Scalar, *rest: KeyData | Scalar
-    ) -> Carry:
-        del count  # 1
-        return step(carry, jax.tree.map(lambda x: x[0], stacked), first, *rest)
-
-    return advance
-
-
-def _finish(
-    evaluate: Callable[[optax.Params, ModelState], Metrics],
-) -> Callable[..., tuple[Metrics, jax.Array]]:
-    def finish(
-        params: optax.Params, model_state: ModelState, diverged: jax.Array
-    ) -> tuple[Metrics, jax.Array]:
-        return checked_metrics(evaluate(params, model_state)), diverged
-
-    return finish

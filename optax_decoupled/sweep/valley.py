@@ -53,13 +53,7 @@ class Valley(NamedTuple):
 def valley_slope(
     values: np.ndarray, learning_rates: np.ndarray, weight_decays: np.ndarray
 ) -> ValleySlope:
-    """See :meth:`Landscape.valley_slope`.
-
-    Args:
-      values: a metric, [L, W, S].
-      learning_rates: [L].
-      weight_decays: [W].
-    """
+    """See :meth:`Landscape.valley_slope`; of a metric's values, [L, W, S]."""
     rates, decays = np.log2(learning_rates), np.log2(weight_decays)
     valley = _find(mean_of_finite(values), decays)
     outside = _outside(valley, learning_rates, weight_decays)
