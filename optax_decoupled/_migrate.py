@@ -30,10 +30,11 @@ def migrate_opt_state(
 
     Between :func:`optax.adamw`, :func:`optax.adam`, :func:`optax.sgd` with momentum and the
     optimizers of this package, in both directions, through ``optax.chain``,
-    ``optax.inject_hyperparams``, ``optax.MultiSteps`` and ``flax.nnx.Optimizer``. Moments
-    are matched by name and parameter path, and never converted: the next steps are those
-    that the new optimizer takes from the old moments. (Adamax and Yogi store theirs in
-    Adam's state class, so nothing can tell them apart: do not migrate those.)
+    ``optax.inject_hyperparams``, ``optax.MultiSteps``, ``optax.apply_if_finite`` and
+    ``flax.nnx.Optimizer``. Moments are matched by name and parameter path, and never
+    converted: the next steps are those that the new optimizer takes from the old moments.
+    (Adamax and Yogi store theirs in Adam's state class, so nothing can tell them apart: do not
+    migrate those.)
 
     Args:
       opt_state: the state to carry over; of an ``nnx.Optimizer`` or ``TrainState``, its
@@ -195,11 +196,11 @@ def _is_carried(field: _Field) -> bool:
 def _problems(old: dict[_Field, Any], new: dict[_Field, Any]) -> list[str]:
     """What stands in the way of a migration, one phrase each."""
     between_steps = _number(old.get(("mini_step", ()), 0)) == 0
-    spare = _foreign.ACCUMULATION if between_steps else frozenset()
+    spare = _foreign.BETWEEN_STEPS if between_steps else frozenset()
     missing = [
         f"it lacks {_text(field)}"
         for field in sorted(new.keys() - old.keys())
-        if _is_carried(field) and field[0] not in _foreign.ACCUMULATION | _BEGUN_ANEW
+        if _is_carried(field) and field[0] not in _foreign.BETWEEN_STEPS | _BEGUN_ANEW
     ]
     foreign = [
         f"the new optimizer has no {_text(field)}"

@@ -69,6 +69,7 @@ PAIRS = {
         lambda: optax.MultiSteps(ADAMW(), 3),
         lambda: optax.MultiSteps(OURS(), 3),
     ),
+    "into and out of apply_if_finite": (ADAMW, lambda: optax.apply_if_finite(OURS(), 3)),
     "sgd": (THEIR_SGD, OUR_SGD),
 }
 
