@@ -103,8 +103,7 @@ def run(
         )
     if vectorize is not None:
         _checks.check_whole("vectorize", vectorize, "It is a number of cells; None chooses one.")
-    cell = trace_cell(task, make_optimizer, grid.seeds[0])
-    results = Results(grid)
+    cell, results = trace_cell(task, make_optimizer, grid.seeds[0]), Results(grid)
     if directory is not None:
         resume(results, directory, cell.fingerprint(grid.seeds), task.steps)
     with (
