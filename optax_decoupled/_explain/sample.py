@@ -126,13 +126,6 @@ def unchanged(before: Any, after: Any) -> set[Any]:
     return {path for path, x in leaves if path in others and not differ(x, others[path])}
 
 
-def lone_numbers(state: Any, params: Any) -> set[Any]:
-    """Paths of the numbers in a state that are kept for no parameter, such as rates."""
-    ends = set(leaves_by_path(params))
-    numbers = [path for path, x in leaves_by_path(state).items() if np.ndim(x) == 0]
-    return {path for path in numbers if not any(path[n:] in ends for n in range(len(path) + 1))}
-
-
 def root_mean_square(x: np.ndarray) -> float:
     wide = np.abs(np.asarray(x, np.result_type(x, np.float64)))
     return float(np.sqrt(np.mean(wide**2))) if x.size else 0.0

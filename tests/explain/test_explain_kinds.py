@@ -561,6 +561,18 @@ def test_what_weights_are_pulled_to_is_named(name):
         assert not any("target norm" in warning for warning in report.warnings)
 
 
+@pytest.mark.parametrize(("size", "kind"), [(1e-13, "decoupled"), (1e-9, "coupled")])
+def test_a_memory_as_small_as_rounding_is_none(size, kind):
+    """Of the parameters of one update in the next, where steps are of about 1e-3."""
+    tree_map = jax.tree.map
+    remember = optax.GradientTransformation(
+        lambda params: tree_map(jnp.zeros_like, params),
+        lambda u, old, p: (tree_map(jnp.add, u, old), tree_map(lambda p: -size * p, p)),
+    )
+    tx = optax.chain(od.adamw(LR, 1e-4), remember)
+    assert kinds(od.explain_weight_decay(tx, small_params())) == {kind}
+
+
 def test_a_gradient_that_the_state_keeps_is_no_pull():
     """Adan's, of the update before, whose difference from none is a step."""
     tx = optax.adan(optax.linear_schedule(0.0, LR, 10), weight_decay=1e-2)
