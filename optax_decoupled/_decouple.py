@@ -91,8 +91,9 @@ def _own_decay(rows: Rows) -> str:
 
 
 def _is_decay(v: Leaf, up: Leaf, down: Leaf) -> bool:
-    """A part of the update that turns with the sign of the parameters; no projection, which
-    holds the norm or replaces the parameters.
+    """Whether a part of the update turns with the sign of the parameters.
+
+    A projection is none: it holds the norm, or replaces the parameters.
     """
     v, up, down = (np.asarray(x, np.complex128).ravel() for x in (v, up, down))
     odd = (up - down) / 2

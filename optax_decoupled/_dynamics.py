@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from optax_decoupled._dtypes import is_decayable, widen
-from optax_decoupled._paths import entries_like, is_empty
+from optax_decoupled._paths import entries_like
 from optax_decoupled._stacked import Stacked, leading_axes
 from optax_decoupled._types import Leaf
 
@@ -57,8 +57,9 @@ def weight_dynamics(
         not train and give 0 everywhere.
       updates: what is added to them, as ``tx.update`` returns it: a tree like ``params``. None
         or ``optax.MaskedNode`` for a leaf stands for no update.
-      stacked: the number of leading axes over which each slice is a weight of its own, see
-        :func:`toward_rms`. None is 0.
+      stacked: the number of leading axes over which each slice is a weight of its own, as in
+        scanned or vmapped layers: one whole number for all, or a tree, prefix or function of
+        such numbers as for a mask. None is 0.
 
     Returns:
       A :class:`WeightDynamics` of float32 arrays of the stacked axes' shape, () for 0. None
@@ -114,7 +115,7 @@ def _motion(param: Leaf, update: Leaf, axes: int) -> tuple[jax.Array, ...]:
 
 def _widened(param: Leaf, update: Leaf) -> tuple[jax.Array, jax.Array]:
     """Both in one dtype of at least 32 bits; no update is an update of 0."""
-    update = jnp.zeros_like(param) if is_empty(update) else update
+    update = jnp.zeros_like(param) if update is None else update
     with jax.numpy_dtype_promotion("standard"):
         wide = (jnp.result_type(widen(jnp.asarray(x))) for x in (param, update))
         dtype = jnp.result_type(*wide, jnp.float32)

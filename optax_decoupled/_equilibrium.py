@@ -275,6 +275,6 @@ def rms_over_run(
 
 def _checked(learning_rate: Any, weight_decay: Any) -> tuple[Any, Any]:
     _checks.check_positive("learning_rate", learning_rate, "It is the step size.")
-    way_out = "It is a fraction per step; without decay there is no equilibrium."
-    _checks.check_positive("weight_decay", weight_decay, way_out)
-    return learning_rate, _checks.check_fraction("weight_decay", weight_decay, way_out)
+    rule, way_out = "a number in (0, 1)", "Without decay there is no equilibrium."
+    _checks.check_number("weight_decay", weight_decay, rule, lambda x: 0.0 < x < 1.0, way_out)
+    return learning_rate, weight_decay

@@ -25,13 +25,10 @@ RECOUNTING = frozenset({"ReduceLROnPlateauState", "ApplyEvery"})
 OWN = frozenset({"decay_rate", "hyperparams", "hyperparams_states"})
 # Fields in which states add up gradients or updates over several steps.
 ACCUMULATORS = frozenset({"acc_grads", "grad_acc"})
-# Fields of wrappers that mean nothing between two of their steps: of optax.MultiSteps, and of
-# optax.apply_if_finite, which counts what it has refused.
-BETWEEN_STEPS = frozenset({"mini_step", "acc_grads", "skip_state"}) | {
-    "notfinite_count",
-    "last_finite",
-    "total_notfinite",
-}
+# Fields of optax.MultiSteps that mean nothing between two of its steps.
+ACCUMULATION = frozenset({"mini_step", "acc_grads", "skip_state"})
+# Fields of optax.apply_if_finite, which count what it has refused.
+REFUSALS = frozenset({"notfinite_count", "last_finite", "total_notfinite"})
 # Fields that hold the state of an inner transform.
 CONTAINERS = frozenset({"inner_state", "inner_states", "inner_opt_state"})
 

@@ -13,7 +13,7 @@ from optax_decoupled._paths import unboxed
 from optax_decoupled._types import Leaf, Path, PyTree, Scalar
 
 # What a state may begin with at a migration: the reference of toward_init is the weights there.
-_BEGUN_ANEW = frozenset({"reference"})
+_BEGUN_ANEW = _foreign.REFUSALS | {"reference"}
 
 _Keys = tuple[Any, ...]
 _Field = tuple[str, Path]
@@ -196,11 +196,11 @@ def _is_carried(field: _Field) -> bool:
 def _problems(old: dict[_Field, Any], new: dict[_Field, Any]) -> list[str]:
     """What stands in the way of a migration, one phrase each."""
     between_steps = _number(old.get(("mini_step", ()), 0)) == 0
-    spare = _foreign.BETWEEN_STEPS if between_steps else frozenset()
+    spare = _foreign.REFUSALS | (_foreign.ACCUMULATION if between_steps else frozenset())
     missing = [
         f"it lacks {_text(field)}"
         for field in sorted(new.keys() - old.keys())
-        if _is_carried(field) and field[0] not in _foreign.BETWEEN_STEPS | _BEGUN_ANEW
+        if _is_carried(field) and field[0] not in _foreign.ACCUMULATION | _BEGUN_ANEW
     ]
     foreign = [
         f"the new optimizer has no {_text(field)}"

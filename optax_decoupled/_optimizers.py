@@ -144,11 +144,12 @@ def adamc(
       Defazio, Why Gradients Rapidly Increase Near the End of Training, arXiv:2506.02285.
     """
     decay = _checked_decay(learning_rate, weight_decay, schedule)
+    corrected = product_schedule(weight_decay, product_schedule(schedule, schedule))
     decays = [
         add_decoupled_weight_decay(
             rate, mask=where_normalized(mask, normalized, holds), cautious=cautious
         )
-        for rate, holds in ((product_schedule(decay, schedule), True), (decay, False))
+        for rate, holds in ((corrected, True), (decay, False))
     ]
     return optax.chain(
         scale_by_adam(b1, b2, eps, eps_root, mu_dtype, nu_dtype, nesterov=nesterov),

@@ -5,13 +5,14 @@ is the same for dicts, FrozenDicts, dataclasses, tuples and Flax NNX states,
 whose boxes around arrays leave no trace in the path.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 import optax
 
+from optax_decoupled._dtypes import is_decayable
 from optax_decoupled._types import KeyPath, Leaf, Path, PyTree
 
 
@@ -38,12 +39,16 @@ def leaves_like(name: str, tree: PyTree, params: optax.Params) -> list[Leaf]:
             "Pass a tree like the parameters."
         )
     found = [entries[path] for path, _ in leaves]
-    _check_shapes(name, found, leaves, "Pass a tree like the parameters.")
+    _check_shapes(name, zip(found, leaves, strict=True), "Pass a tree like the parameters.")
     return found
 
 
 def entries_like(name: str, tree: PyTree, params: optax.Params, way_out: str) -> list[Leaf]:
-    """The entry of a tree of the same structure for each leaf of params, of its shape or empty."""
+    """The entry of a tree of the same structure for each leaf of params, of the same shape.
+
+    It is None where there is none, as for a parameter that is masked. Those of leaves that do
+    not train may have any shape.
+    """
     treedef = jax.tree.structure(params)
     try:
         entries = treedef.flatten_up_to(tree)
@@ -52,15 +57,16 @@ def entries_like(name: str, tree: PyTree, params: optax.Params, way_out: str) ->
             f"{name} has the structure {jax.tree.structure(tree)}; it must be that of params, "
             f"{treedef}. {way_out}"
         ) from error
-    _check_shapes(name, entries, named_leaves(params)[0], way_out)
+    entries = [None if isinstance(entry, optax.MaskedNode) else entry for entry in entries]
+    rows = zip(entries, named_leaves(params)[0], strict=True)
+    trained = (row for row in rows if row[0] is not None and is_decayable(row[1][1]))
+    _check_shapes(name, trained, way_out)
     return entries
 
 
-def _check_shapes(
-    name: str, entries: Sequence[Leaf], leaves: Sequence[tuple[Path, Leaf]], way_out: str
-) -> None:
-    for entry, (path, leaf) in zip(entries, leaves, strict=True):
-        if not is_empty(entry) and np.shape(entry) != np.shape(leaf):
+def _check_shapes(name: str, rows: Iterable[tuple[Leaf, tuple[Path, Leaf]]], way_out: str) -> None:
+    for entry, (path, leaf) in rows:
+        if np.shape(entry) != np.shape(leaf):
             raise ValueError(
                 f"{name} at {'/'.join(path)!r} has shape {np.shape(entry)}; it must have the "
                 f"parameter's shape {np.shape(leaf)}. {way_out}"

@@ -28,6 +28,8 @@ _MEMORABLE = 2.0**12
 _ROUNDING = 1e-5
 # The decoupled part that counts, relative to the whole fraction.
 _SIGNIFICANT = 0.05
+# Of the energy of d: what elements that decay at both of two opposite parameters have.
+_ONE_SIDED = 0.05
 # L2 coefficients that are tried: the last two tell a linear response from a saturated one.
 _COEFFICIENTS = (2.0**-20, 1.0, 2.0**10)
 TINY = 1e-300
@@ -99,22 +101,31 @@ def is_cautious(
 
     At opposite parameters it is the other elements' turn, so half of what is removed is in d
     and half in the part that is even. Without gradients and moments each element decays, or
-    none does.
+    none does. Where something moves even then, no elements may decay at both.
     """
     seen = at_large.fraction > at_large.fraction_noise
     seen &= at_large.update > (1 - TOLERANCE) * math.sqrt(2) * at_large.size
     share = np.array([np.mean(x <= 0) if x.size else 0.0 for x in _along(p, at_large)])
     if not seen.any():
         return seen, share
-    empty = p.sharing.emptied(start, _lasting(p, start))
-    at_rest = response(p, empty, p.large, factor=0.0).fraction / at_large.fraction
-    return seen & ((abs(at_rest - 2) < TOLERANCE) | (abs(at_rest) < TOLERANCE)), share
+    rest = _at_rest(p, start)
+    moved = p.step(rest, 0.0, factor=0.0)[0]
+    ratio = response(p, rest, p.large, factor=0.0).fraction / at_large.fraction
+    all_or_none = (abs(ratio - 2) < TOLERANCE) | (abs(ratio) < TOLERANCE)
+    return seen & np.where(_dot(moved, moved) == 0, all_or_none, _one_sided(at_large)), share
 
 
 def _along(p: Probe, found: Response) -> Leaves:
     """What the even part of the updates adds to each element of v."""
     pairs = zip(*found.pair, p.v, strict=True)
     return [np.real((a + b) * np.conj(v)) for a, b, v in pairs]
+
+
+def _one_sided(found: Response) -> np.ndarray:
+    """Whether the even part of the updates is as large as the odd one in each element."""
+    pairs = list(zip(*found.pair, strict=True))
+    excess = [abs(a + b) - abs(a - b) for a, b in pairs]
+    return _dot(excess, excess) < 4 * _ONE_SIDED * found.size**2
 
 
 def holds_norm(p: Probe, start: optax.OptState, at_natural: Response) -> np.ndarray:
@@ -156,13 +167,18 @@ def _lasting(p: Probe, start: optax.OptState) -> set[Any]:
     return sample.unchanged(start, p.until_moving(start, p.natural, other=True)[2])
 
 
+def _at_rest(p: Probe, start: optax.OptState) -> optax.OptState:
+    """The state without moments."""
+    return p.sharing.emptied(start, _lasting(p, start))
+
+
 def depends_on_no_gradient(p: Probe, start: optax.OptState) -> np.ndarray:
     """Whether other gradients leave d as it is, where it is not 0.
 
     After an update: at its first, Adam takes steps of one size whatever the gradients. At
     another amplitude than the state's: a pull to the initial norm is 0 there.
     """
-    after, amplitude = p.until_moving(start, p.natural)[2], 4 * p.natural
+    after, amplitude = p.until_moving(_at_rest(p, start), p.natural)[2], 4 * p.natural
     one = response(p, after, amplitude)
     other = response(p, after, amplitude, other=True)
     change = [a - b for a, b in zip(one.odd, other.odd, strict=True)]

@@ -45,6 +45,7 @@ class Probe:
     follows: set[Any]  # paths of copies in the state that move with them: schedule-free's z
     references: set[Any]  # of copies that stay: what they are pulled to, or measured from
     is_sampled: bool  # whether the arrays are samples
+    held: Any = None  # a state whose counts all others keep: at the end of a schedule
     calls_per_step: int  # calls of tx.update that make one update, 1 but for SAM
     sharing: Sharing  # finds equal leaves
 
@@ -238,7 +239,7 @@ class Probe:
         """The update for these trees, and the state after it."""
         trees = self.trees(state, amplitude, **kwargs)
         total, after, self.calls_per_step = self.all_calls(self._call, *trees)
-        return total, after
+        return total, after if self.held is None else _foreign.at_count_of(after, self.held)
 
     def all_calls(
         self, call: Callable[..., Any], grads: Any, state: Any, params: Any, calls: int = 0

@@ -10,6 +10,8 @@ from optax_decoupled._explain import measure
 from optax_decoupled._explain.measure import FAINT, TINY, TOLERANCE, Memory, Response
 from optax_decoupled._explain.probe import Probe
 
+# An update smaller than this share of the one before is the rounding of a schedule that is 0.
+_ENDED = 1e-6
 # A fraction smaller than this share of the second update's is hidden by the first one.
 _HIDDEN = 0.1
 
@@ -36,11 +38,15 @@ def examine(p: Probe) -> Findings:
     first, start, after, calls = p.until_moving(p.start, p.natural)
     sizes = np.array([k * v.size for k, v in zip(p.decays, p.v, strict=True)], int)
     silent = calls - p.calls_per_step
-    again = _foreign.at_count_of(after, start)  # the next may be after the end of a schedule
-    period = p.until_moving(again, p.natural)[3]
-    is_later = p.count is not None and silent >= period  # the update asked for moves nothing
+    again = _foreign.at_count_of(after, start)
+    accumulated = p.until_moving(again, p.natural)[3]
+    is_later = p.count is not None and silent >= accumulated  # the update asked for moves nothing
     if is_later or not any(map(np.any, first)):
         return _nothing_moves(sizes)
+    later, _, _, period = p.until_moving(after, p.natural)
+    pairs = zip(later, first, strict=True)
+    if any(_peak(x) <= _ENDED * _peak(y) > 0 for x, y in pairs):  # a schedule ends: if it went on
+        p.held, period = start, accumulated
     at_large = measure.response(p, start, p.large, factor=FAINT)
     at_natural = measure.response(p, start, p.natural)
     memory = measure.measure_memory(p, start, at_large)
@@ -65,6 +71,10 @@ def examine(p: Probe) -> Findings:
         varies=traits.coupled,
         start=start,
     )
+
+
+def _peak(x: np.ndarray) -> float:
+    return float(np.max(abs(x), initial=0.0))
 
 
 def _nothing_moves(sizes: np.ndarray) -> Findings:

@@ -172,6 +172,14 @@ def test_the_last_update_of_a_schedule_has_its_own_half_life(calls):
     assert (row.kind, row.half_life) == ("none", math.inf)
 
 
+def test_half_lives_count_the_gaps_of_a_schedule():
+    schedule = lambda count: jnp.where(count % 3 == 0, 1.0, 0.0)
+    tx, params = od.adamw(LR, 1e-3, schedule=schedule), {"w": jnp.ones((8, 8))}
+    (row,) = od.explain_weight_decay(tx, params).rows
+    assert row.half_life == pytest.approx(3 * math.log(2) / 1e-3, rel=5e-3)
+    assert od.explain_weight_decay(tx, params, step=1).rows[0].kind == "none"
+
+
 def test_an_update_that_moves_nothing_is_not_taken_for_the_only_one_that_does():
     schedule = lambda count: jnp.where(count == 1, LR, 0.0)
     tx = optax.adamw(schedule, weight_decay=1.0)

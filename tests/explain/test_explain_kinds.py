@@ -446,6 +446,53 @@ def test_cautious_decay_is_seen_beside_steps_that_grow_with_the_weights(make):
         np.testing.assert_allclose([row.decay_per_step for row in report.rows], 1e-3, rtol=1e-3)
 
 
+NOT_SILENT = {
+    "eps=0, Adam": lambda: optax.adam(1e-2, eps=0.0),
+    "eps=0, RMSProp": lambda: optax.rmsprop(1e-2, eps=0.0),
+    "unit gradients": lambda: optax.chain(optax.contrib.normalize(), optax.sgd(1e-2)),
+    "noise": lambda: optax.noisy_sgd(1e-2, key=0),
+}
+
+
+@pytest.mark.parametrize("name", NOT_SILENT)
+def test_cautious_decay_is_seen_where_something_moves_without_gradients(name):
+    """Or where that is no number."""
+    for cautious, kind in [(True, "cautious"), (False, "decoupled")]:
+        decay = od.add_decoupled_weight_decay(1e-3, cautious=cautious)
+        report = od.explain_weight_decay(optax.chain(NOT_SILENT[name](), decay), small_params())
+        assert kinds(report) == {kind}
+        np.testing.assert_allclose([row.decay_per_step for row in report.rows], 1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("make", [optax.contrib.dog, lambda: optax.adafactor(1e-2)])
+def test_l2_is_coupled_where_the_moments_hide_small_gradients(make):
+    tx = optax.chain(od.l2_to_grad(1e-3), make())
+    params, state = trained(tx, small_params(), 4)
+    grads = random_grads(params, 5, 1e-3)
+    assert kinds(od.explain_weight_decay(tx, params, state=state, grads=grads)) == {"coupled"}
+
+
+ENDS = {
+    "at once": lambda count: jnp.where(count < 10, 1.0, 0.0),
+    "with rounding": optax.linear_schedule(1.0, 0.0, 10),
+}
+
+
+@pytest.mark.parametrize("name", ENDS)
+@pytest.mark.parametrize("calls", [1, 2])
+def test_the_last_update_of_a_schedule_has_the_kind_of_the_others(name, calls):
+    transforms = {
+        "toward": od.adamw(LR, 1e-3, schedule=ENDS[name], toward=od.toward_init()),
+        "cautious": od.adamw(LR, 1e-3, schedule=ENDS[name], cautious=True),
+        "coupled": od.sgd_l2(0.1, 1e-2, schedule=ENDS[name]),
+    }
+    tx = optax.MultiSteps(optax.partition(transforms, {kind: kind for kind in transforms}), calls)
+    params = dict.fromkeys(transforms, jnp.ones((8, 16)))
+    for step in (8, 9):
+        rows = od.explain_weight_decay(tx, params, step=step).rows
+        assert [row.kind for row in rows] == [row.path for row in rows]
+
+
 def _where(chosen):
     """Adam, and a decay of the elements that `chosen(update, parameter)` names."""
     decay = lambda u, p: jnp.where(chosen(u, p), -1e-3 * p, 0)

@@ -114,6 +114,16 @@ def test_into_and_out_of_multi_steps_between_its_steps():
     chex.assert_trees_all_equal(back, state)
 
 
+def test_what_apply_if_finite_counts_comes_and_goes_in_the_midst_of_accumulation():
+    params, ours = _params(), OURS()
+    within, without = (optax.MultiSteps(x, 3) for x in (optax.apply_if_finite(ours, 3), ours))
+    for old, new in [(within, without), (without, within)]:
+        _, state = _run(old, params, old.init(params), 4)
+        migrated = od.migrate_opt_state(state, new, params)
+        assert int(migrated.mini_step) == 1
+        chex.assert_trees_all_equal(migrated.acc_grads, state.acc_grads)
+
+
 def test_an_nnx_optimizer():
     model = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
     optimizer = nnx.Optimizer(model, ADAMW(), wrt=nnx.Param)
