@@ -50,7 +50,8 @@ class PulledWeightDecayState(NamedTuple):
     """The same with ``toward=``.
 
     Attributes:
-      count, decay_rate: see :class:`DecoupledWeightDecayState`.
+      count: number of updates so far, int32[].
+      decay_rate: the :math:`c_t` last applied (0 before the first), float32[].
       reference: what ``toward`` keeps.
     """
 

@@ -101,7 +101,7 @@ def is_cautious(
 
     At opposite parameters it is the other elements' turn, so half of what is removed is in d
     and half in the part that is even. Without gradients and moments each element decays, or
-    none does. Where something moves even then, no elements may decay at both.
+    none does. Where something moves even then, no element may decay at both.
     """
     seen = at_large.fraction > at_large.fraction_noise
     seen &= at_large.update > (1 - TOLERANCE) * math.sqrt(2) * at_large.size
