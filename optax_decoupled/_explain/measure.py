@@ -105,9 +105,9 @@ def is_cautious(
     """
     seen = at_large.fraction > at_large.fraction_noise
     seen &= at_large.update > (1 - TOLERANCE) * math.sqrt(2) * at_large.size
-    share = np.array([np.mean(x <= 0) if x.size else 0.0 for x in _along(p, at_large)])
     if not seen.any():
-        return seen, share
+        return seen, np.zeros(len(seen))
+    share = np.array([np.mean(x <= 0) if x.size else 0.0 for x in _along(p, at_large)])
     rest = _at_rest(p, start)
     moved = p.step(rest, 0.0, factor=0.0)[0]
     ratio = response(p, rest, p.large, factor=0.0).fraction / at_large.fraction

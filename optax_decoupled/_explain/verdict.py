@@ -35,25 +35,18 @@ class Findings(NamedTuple):
 @np.errstate(all="ignore")  # an update that is not finite is reported, not warned about
 def examine(p: Probe) -> Findings:
     """Measures an optimizer at its first update that moves anything."""
-    first, start, after, calls = p.until_moving(p.start, p.natural)
     sizes = np.array([k * v.size for k, v in zip(p.decays, p.v, strict=True)], int)
-    silent = calls - p.calls_per_step
-    again = _foreign.at_count_of(after, start)
-    accumulated = p.until_moving(again, p.natural)[3]
-    is_later = p.count is not None and silent >= accumulated  # the update asked for moves nothing
-    if is_later or not any(map(np.any, first)):
+    start, silent, period = _where_it_moves(p)
+    if start is None:
         return _nothing_moves(sizes)
-    later, _, _, period = p.until_moving(after, p.natural)
-    pairs = zip(later, first, strict=True)
-    if any(_peak(x) <= _ENDED * _peak(y) > 0 for x, y in pairs):  # a schedule ends: if it went on
-        p.held, period = start, accumulated
     at_large = measure.response(p, start, p.large, factor=FAINT)
     at_natural = measure.response(p, start, p.natural)
     memory = measure.measure_memory(p, start, at_large)
     cautious, share = measure.is_cautious(p, start, at_large)
     traits = _traits(p, start, at_large, at_natural, memory)
     traits = traits._replace(cautious=cautious & ~traits.coupled)
-    whole = at_large if calls == 1 else measure.response(p, p.start, p.large, factor=FAINT)
+    is_one_call = silent + p.calls_per_step == 1
+    whole = at_large if is_one_call else measure.response(p, p.start, p.large, factor=FAINT)
     fraction = _fractions(whole.fraction, at_natural, memory, traits)
     steady = np.where(traits.remembered | traits.nonlinear, np.nan, fraction)
     if traits.linear.any():
@@ -71,6 +64,27 @@ def examine(p: Probe) -> Findings:
         varies=traits.coupled,
         start=start,
     )
+
+
+def _where_it_moves(p: Probe) -> tuple[optax.OptState | None, int, int]:
+    """The state before the first update that moves anything, None if the one asked for does not.
+
+    Also the calls before it, and those from one such update to the next.
+    """
+    first, start, after, calls = p.until_moving(p.start, p.natural)
+    silent = calls - p.calls_per_step
+    if not any(map(np.any, first)):
+        return None, silent, 1
+    later, _, _, period = p.until_moving(after, p.natural)
+    pairs = zip(later, first, strict=True)
+    if any(_peak(x) <= _ENDED * _peak(y) > 0 for x, y in pairs):
+        p.held = start  # a schedule ends here, and is measured as if it went on
+    if p.held is not None or p.count is not None:
+        accumulated = p.until_moving(_foreign.at_count_of(after, start), p.natural)[3]
+        if p.count is not None and silent >= accumulated:
+            return None, silent, 1
+        period = period if p.held is None else accumulated
+    return start, silent, period
 
 
 def _peak(x: np.ndarray) -> float:
