@@ -65,3 +65,8 @@ def test_cautious_decay_is_seen_behind_momentum_that_outweighs_the_gradients(mak
     report = od.explain_weight_decay(tx, params, state=state, grads=grads)
     assert kinds(report) == {"cautious"}
     np.testing.assert_allclose([row.decay_per_step for row in report.rows], 1e-4, rtol=1e-3)
+
+
+def test_a_step_that_grows_with_the_weights_is_not_cautious_without_rest_to_compare():
+    tx = od.decouple(optax.lamb(3e-3, eps=0.0), 1e-3)
+    assert kinds(od.explain_weight_decay(tx, small_params())) == {"decoupled"}
