@@ -57,10 +57,10 @@ def error(predicted):
 
 
 # %%
-# ``warm_restart_position`` says where steps lie in their cycles. Resuming a run needs nothing but
-# the optimizer's state: the schedules are pure functions of the step.
+# ``schedules.warm_restart_position`` gives the cycle of a step and the step within it. Resuming
+# a run needs the optimizer's state alone: the schedules are pure functions of the step.
 
-_, within, length = od.warm_restart_position(jnp.arange(STEPS), **CYCLES)
+_, within, length = od.schedules.warm_restart_position(jnp.arange(STEPS), **CYCLES)
 ends = jnp.flatnonzero(within == length - 1).tolist()
 
 state, errors, decays, snapshots = tx.init(params), [], [], {}

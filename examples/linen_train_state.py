@@ -47,7 +47,7 @@ def step(state, x, y):
     return state.apply_gradients(grads=grads), loss
 
 
-_, within, length = od.warm_restart_position(jnp.arange(STEPS), **CYCLES)
+_, within, length = od.schedules.warm_restart_position(jnp.arange(STEPS), **CYCLES)
 ends = jnp.flatnonzero(within == length - 1).tolist()
 kept, losses = {}, []
 for t in range(STEPS):

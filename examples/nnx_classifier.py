@@ -45,7 +45,7 @@ def step(model, optimizer, x, y):
 model = Classifier(nnx.Rngs(0))
 tx = od.adamw(
     0.003,
-    od.normalized_weight_decay(0.05, batch_size=64, dataset_size=1200, epochs=STEPS * 64 / 1200),
+    od.convert.from_normalized(0.05, batch_size=64, dataset_size=1200, epochs=STEPS * 64 / 1200),
     schedule=optax.cosine_decay_schedule(1.0, STEPS),
     mask=od.decay_mask,  # kernels, but neither biases nor the scale of the norm
 )

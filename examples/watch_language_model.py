@@ -85,7 +85,7 @@ flat = [{path[-2]: x[...] for path, x in pairs if path[-1] != "bias"} for pairs 
 _, panels = plt.subplots(2, len(names), figsize=(14, 5), sharey="row", layout="constrained")
 for (top, bottom), name in zip(panels.T, names, strict=True):
     rms, rotation, _ = (np.asarray(values[name]) for values in flat)
-    expected = od.rms_over_run(RATE, DECAY, eta, STEPS, rms[0])[:-1]
+    expected = od.equilibrium.rms_over_run(RATE, DECAY, eta, STEPS, rms[0])[:-1]
     turns = RATE * eta(np.arange(STEPS)) * ((1 - B1) / (1 + B1)) ** 0.5 / expected
     for panel, values, line in ((top, rms, expected), (bottom, rotation, turns)):
         panel.plot(values, lw=1, label="measured")

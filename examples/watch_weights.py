@@ -72,7 +72,7 @@ errors, measured = jax.tree.map(lambda *x: np.stack(x), *log)
 _, panels = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
 for i, name in enumerate(("first", "second", "head")):
     rms, rotation, growth = (np.asarray(tree[name]["kernel"][...]) for tree in measured)
-    expected = od.rms_over_run(RATE, DECAY, eta, STEPS, rms[0])[:-1]
+    expected = od.equilibrium.rms_over_run(RATE, DECAY, eta, STEPS, rms[0])[:-1]
     turns = RATE * np.asarray(eta(np.arange(STEPS))) * ((1 - B1) / (1 + B1)) ** 0.5 / expected
     for panel, values, line in zip(panels, (rms, rotation), (expected, turns), strict=True):
         panel.plot(values, color=f"C{i}", alpha=0.5, lw=1, label=name)

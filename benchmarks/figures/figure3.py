@@ -57,7 +57,7 @@ def jobs(run: Run) -> dict[tuple[str, str], Job]:
     cosine = optax.cosine_decay_schedule(1.0, size.steps)
 
     def adamw(learning_rate: Any, norm: Any) -> optax.GradientTransformation:
-        decay = od.normalized_weight_decay(
+        decay = od.convert.from_normalized(
             norm, batch_size=size.batch_size, dataset_size=size.train_images, epochs=size.epochs
         )
         return od.adamw(learning_rate, decay, schedule=cosine, mask=od.decay_mask)

@@ -56,7 +56,7 @@ def train(mesh: Mesh) -> list[float]:
     tx = od.adamw(
         0.003,
         1e-3,
-        schedule=od.warm_restarts(10),
+        schedule=od.schedules.warm_restarts(10),
         mask=od.decay_mask,
     )
     abstract = jax.eval_shape(init_params)

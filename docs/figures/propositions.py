@@ -10,7 +10,7 @@ from sklearn.datasets import load_digits
 import optax_decoupled as od
 
 STEPS, RATE, DECAY = 300, 0.05, 1e-3
-L2 = od.l2_from_weight_decay(DECAY, RATE)
+L2 = od.convert.to_l2(DECAY, RATE)
 images, labels = load_digits(return_X_y=True)
 scale = np.geomspace(0.2, 20.0, 640).reshape(64, 10)  # s, a fixed preconditioner's inverse
 

@@ -7,9 +7,9 @@ import optax_decoupled as od
 
 cycles = dict(first_cycle_steps=100, cycle_mult=2)
 steps = jnp.arange(700)
-eta = od.warm_restarts(**cycles)(steps)
-decay = od.normalized_weight_decay_schedule(0.05, **cycles)(steps)
-_, within, length = od.warm_restart_position(steps, **cycles)
+eta = od.schedules.warm_restarts(**cycles)(steps)
+decay = od.schedules.normalized_weight_decay(0.05, **cycles)(steps)
+_, within, length = od.schedules.warm_restart_position(steps, **cycles)
 ends = steps[within == length - 1]
 
 figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")

@@ -6,11 +6,11 @@ The optimizer is a black box: `sample` and `probe` ask it for updates of small s
 
 import optax
 
-from optax_decoupled import _foreign
 from optax_decoupled._explain import report, run, text, verdict
 from optax_decoupled._explain.arguments import STEP, STEPS, check_arguments, whole
 from optax_decoupled._explain.probe import Probe
 from optax_decoupled._explain.report import DecayReport, DecayRow
+from optax_decoupled._state import foreign
 
 __all__ = ["DecayReport", "DecayRow", "explain_weight_decay"]
 
@@ -59,7 +59,7 @@ def explain_weight_decay(
         Counts are of the optimizer's own steps, from 0 whatever ``step`` and ``state`` say.
 
     Returns:
-      A :class:`DecayReport`: ``print`` it, read its ``rows``, or call its ``check()``.
+      A :class:`types.DecayReport`: ``print`` it, read its ``rows``, or call its ``check()``.
       If no update moves anything at first (a warmup from 0, gradient accumulation), the
       report is about the first one that does, and its ``notes`` say which. With ``step``
       it is about no other.
@@ -88,11 +88,11 @@ def explain_weight_decay(
       >>> row, _ = od.explain_weight_decay(tx, params, steps=10_000).rows
       >>> assert abs(row.budget - 0.5) < 1e-3 and abs(row.left - 0.6065) < 1e-3
     """
-    tx, own_state = _foreign.transform_and_state(tx)
+    tx, own_state = foreign.transform_and_state(tx)
     check_arguments(tx, params, state, grads)
     step, steps = whole("step", step, 0, STEP), whole("steps", steps, 1, STEPS)
     state = own_state if state is None else state
-    params, state, grads = (_foreign.without_boxes(tree) for tree in (params, state, grads))
+    params, state, grads = (foreign.without_boxes(tree) for tree in (params, state, grads))
     probe = Probe(tx, params, state, grads, step)
     found, whole_run = verdict.examine(probe), None
     if steps is not None and found.start is not None:

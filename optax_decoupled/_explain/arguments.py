@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from optax_decoupled import _checks, _foreign
-from optax_decoupled._checks import shown
-from optax_decoupled._paths import named_leaves
+from optax_decoupled._common import checks
+from optax_decoupled._common.checks import shown
+from optax_decoupled._common.injection import came_through_injection, inject_hint
+from optax_decoupled._select.names import named_leaves
 
 INIT = "tx.init fails on these params"
 UPDATE = "tx.update(grads, state, params) fails"
@@ -35,7 +36,7 @@ STEPS = "It is the number of updates in the run, or None."
 
 
 def check_arguments(tx: object, *trees: object) -> None:
-    _checks.check_transformation("tx", tx, _FACTORY)
+    checks.check_transformation("tx", tx, _FACTORY)
     is_key = lambda x: jnp.issubdtype(getattr(x, "dtype", np.float32), jax.dtypes.prng_key)
     keys = [path for path, x in named_leaves(trees[0])[0] if is_key(x)]
     if keys:
@@ -54,12 +55,12 @@ def whole(name: str, value: object, least: int, way_out: str) -> int | None:
     """A known number of updates, as an int; or None."""
     if value is None:
         return None
-    number = np.asarray(value).item() if _checks.is_known(value) else value
+    number = np.asarray(value).item() if checks.is_known(value) else value
     rule = f"a whole number from {least} to 2**31 - 1"
-    if not _checks.is_static(number) or isinstance(number, bool | np.bool_):
+    if not checks.is_static(number) or isinstance(number, bool | np.bool_):
         raise TypeError(f"{name}={shown(value)} must be {rule}. {way_out}")
     holds = lambda x: x == x // 1 and least <= x < 2**31
-    _checks.check_number(name, number, rule, holds, way_out)
+    checks.check_number(name, number, rule, holds, way_out)
     return int(number)
 
 
@@ -68,8 +69,8 @@ def told(function: Callable[..., Any], what: str, way_out: str, *arguments: Any)
     try:
         return function(*arguments)
     except Exception as error:
-        known = "static_args" in str(error) or not _foreign.came_through_injection(error)
-        hint = "" if known else f" {_foreign.inject_hint('mask')}"
+        known = "static_args" in str(error) or not came_through_injection(error)
+        hint = "" if known else f" {inject_hint('mask')}"
         text = f"{what} with {type(error).__name__}: {error}{hint}{way_out}"
         raise ValueError(text) from error
 

@@ -11,11 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from optax_decoupled import _foreign
-from optax_decoupled._dtypes import cast_like, is_decayable, is_narrow
+from optax_decoupled._common.dtypes import cast_like, is_decayable, is_narrow
 from optax_decoupled._explain import arguments, sample
 from optax_decoupled._explain.sharing import Layout, Leaves, Sharing
-from optax_decoupled._paths import entries_like
+from optax_decoupled._select.names import entries_like
+from optax_decoupled._state import foreign
 
 # Results, and amplitudes that are no number, are float64[parameters].
 Amplitude = float | np.ndarray
@@ -79,9 +79,9 @@ class Probe:
         for shapes in sample.samples(self._full):
             if self._take(shapes, state):
                 break
-        self.start = _foreign.at_cycle_start(self.start)
+        self.start = foreign.at_cycle_start(self.start)
         if step is not None:
-            self.start = _foreign.at_count(self.start, step)
+            self.start = foreign.at_count(self.start, step)
         self._find_copies()
         self.large = _LARGE_COPIED if self.follows else _LARGE
 
@@ -239,7 +239,7 @@ class Probe:
         """The update for these trees, and the state after it."""
         trees = self.trees(state, amplitude, **kwargs)
         total, after, self.calls_per_step = self.all_calls(self._call, *trees)
-        return total, after if self.held is None else _foreign.at_count_of(after, self.held)
+        return total, after if self.held is None else foreign.at_count_of(after, self.held)
 
     def all_calls(
         self, call: Callable[..., Any], grads: Any, state: Any, params: Any, calls: int = 0
@@ -249,7 +249,7 @@ class Probe:
         It is one call of tx.update, but for SAM, whose last one undoes the others.
         """
         (total, state), made = call(grads, state, params), 1
-        while made < calls if calls else _foreign.is_perturbed(state):
+        while made < calls if calls else foreign.is_perturbed(state):
             tree = self.treedef.unflatten(total)
             moved = jax.tree.map(lambda p, u: (p + u).astype(p.dtype), params, tree)
             updates, state = call(grads, state, moved)

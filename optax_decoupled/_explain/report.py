@@ -14,7 +14,7 @@ import optax
 
 from optax_decoupled._explain.run import Run
 from optax_decoupled._explain.verdict import Findings
-from optax_decoupled._paths import named_leaves
+from optax_decoupled._select.names import named_leaves
 
 Kind = Literal[
     "none", "decoupled", "cautious", "toward", "nonlinear", "coupled", "growing", "constrained"
@@ -92,7 +92,7 @@ class DecayReport:
     In the printed table names that would read the same end in their index in ``rows``.
 
     Attributes:
-      rows: one :class:`DecayRow` for each parameter, in the order of the tree.
+      rows: one :class:`types.DecayRow` for each parameter, in the order of the tree.
       warnings: what is probably wrong, each a sentence or two with the way out.
       notes: how the numbers were measured, where that is not obvious.
       steps: the length of the run, if ``budget`` and ``left`` were asked for.

@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from optax_decoupled import _foreign
 from optax_decoupled._explain import arguments
 from optax_decoupled._explain.measure import FAINT, TINY, rounding
 from optax_decoupled._explain.probe import Probe
 from optax_decoupled._explain.sharing import Layout, Leaves
 from optax_decoupled._explain.verdict import Findings
+from optax_decoupled._state import foreign
 
 # Elements of a parameter: enough for a fraction that is the same for all of them.
 _ELEMENTS = 16
@@ -91,9 +91,9 @@ class _Decay:
         call = lambda *trees: p.known(*p.tx.update(*trees))
 
         def at(count: jax.Array) -> tuple[Leaves, jax.Array]:
-            before = _foreign.at_count(state, count)
+            before = foreign.at_count(state, count)
             update, after, _ = p.all_calls(call, grads, before, params, p.calls_per_step)
-            return update, _foreign.makes_update(before, after)
+            return update, foreign.makes_update(before, after)
 
         return arguments.told(jax.vmap(at), _AT_MANY_COUNTS, _WAY_OUT, counts)
 

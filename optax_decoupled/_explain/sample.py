@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optax_decoupled._dtypes import is_decayable
+from optax_decoupled._common.dtypes import is_decayable
 
 Shape = tuple[int, ...]
 # A traced function, and what it is compared by.

@@ -8,16 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from optax_decoupled import _foreign
-from optax_decoupled._checks import PYTORCH_SCALE
-from optax_decoupled._decay import DecoupledWeightDecayState, PulledWeightDecayState
-from optax_decoupled._dtypes import is_narrow
+from optax_decoupled._common.checks import PYTORCH_SCALE
+from optax_decoupled._common.dtypes import is_narrow
 from optax_decoupled._explain.probe import MAX_STEPS, Probe
 from optax_decoupled._explain.report import DecayRow, smallest_change
 from optax_decoupled._explain.run import Run
 from optax_decoupled._explain.verdict import Findings
-from optax_decoupled._masks import are_biases_or_norms
-from optax_decoupled._paths import listing
+from optax_decoupled._select.masks import are_biases_or_norms
+from optax_decoupled._select.names import listing
+from optax_decoupled._state import foreign
+from optax_decoupled._transforms.decay import DecoupledWeightDecayState, PulledWeightDecayState
 
 _MASK_CALLED = (
     "The mask function did not reach the optimizer: optax.inject_hyperparams takes every callable "
@@ -257,7 +257,7 @@ def _mask_was_called(state: optax.OptState) -> bool:
     """Whether inject_hyperparams holds a lone value for a mask: a function's of the step."""
     return any(
         _MASK_NAME.search(name) and jax.tree_util.treedef_is_leaf(jax.tree.structure(value))
-        for hyperparams in _foreign.injected(state)
+        for hyperparams in foreign.injected(state)
         for name, value in hyperparams.items()
     )
 

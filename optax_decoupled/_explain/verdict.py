@@ -5,10 +5,10 @@ from typing import NamedTuple
 import numpy as np
 import optax
 
-from optax_decoupled import _foreign
 from optax_decoupled._explain import measure
 from optax_decoupled._explain.measure import FAINT, TINY, TOLERANCE, Memory, Response
 from optax_decoupled._explain.probe import Probe
+from optax_decoupled._state import foreign
 
 # An update smaller than this share of the one before is the rounding of a schedule that is 0.
 _ENDED = 1e-6
@@ -80,7 +80,7 @@ def _where_it_moves(p: Probe) -> tuple[optax.OptState | None, int, int]:
     if any(_peak(x) <= _ENDED * _peak(y) > 0 for x, y in pairs):
         p.held = start  # a schedule ends here, and is measured as if it went on
     if p.held is not None or p.count is not None:
-        accumulated = p.until_moving(_foreign.at_count_of(after, start), p.natural)[3]
+        accumulated = p.until_moving(foreign.at_count_of(after, start), p.natural)[3]
         if p.count is not None and silent >= accumulated:
             return None, silent, 1
         period = period if p.held is None else accumulated

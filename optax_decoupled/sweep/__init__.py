@@ -7,10 +7,10 @@ The progress bar and the plot need the extra ``optax-decoupled[sweep]``. This mo
 imported when it is first used, and not by ``import optax_decoupled``.
 """
 
-from optax_decoupled.sweep.landscape import Best, Landscape
+from optax_decoupled.sweep._landscape.landscape import Best, Landscape
+from optax_decoupled.sweep._landscape.valley import ValleySlope
 from optax_decoupled.sweep.sweep import run
 from optax_decoupled.sweep.task import Task
-from optax_decoupled.sweep.valley import ValleySlope
 
 __all__ = ["Best", "Landscape", "Task", "ValleySlope", "run"]
 

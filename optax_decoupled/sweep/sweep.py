@@ -7,16 +7,16 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from optax_decoupled import _checks
-from optax_decoupled._checks import shown
-from optax_decoupled.sweep.cell import trace_cell
+from optax_decoupled._common import checks
+from optax_decoupled._common.checks import shown
+from optax_decoupled.sweep._landscape.landscape import Landscape
+from optax_decoupled.sweep._landscape.plot import import_extra
+from optax_decoupled.sweep._training.cell import trace_cell
+from optax_decoupled.sweep._training.interrupt import answered
+from optax_decoupled.sweep._training.trainer import train
 from optax_decoupled.sweep.grid import Grid, Results, checked_axis, checked_seeds
-from optax_decoupled.sweep.interrupt import answered
-from optax_decoupled.sweep.landscape import Landscape
-from optax_decoupled.sweep.plot import import_extra
 from optax_decoupled.sweep.store import Directory, resume
 from optax_decoupled.sweep.task import MakeOptimizer, Task
-from optax_decoupled.sweep.trainer import train
 
 
 def run(
@@ -102,7 +102,7 @@ def run(
             f"mesh={shown(mesh)} must be a jax.sharding.Mesh, e.g. jax.make_mesh((8,), ('x',))."
         )
     if vectorize is not None:
-        _checks.check_whole("vectorize", vectorize, "It is a number of cells; None chooses one.")
+        checks.check_whole("vectorize", vectorize, "It is a number of cells; None chooses one.")
     cell, results = trace_cell(task, make_optimizer, grid.seeds[0]), Results(grid)
     if directory is not None:
         resume(results, directory, cell.fingerprint(grid.seeds), task.steps)

@@ -7,9 +7,9 @@ from typing import Any
 import jax
 import optax
 
-from optax_decoupled import _checks
-from optax_decoupled._checks import shown
-from optax_decoupled._types import Scalar
+from optax_decoupled._common import checks
+from optax_decoupled._common.checks import shown
+from optax_decoupled._common.types import Scalar
 
 # A tree of arrays that the forward pass updates, such as batch statistics, or ().
 ModelState = Any
@@ -50,4 +50,4 @@ class Task:
                 raise TypeError(
                     f"{name}={shown(value)} must be a function; Task's docstring has its form."
                 )
-        _checks.check_whole("steps", self.steps, "It is the number of optimizer steps per cell.")
+        checks.check_whole("steps", self.steps, "It is the number of optimizer steps per cell.")

@@ -68,7 +68,9 @@ def _train(tx, params, state, steps=25):
 
 
 MAKE = {
-    "adamw": lambda: od.adamw(0.01, 5e-3, schedule=od.warm_restarts(10), mask=od.decay_mask),
+    "adamw": lambda: od.adamw(
+        0.01, 5e-3, schedule=od.schedules.warm_restarts(10), mask=od.decay_mask
+    ),
     "sgdw": lambda: od.sgdw(0.05, 5e-3, mask=od.decay_mask, cautious=True),
 }
 

@@ -73,11 +73,11 @@ RUNS = {
         PEAK * DECAY * drops(t, at=(300,), factor=1e-3),
     ),
     "warm restarts": (
-        lambda: od.sgdw(PEAK, 1e-4, schedule=od.warm_restarts(700, 2)),
+        lambda: od.sgdw(PEAK, 1e-4, schedule=od.schedules.warm_restarts(700, 2)),
         1e-4 * restarts(t, 700, 2)[0],
     ),
     "cycles as long as the first counts are apart": (
-        lambda: od.sgdw(PEAK, 1e-4, schedule=od.warm_restarts(98, 1)),
+        lambda: od.sgdw(PEAK, 1e-4, schedule=od.schedules.warm_restarts(98, 1)),
         1e-4 * restarts(t, 98, 1)[0],
     ),
     "AdamWR": (
@@ -97,11 +97,13 @@ RUNS = {
         1e-4 * (t >= 90_000),
     ),
     "cautious": (
-        lambda: od.adamw(PEAK, 1e-4, schedule=od.warm_restarts(700, 2), cautious=True),
+        lambda: od.adamw(PEAK, 1e-4, schedule=od.schedules.warm_restarts(700, 2), cautious=True),
         1e-4 * restarts(t, 700, 2)[0],
     ),
     "toward": (
-        lambda: od.adamw(PEAK, 1e-4, schedule=od.warm_restarts(700, 2), toward=od.toward_init()),
+        lambda: od.adamw(
+            PEAK, 1e-4, schedule=od.schedules.warm_restarts(700, 2), toward=od.toward_init()
+        ),
         1e-4 * restarts(t, 700, 2)[0],
     ),
 }
@@ -313,10 +315,10 @@ def test_the_table_fits_the_page():
         assert max(map(len, table.splitlines())) <= 80
         assert {"half-life", "budget", "left"} <= set(table.split())
     rows = tuple(
-        od.DecayRow("n" * 90, (10**6, 10**5), jnp.bfloat16, kind, -1.23e-5, 1e6, False, b, b)
+        od.types.DecayRow("n" * 90, (10**6, 10**5), jnp.bfloat16, kind, -1.23e-5, 1e6, False, b, b)
         for kind, b in (("constrained", -1.234e-5), ("decoupled", 0.0001234), ("growing", math.nan))
     )
-    table = str(od.DecayReport(rows, steps=10))
+    table = str(od.types.DecayReport(rows, steps=10))
     assert max(map(len, table.splitlines())) <= 80
     assert {"-1.2e-05", "0.00012", "varies"} <= set(table.split())
 

@@ -40,7 +40,7 @@ def test_layers_that_differ_do_not_share_a_line():
 
 
 def _row(path, **changes):
-    row = od.DecayRow(path, (3, 2), jnp.dtype("float32"), "decoupled", 1e-4, 6931.0, False)
+    row = od.types.DecayRow(path, (3, 2), jnp.dtype("float32"), "decoupled", 1e-4, 6931.0, False)
     return dataclasses.replace(row, **changes)
 
 
@@ -51,9 +51,10 @@ def test_the_table_fits_80_columns():
     half = jnp.dtype("bfloat16")
     for lost, kind in [(True, "growing"), (False, "constrained"), (False, "decoupled")]:
         rows = tuple(
-            od.DecayRow(name, (10**5,) * 4, half, kind, -1.2e-7, math.inf, lost) for name in names
+            od.types.DecayRow(name, (10**5,) * 4, half, kind, -1.2e-7, math.inf, lost)
+            for name in names
         )
-        report = od.DecayReport(rows, warnings=("word " * 60,), notes=("word " * 60,))
+        report = od.types.DecayReport(rows, warnings=("word " * 60,), notes=("word " * 60,))
         lines = str(report).splitlines()
         assert max(map(len, lines)) <= 80
         assert len(lines) < 55
@@ -61,7 +62,7 @@ def test_the_table_fits_80_columns():
         assert lines[-2].startswith("block")
     assert lines[-1].endswith("never")
     lost = dataclasses.replace(rows[0], lost_to_rounding=True)
-    assert str(od.DecayReport((lost,))).endswith("lost")
+    assert str(od.types.DecayReport((lost,))).endswith("lost")
 
 
 def test_the_last_column_says_its_unit():
@@ -85,7 +86,7 @@ PATHS = {
 def test_no_two_lines_name_the_same(paths, same):
     lives = [1.0 + (not same) * (2 * i // len(paths)) for i in range(len(paths))]
     rows = [_row(path, half_life=life) for path, life in zip(paths, lives, strict=True)]
-    lines = str(od.DecayReport(tuple(rows))).splitlines()[3:]
+    lines = str(od.types.DecayReport(tuple(rows))).splitlines()[3:]
     names = [name for line in lines if (name := re.split("  +", line)[0])]
     assert len(names) > 0
     assert len(set(names)) == len(names)
@@ -95,13 +96,13 @@ def test_no_two_lines_name_the_same(paths, same):
 
 def test_only_full_sets_of_layers_share_a_line():
     diagonal = (_row("a_0/b_1"), _row("a_1/b_0"))
-    assert "{0,1}" not in str(od.DecayReport(diagonal))
+    assert "{0,1}" not in str(od.types.DecayReport(diagonal))
     square = (*diagonal, _row("a_0/b_0"), _row("a_1/b_1"))
-    assert "a_{0,1}/b_{0,1}" in str(od.DecayReport(square))
+    assert "a_{0,1}/b_{0,1}" in str(od.types.DecayReport(square))
 
 
 def test_a_report_can_be_read_in_a_session_and_a_notebook():
-    report = od.DecayReport((_row("a<b"),), warnings=("a & b",))
+    report = od.types.DecayReport((_row("a<b"),), warnings=("a & b",))
     assert repr(report) == str(report)
     assert report._repr_html_().startswith("<pre>Weight decay: 1 of 1 parameters decay")
     assert "a&lt;b" in report._repr_html_()
@@ -109,6 +110,6 @@ def test_a_report_can_be_read_in_a_session_and_a_notebook():
 
 
 def test_check_lists_all_warnings():
-    od.DecayReport(()).check()
+    od.types.DecayReport(()).check()
     with pytest.raises(ValueError, match="first thing\nsecond thing"):
-        od.DecayReport((), ("first thing", "second thing")).check()
+        od.types.DecayReport((), ("first thing", "second thing")).check()

@@ -261,7 +261,7 @@ def test_the_states_tree_is_the_same_for_all_options(factory):
 
 
 def test_counter_stays_at_the_last_int32():
-    tx = od.add_decoupled_weight_decay(1e-3, od.warm_restarts(10))
+    tx = od.add_decoupled_weight_decay(1e-3, od.schedules.warm_restarts(10))
     last = tx.init(jnp.ones(1))._replace(count=jnp.int32(2**31 - 1))
     _, state = tx.update(jnp.zeros(1), last, jnp.ones(1))
     assert int(state.count) == 2**31 - 1

@@ -84,7 +84,7 @@ REFUSED = {
         ["learning_rate=", "split_schedule"],
     ),
     "cycle_mult": (
-        lambda: od.warm_restarts(10, 0.5),
+        lambda: od.schedules.warm_restarts(10, 0.5),
         ValueError,
         ["cycle_mult=0.5", ">= 1", "2 doubles"],
     ),
@@ -94,38 +94,42 @@ REFUSED = {
         ["first_cycle_steps=0", "from 1"],
     ),
     "fractional cycle": (
-        lambda: od.warm_restarts(10.5),  # pyright: ignore[reportArgumentType]
+        lambda: od.schedules.warm_restarts(10.5),  # pyright: ignore[reportArgumentType]
         ValueError,
         ["first_cycle_steps=10.5", "whole number"],
     ),
     "traced cycle": (
-        lambda: od.warm_restarts(jnp.array(10)),  # pyright: ignore[reportArgumentType]
+        lambda: od.schedules.warm_restarts(jnp.array(10)),  # pyright: ignore[reportArgumentType]
         TypeError,
         ["first_cycle_steps=", "static", 'static_args=("first_cycle_steps",)'],
     ),
     "traced mult": (
-        lambda: od.warm_restarts(10, jnp.array(2)),  # pyright: ignore[reportArgumentType]
+        lambda: od.schedules.warm_restarts(10, jnp.array(2)),  # pyright: ignore[reportArgumentType]
         TypeError,
         ["cycle_mult=", "static", "static_args="],
     ),
     "endless cycles": (
-        lambda: od.warm_restarts(1, 1 + 1e-9)(0),
+        lambda: od.schedules.warm_restarts(1, 1 + 1e-9)(0),
         ValueError,
         ["cycle_mult=1.000000001", "cycles", "cycle_mult=1 "],
     ),
-    "eta_min": (lambda: od.warm_restarts(10, eta_min=1.0), ValueError, ["eta_min=1.0", "[0, 1)"]),
+    "eta_min": (
+        lambda: od.schedules.warm_restarts(10, eta_min=1.0),
+        ValueError,
+        ["eta_min=1.0", "[0, 1)"],
+    ),
     "float step": (
-        lambda: od.warm_restarts(10)(0.5),
+        lambda: od.schedules.warm_restarts(10)(0.5),
         TypeError,
         ["step", "float32", "integer", "astype"],
     ),
     "norm": (
-        lambda: od.normalized_weight_decay(-1, batch_size=1, dataset_size=1, epochs=1),
+        lambda: od.convert.from_normalized(-1, batch_size=1, dataset_size=1, epochs=1),
         ValueError,
         ["norm=-1", ">= 0"],
     ),
     "epochs": (
-        lambda: od.normalized_weight_decay(0.05, batch_size=1, dataset_size=1, epochs=0),
+        lambda: od.convert.from_normalized(0.05, batch_size=1, dataset_size=1, epochs=0),
         ValueError,
         ["epochs=0", "> 0"],
     ),
@@ -140,12 +144,12 @@ REFUSED = {
         ["peak=0.0", "> 0"],
     ),
     "conversion": (
-        lambda: od.weight_decay_to_pytorch(1e-3, 0.0),
+        lambda: od.convert.to_pytorch(1e-3, 0.0),
         ValueError,
         ["learning_rate=0.0", "> 0"],
     ),
-    "half-life": (lambda: od.weight_decay_from_half_life(0), ValueError, ["steps=0", "> 0"]),
-    "timescale": (lambda: od.weight_decay_from_timescale(0.5), ValueError, ["steps=0.5", ">= 1"]),
+    "half-life": (lambda: od.convert.from_half_life(0), ValueError, ["steps=0", "> 0"]),
+    "timescale": (lambda: od.convert.from_timescale(0.5), ValueError, ["steps=0.5", ">= 1"]),
     "cautious": (
         lambda: od.adamw(0.1, 1e-3, cautious=1),  # pyright: ignore[reportArgumentType]
         TypeError,
@@ -392,7 +396,7 @@ def test_a_multiplier_where_a_decay_belongs_warns(make):
     assert len(told) == 1
     assert told[0].filename == __file__
     make(lambda step: 1e-4 * ONES(step))
-    make(od.log_time_weight_decay(100))  # removes 0.4 at first, and means it
+    make(od.schedules.log_time_weight_decay(100))  # removes 0.4 at first, and means it
     make(lambda step: 1e-6 * step)  # no run is so long that this would matter
 
 
@@ -405,7 +409,7 @@ def test_a_multiplier_where_a_decay_belongs_warns(make):
 )
 def test_an_exponent_of_what_does_not_change_warns(kwargs, says):
     with pytest.warns(UserWarning, match=says) as told:
-        od.transfer_weight_decay(1e-4, **kwargs)
+        od.convert.transfer(1e-4, **kwargs)
     assert told[0].filename == __file__
 
 
@@ -435,7 +439,7 @@ MULTIPLIERS = {
     "long warmup": lambda: optax.linear_schedule(0.0, 1.0, 3_000_000),
     "short run": lambda: optax.cosine_onecycle_schedule(7, 1.0),
     "one step": lambda: lambda step: jnp.where(step == 0, 1.0, 0.0),
-    "restarts": lambda: od.warm_restarts(50, 2),
+    "restarts": lambda: od.schedules.warm_restarts(50, 2),
     "drops": lambda: optax.piecewise_constant_schedule(1.0, {10: 0.1, 20: 0.1}),
     "Python's branches": lambda: lambda step: 1e-4 if step < 10 else 1e-5,
     "split": lambda: od.split_schedule(RATE, 3e-4)[1],

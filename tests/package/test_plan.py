@@ -37,10 +37,10 @@ def test_the_worked_question():
     assert yours.budget == pytest.approx(3.0)
     assert yours.left == pytest.approx((1 - 3e-5) ** 100_000, rel=1e-9)
     assert yours.pytorch == pytest.approx(0.1)
-    assert yours.rms == pytest.approx(od.equilibrium_adamw(3e-4, 3e-5).rms)
-    assert yours.rotation == pytest.approx(od.equilibrium_adamw(3e-4, 3e-5).rotation)
+    assert yours.rms == pytest.approx(od.equilibrium.adamw(3e-4, 3e-5).rms)
+    assert yours.rotation == pytest.approx(od.equilibrium.adamw(3e-4, 3e-5).rotation)
     assert rows(250_000, weight_decay=DECAY)["yours"].budget == pytest.approx(7.5)
-    assert od.weight_decay_to_normalized(DECAY, steps=STEPS) == pytest.approx(0.00949, abs=5e-6)
+    assert od.convert.to_normalized(DECAY, steps=STEPS) == pytest.approx(0.00949, abs=5e-6)
 
 
 def test_what_the_rules_choose():
@@ -62,16 +62,16 @@ def test_what_the_rules_choose():
 
 
 def test_normalized_decay_of_the_papers_example():
-    decay = od.normalized_weight_decay(0.05, batch_size=128, dataset_size=50_000, epochs=100)
+    decay = od.convert.from_normalized(0.05, batch_size=128, dataset_size=50_000, epochs=100)
     assert decay == pytest.approx(2.52982e-4, rel=1e-5)
-    assert od.normalized_weight_decay(0.05, steps=50_000 * 100 / 128) == pytest.approx(decay)
+    assert od.convert.from_normalized(0.05, steps=50_000 * 100 / 128) == pytest.approx(decay)
 
 
 def test_twice_the_batch_and_four_times_the_tokens():
     alpha = 3e-4
     old = od.weight_decay_from_pytorch(0.28, alpha)
-    new = od.transfer_weight_decay(old, steps=(1000, 2000))
-    assert od.weight_decay_to_pytorch(new, 2**0.5 * alpha) == pytest.approx(0.098995, rel=1e-5)
+    new = od.convert.transfer(old, steps=(1000, 2000))
+    assert od.convert.to_pytorch(new, 2**0.5 * alpha) == pytest.approx(0.098995, rel=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -85,34 +85,32 @@ def test_twice_the_batch_and_four_times_the_tokens():
     ],
 )
 def test_what_carries_over(arguments, factor):
-    assert od.transfer_weight_decay(1e-4, **arguments) == pytest.approx(1e-4 * factor)
+    assert od.convert.transfer(1e-4, **arguments) == pytest.approx(1e-4 * factor)
 
 
 def test_the_paper_s_exponent_keeps_the_normalized_decay_and_one_the_budget():
     old, steps = 1e-4, (1000, 7000)
-    paper = od.transfer_weight_decay(old, steps=steps, exponent=0.5)
-    norms = [
-        od.weight_decay_to_normalized(x, steps=s) for x, s in zip((old, paper), steps, strict=True)
-    ]
+    paper = od.convert.transfer(old, steps=steps, exponent=0.5)
+    norms = [od.convert.to_normalized(x, steps=s) for x, s in zip((old, paper), steps, strict=True)]
     assert norms[0] == pytest.approx(norms[1])
-    kept = od.transfer_weight_decay(old, steps=steps)
+    kept = od.convert.transfer(old, steps=steps)
     assert kept * 7000 == pytest.approx(old * 1000)
     assert paper > 2 * kept
 
 
 def test_log_time_decay():
-    decay = od.log_time_weight_decay(10_000)
+    decay = od.schedules.log_time_weight_decay(10_000)
     assert float(decay(0)) == pytest.approx(0.004)
     assert float(decay(10_000)) == pytest.approx(3.63636e-4, rel=1e-5)
     total = float(jnp.sum(jax.vmap(decay)(jnp.arange(10_000))))
     assert total == pytest.approx(9.5916, rel=5e-4)
     assert decay(jnp.arange(6).reshape(2, 3)).shape == (2, 3)
-    doubled = od.log_time_weight_decay(10_000, budget=8.0)
+    doubled = od.schedules.log_time_weight_decay(10_000, budget=8.0)
     assert float(doubled(123)) == pytest.approx(2 * float(decay(123)))
 
 
 def test_log_time_decay_is_what_an_optimizer_applies():
-    tx = od.adamw(1e-3, od.log_time_weight_decay(1000))
+    tx = od.adamw(1e-3, od.schedules.log_time_weight_decay(1000))
     params = jnp.ones(3)
     state = optax.tree.set(tx.init(params), count=jnp.asarray(700))
     updates, _ = tx.update(jnp.zeros(3), state, params)
@@ -124,42 +122,42 @@ def test_log_time_decay_is_what_an_optimizer_applies():
 
 @given(decays)
 def test_half_life_there_and_back(decay):
-    there = od.weight_decay_to_half_life(decay)
-    assert od.weight_decay_from_half_life(there) == pytest.approx(decay, rel=1e-6)
+    there = od.convert.to_half_life(decay)
+    assert od.convert.from_half_life(there) == pytest.approx(decay, rel=1e-6)
 
 
 @given(counts)
 def test_timescale_there_and_back(steps):
-    there = od.weight_decay_from_timescale(steps)
-    assert od.weight_decay_to_timescale(there) == pytest.approx(steps)
+    there = od.convert.from_timescale(steps)
+    assert od.convert.to_timescale(there) == pytest.approx(steps)
 
 
 @given(decays, counts)
 def test_normalized_there_and_back(decay, steps):
-    norm = od.weight_decay_to_normalized(decay, steps=steps)
-    assert od.normalized_weight_decay(norm, steps=steps) == pytest.approx(decay)
+    norm = od.convert.to_normalized(decay, steps=steps)
+    assert od.convert.from_normalized(norm, steps=steps) == pytest.approx(decay)
 
 
 @given(decays, counts, counts, st.floats(-2, 2))
 def test_transfer_there_and_back(decay, old, new, exponent):
-    there = od.transfer_weight_decay(decay, steps=(old, new), exponent=exponent)
-    back = od.transfer_weight_decay(there, steps=(new, old), exponent=exponent)
+    there = od.convert.transfer(decay, steps=(old, new), exponent=exponent)
+    back = od.convert.transfer(there, steps=(new, old), exponent=exponent)
     assert back == pytest.approx(decay)
 
 
 def test_no_decay_lasts_forever_and_a_whole_one_not_at_all():
-    assert od.weight_decay_to_half_life(0.0) == od.weight_decay_to_timescale(0) == np.inf
-    assert od.weight_decay_to_half_life(1.0) == 0.0
+    assert od.convert.to_half_life(0.0) == od.convert.to_timescale(0) == np.inf
+    assert od.convert.to_half_life(1.0) == 0.0
 
 
 @pytest.mark.parametrize(
     "convert",
     [
-        od.weight_decay_to_half_life,
-        od.weight_decay_to_timescale,
-        lambda c: od.weight_decay_to_normalized(c, steps=100),
-        lambda c: od.normalized_weight_decay(c, steps=100),
-        lambda c: od.transfer_weight_decay(c, steps=(1, 3), width=(1, 2), width_exponent=0.5),
+        od.convert.to_half_life,
+        od.convert.to_timescale,
+        lambda c: od.convert.to_normalized(c, steps=100),
+        lambda c: od.convert.from_normalized(c, steps=100),
+        lambda c: od.convert.transfer(c, steps=(1, 3), width=(1, 2), width_exponent=0.5),
     ],
 )
 def test_arrays_and_tracers_convert_like_numbers(convert):
@@ -174,7 +172,7 @@ SHAPES = {
     "cosine": optax.cosine_decay_schedule(1.0, 10_000),
     "warmup": optax.warmup_cosine_decay_schedule(0.0, 1.0, 500, 10_000),
     "drops": optax.piecewise_constant_schedule(1.0, {3000: 0.1, 8000: 0.1}),
-    "restarts": od.warm_restarts(700, 2),
+    "restarts": od.schedules.warm_restarts(700, 2),
     "number": 0.5,
 }
 
@@ -213,7 +211,7 @@ def test_a_decay_that_moves_has_no_timescale():
     assert falling.weight_decay == pytest.approx(0.004)
     assert falling.budget == pytest.approx(9.5916, rel=5e-4)
     assert np.isnan([falling.timescale, falling.half_life, falling.rms, falling.rotation]).all()
-    yours = rows(10_000, weight_decay=od.log_time_weight_decay(10_000))["yours"]
+    yours = rows(10_000, weight_decay=od.schedules.log_time_weight_decay(10_000))["yours"]
     assert yours.budget == falling.budget
 
 
@@ -221,7 +219,7 @@ def test_sgd_with_momentum_has_the_l2_coefficient_of_the_same_equilibrium():
     plan = rows(weight_decay=1e-4, learning_rate=0.1, momentum=0.9)
     yours = plan["yours"]
     assert yours.pytorch == pytest.approx(1e-4)  # λ(1 − m)/α
-    turn = od.equilibrium_sgd_l2(0.1, yours.pytorch, 0.9).rotation
+    turn = od.equilibrium.sgd_l2(0.1, yours.pytorch, 0.9).rotation
     assert yours.rotation == pytest.approx(turn)
     assert np.isnan(yours.rms)
     assert yours.rotation != rows(weight_decay=1e-4, learning_rate=0.1)["yours"].rotation
@@ -230,7 +228,7 @@ def test_sgd_with_momentum_has_the_l2_coefficient_of_the_same_equilibrium():
 def test_without_a_rate_there_is_no_pytorch_value():
     yours = rows(weight_decay=1e-4)["yours"]
     assert np.isnan([yours.pytorch, yours.rms]).all()
-    assert yours.rotation == od.equilibrium_adamw(1.0, 1e-4).rotation
+    assert yours.rotation == od.equilibrium.adamw(1.0, 1e-4).rotation
 
 
 def test_notes_say_what_is_remarkable():
@@ -323,21 +321,21 @@ def test_a_run_of_a_handful_of_steps_has_few_rules():
         (lambda: od.plan_weight_decay(1000, momentum=1.0), "momentum=1.0"),
         (lambda: od.plan_weight_decay(1000, steps_per_epoch=0), "steps_per_epoch=0"),
         (lambda: od.plan_weight_decay(1000, tokens_per_parameter=-1), "tokens_per_parameter=-1"),
-        (lambda: od.normalized_weight_decay(0.05), "in one way"),
-        (lambda: od.normalized_weight_decay(0.05, batch_size=1, epochs=2), "in one way"),
-        (lambda: od.normalized_weight_decay(0.05, steps=9, epochs=2), "in one way"),
-        (lambda: od.normalized_weight_decay(0.05, steps=0), "steps=0"),
-        (lambda: od.weight_decay_to_normalized(-0.1, steps=9), "weight_decay=-0.1"),
-        (lambda: od.weight_decay_to_normalized(0.1, steps=0), "steps=0"),
-        (lambda: od.weight_decay_to_half_life(1.5), "weight_decay=1.5"),
-        (lambda: od.weight_decay_to_timescale(-1e-3), "weight_decay=-0.001"),
-        (lambda: od.transfer_weight_decay(1e-4), "neither steps nor width"),
-        (lambda: od.transfer_weight_decay(1e-4, steps=1000), "steps=1000"),
-        (lambda: od.transfer_weight_decay(1e-4, steps=(0, 10)), "steps=0"),
-        (lambda: od.transfer_weight_decay(1e-4, width=(1, 2), width_exponent=np.inf), "exponent"),
-        (lambda: od.log_time_weight_decay(0), "steps=0"),
-        (lambda: od.log_time_weight_decay(10, budget=4.0), "budget=4.0"),
-        (lambda: od.log_time_weight_decay(100, budget=-1.0), "budget=-1.0"),
+        (lambda: od.convert.from_normalized(0.05), "in one way"),
+        (lambda: od.convert.from_normalized(0.05, batch_size=1, epochs=2), "in one way"),
+        (lambda: od.convert.from_normalized(0.05, steps=9, epochs=2), "in one way"),
+        (lambda: od.convert.from_normalized(0.05, steps=0), "steps=0"),
+        (lambda: od.convert.to_normalized(-0.1, steps=9), "weight_decay=-0.1"),
+        (lambda: od.convert.to_normalized(0.1, steps=0), "steps=0"),
+        (lambda: od.convert.to_half_life(1.5), "weight_decay=1.5"),
+        (lambda: od.convert.to_timescale(-1e-3), "weight_decay=-0.001"),
+        (lambda: od.convert.transfer(1e-4), "neither steps nor width"),
+        (lambda: od.convert.transfer(1e-4, steps=1000), "steps=1000"),
+        (lambda: od.convert.transfer(1e-4, steps=(0, 10)), "steps=0"),
+        (lambda: od.convert.transfer(1e-4, width=(1, 2), width_exponent=np.inf), "exponent"),
+        (lambda: od.schedules.log_time_weight_decay(0), "steps=0"),
+        (lambda: od.schedules.log_time_weight_decay(10, budget=4.0), "budget=4.0"),
+        (lambda: od.schedules.log_time_weight_decay(100, budget=-1.0), "budget=-1.0"),
     ],
 )
 def test_refuses(call, says):

@@ -26,8 +26,8 @@ def _lengths(first, mult):
 @pytest.mark.parametrize("mult", MULTS)
 def test_boundaries_of_four_cycles(mult):
     first, norm = 7, 0.05
-    eta = od.warm_restarts(first, mult, eta_min=0.1)
-    decay = od.normalized_weight_decay_schedule(norm, first, mult)
+    eta = od.schedules.warm_restarts(first, mult, eta_min=0.1)
+    decay = od.schedules.normalized_weight_decay(norm, first, mult)
     start = 0
     for cycle, length in enumerate(itertools.islice(_lengths(first, mult), 4)):
         last = start + length - 1
@@ -35,7 +35,7 @@ def test_boundaries_of_four_cycles(mult):
         expected = 0.1 + 0.9 * 0.5 * (1 + np.cos(np.pi * (length - 1) / length))
         np.testing.assert_allclose(eta(last), expected, rtol=1e-6)
         for step, within in ((start, 0), (last, length - 1)):
-            assert tuple(map(int, od.warm_restart_position(step, first, mult))) == (
+            assert tuple(map(int, od.schedules.warm_restart_position(step, first, mult))) == (
                 cycle,
                 within,
                 length,
@@ -56,19 +56,19 @@ def test_positions_are_exact_up_to_the_last_int32_step(first, mult):
             steps.append(step)
             expected.append((cycle, step - start, min(length, LAST)))
         start += length
-    actual = od.warm_restart_position(jnp.asarray(steps, jnp.int32), first, mult)
+    actual = od.schedules.warm_restart_position(jnp.asarray(steps, jnp.int32), first, mult)
     np.testing.assert_array_equal(np.stack(actual, axis=1), expected)
 
 
 @pytest.mark.parametrize("first", [1, 3, 1000])
 def test_equal_cycles_need_no_table(first):
-    cycle, within, length = od.warm_restart_position(LAST, first, 1)
+    cycle, within, length = od.schedules.warm_restart_position(LAST, first, 1)
     assert (int(cycle), int(within), int(length)) == (LAST // first, LAST % first, first)
 
 
 def test_the_papers_boundaries():
     """T_0 = 100 and T_mult = 2 end cycles at 100, 300, 700 and 1500."""
-    eta = od.warm_restarts(100, 2)
+    eta = od.schedules.warm_restarts(100, 2)
     ends = jnp.array([100, 300, 700, 1500])
     np.testing.assert_array_equal(eta(ends), 1.0)
     assert np.all(np.asarray(eta(ends - 1)) < 3e-4)
@@ -77,8 +77,8 @@ def test_the_papers_boundaries():
 @pytest.mark.parametrize("mult", MULTS)
 def test_schedule_is_sgdr_at_every_step(mult):
     with jax.enable_x64(True):
-        eta = od.warm_restarts(20, mult, eta_min=0.05)(jnp.arange(400))
-        decay = od.normalized_weight_decay_schedule(0.05, 20, mult)(jnp.arange(400))
+        eta = od.schedules.warm_restarts(20, mult, eta_min=0.05)(jnp.arange(400))
+        decay = od.schedules.normalized_weight_decay(0.05, 20, mult)(jnp.arange(400))
     assert eta.dtype == decay.dtype == np.float64
     np.testing.assert_allclose(eta, reference.warm_restarts(20, mult, 0.05, 400), rtol=1e-12)
     np.testing.assert_allclose(decay, reference.normalized_decay(0.05, 20, mult, 400), rtol=1e-12)
@@ -92,16 +92,16 @@ def test_schedule_is_sgdr_at_every_step(mult):
 )
 def test_every_restart_is_exactly_one(first, mult, eta_min, cycle):
     start = sum(itertools.islice(_lengths(first, mult), cycle))
-    assert float(od.warm_restarts(first, mult, eta_min=eta_min)(start)) == 1.0
+    assert float(od.schedules.warm_restarts(first, mult, eta_min=eta_min)(start)) == 1.0
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_a_narrow_floor_leaves_the_restart_at_one(dtype):
     floor = dtype(1e-3)
-    eta = od.warm_restarts(10, eta_min=floor)(jnp.arange(11))
+    eta = od.schedules.warm_restarts(10, eta_min=floor)(jnp.arange(11))
     assert eta.dtype == jnp.float32
     assert eta[0] == eta[10] == 1.0
-    expected = od.warm_restarts(10, eta_min=float(floor))(jnp.arange(11))
+    expected = od.schedules.warm_restarts(10, eta_min=float(floor))(jnp.arange(11))
     np.testing.assert_allclose(eta, expected, rtol=1e-6)
 
 
@@ -114,7 +114,7 @@ def test_resuming_at_any_step_needs_only_the_state(factory):
 
 
 def test_restarts_change_the_trajectory():
-    eta = od.warm_restarts(50, 1)
+    eta = od.schedules.warm_restarts(50, 1)
     once = lambda count: eta(jnp.minimum(count, 49))
     paths = [train(od.adamw(0.02, 1e-3, schedule=s), "float32") for s in (eta, once)]
     np.testing.assert_array_equal(paths[0][:50], paths[1][:50])
@@ -122,19 +122,19 @@ def test_restarts_change_the_trajectory():
 
 
 def test_normalized_weight_decay_is_the_papers():
-    decay = od.normalized_weight_decay(0.05, batch_size=128, dataset_size=50_000, epochs=100)
+    decay = od.convert.from_normalized(0.05, batch_size=128, dataset_size=50_000, epochs=100)
     assert decay == pytest.approx(0.05 * (128 / (50_000 * 100)) ** 0.5, rel=1e-12)
     steps = 39_100  # the paper's budget
-    cycle = od.normalized_weight_decay_schedule(0.05, steps, 1)(0)
+    cycle = od.schedules.normalized_weight_decay(0.05, steps, 1)(0)
     assert float(cycle) == pytest.approx(2.53e-4, rel=1e-3)
 
 
 def test_normalized_weight_decay_of_arrays_and_tracers():
     f = jax.jit(
-        lambda norm: od.normalized_weight_decay(norm, batch_size=1, dataset_size=4, epochs=4)
+        lambda norm: od.convert.from_normalized(norm, batch_size=1, dataset_size=4, epochs=4)
     )
     np.testing.assert_allclose(jax.vmap(f)(jnp.array([1.0, 2.0])), [0.25, 0.5])
-    per_epochs = lambda epochs: od.normalized_weight_decay(
+    per_epochs = lambda epochs: od.convert.from_normalized(
         1.0, batch_size=1024, dataset_size=1_281_167, epochs=epochs
     )
     epochs = jnp.array([90, 1800])  # 1800 times 1,281,167 is no int32
@@ -153,4 +153,4 @@ def test_split_schedule_gives_back_the_rate():
 
 @pytest.mark.parametrize("step", [5, np.int64(5), jnp.int32(5), jnp.uint32(5)])
 def test_steps_of_any_integer_type(step):
-    assert float(od.warm_restarts(10)(step)) == pytest.approx(0.5)
+    assert float(od.schedules.warm_restarts(10)(step)) == pytest.approx(0.5)

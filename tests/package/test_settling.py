@@ -69,33 +69,33 @@ quiet = pytest.mark.filterwarnings("ignore:weight_decay:UserWarning")  # c = 0.0
     ],
 )
 def test_adamw_settles_where_predicted(alpha, c, b1, rms, rotation):
-    predicted = od.equilibrium_adamw(alpha, c, b1)
+    predicted = od.equilibrium.adamw(alpha, c, b1)
     np.testing.assert_allclose(predicted[:2], [rms, rotation], rtol=1e-4)
     assert_settles(od.adamw(alpha, c, b1=b1), predicted, 0.02)
 
 
 def test_lion_settles_where_predicted():
     tx = od.decouple(optax.lion(1e-3, b1=0.9, b2=0.99, weight_decay=0.0), 1e-3)
-    assert_settles(tx, od.equilibrium_lion(1e-3, 1e-3), 0.04)
+    assert_settles(tx, od.equilibrium.lion(1e-3, 1e-3), 0.04)
 
 
 @pytest.mark.parametrize(("alpha", "momentum"), [(0.1, 0.9), (0.5, 0.9), (0.1, 0.0)])
 def test_sgdw_settles_where_predicted(alpha, momentum):
-    predicted = od.equilibrium_sgdw(alpha, 1e-3, momentum, size=SIZE)
+    predicted = od.equilibrium.sgdw(alpha, 1e-3, momentum, size=SIZE)
     assert_settles(od.sgdw(alpha, 1e-3, momentum=momentum), predicted, 0.01, scale_invariant)
 
 
 @pytest.mark.parametrize(("alpha", "momentum"), [(0.1, 0.9), (0.1, 0.0)])
 def test_sgd_with_l2_settles_where_predicted(alpha, momentum):
     l2 = 1e-3 * (1 - momentum) / alpha
-    predicted = od.equilibrium_sgd_l2(alpha, l2, momentum, size=SIZE)
-    decoupled = od.equilibrium_sgdw(alpha, 1e-3, momentum, size=SIZE)
+    predicted = od.equilibrium.sgd_l2(alpha, l2, momentum, size=SIZE)
+    decoupled = od.equilibrium.sgdw(alpha, 1e-3, momentum, size=SIZE)
     np.testing.assert_allclose(predicted, decoupled, rtol=1e-12)
     assert_settles(od.sgd_l2(alpha, l2, momentum=momentum), predicted, 0.01, scale_invariant)
 
 
 def test_a_larger_gradient_is_a_larger_weight_of_the_same_rotation():
-    one, four = (od.equilibrium_sgdw(0.1, 1e-3, gradient_norm=g) for g in (1.0, 4.0))
+    one, four = (od.equilibrium.sgdw(0.1, 1e-3, gradient_norm=g) for g in (1.0, 4.0))
     assert four.rotation == one.rotation
     assert four.rms == pytest.approx(2 * one.rms)
 
@@ -103,10 +103,10 @@ def test_a_larger_gradient_is_a_larger_weight_of_the_same_rotation():
 @pytest.mark.parametrize(
     ("tx", "predicted", "gradient"),
     [
-        (od.adamw(1e-3, 1e-3), od.equilibrium_adamw(1e-3, 1e-3), plain),
+        (od.adamw(1e-3, 1e-3), od.equilibrium.adamw(1e-3, 1e-3), plain),
         (
             od.sgdw(0.1, 1e-3, momentum=0.0),
-            od.equilibrium_sgdw(0.1, 1e-3, 0.0, size=SIZE),
+            od.equilibrium.sgdw(0.1, 1e-3, 0.0, size=SIZE),
             scale_invariant,
         ),
     ],
@@ -127,36 +127,36 @@ cosine = optax.cosine_decay_schedule(1.0, STEPS)
 
 
 def test_the_rms_over_a_cosine_where_the_equilibrium_of_the_moment_fails():
-    start = od.equilibrium_adamw(1e-3, 1e-3).rms
-    predicted = od.rms_over_run(1e-3, 1e-3, cosine, STEPS, 2 * start)
+    start = od.equilibrium.adamw(1e-3, 1e-3).rms
+    predicted = od.equilibrium.rms_over_run(1e-3, 1e-3, cosine, STEPS, 2 * start)
     measured = simulate(od.adamw(1e-3, 1e-3, schedule=cosine), STEPS, 2 * start).rms
     assert predicted.shape == (STEPS + 1,)
     np.testing.assert_allclose(measured, predicted[:-1], rtol=0.05)
     eta = float(cosine(STEPS - 100))
-    momentary = od.equilibrium_adamw(1e-3 * eta, 1e-3 * eta).rms
+    momentary = od.equilibrium.adamw(1e-3 * eta, 1e-3 * eta).rms
     assert predicted[-100] > 10 * momentary
 
 
 def test_corrected_decay_keeps_the_rms():
     squared = lambda t: cosine(t) ** 2
-    start = od.equilibrium_adamw(1e-3, 1e-3).rms
-    predicted = od.rms_over_run(1e-3, 1e-3, cosine, STEPS, start, squared)
+    start = od.equilibrium.adamw(1e-3, 1e-3).rms
+    predicted = od.equilibrium.rms_over_run(1e-3, 1e-3, cosine, STEPS, start, squared)
     tx = od.adamw(1e-3, 1e-3, schedule=cosine, decay_schedule=squared)
     measured = simulate(tx, STEPS, start).rms
     np.testing.assert_allclose(predicted, start, rtol=0.01)
     np.testing.assert_allclose(measured, start, rtol=0.05)
-    paper = od.rms_over_run(1e-3, 1e-3, cosine, STEPS, start)
+    paper = od.equilibrium.rms_over_run(1e-3, 1e-3, cosine, STEPS, start)
     assert paper[-1] < 0.6 * start  # the paper's decay lets it fall
 
 
 def test_the_recursion_over_a_run_is_its_own_closed_form():
     c, alpha, steps = 2e-3, 1e-3, 5000
-    rms = od.rms_over_run(alpha, c, None, steps, 0.5)
+    rms = od.equilibrium.rms_over_run(alpha, c, None, steps, 0.5)
     keep = (1 - c) ** 2
     t = np.arange(steps + 1)
     squares = 0.25 * keep**t + alpha**2 * (1 - keep**t) / (1 - keep)
     np.testing.assert_allclose(rms**2, squares, rtol=1e-10)
-    split = od.rms_over_run(lambda t: alpha, lambda t: c, 1.0, steps, 0.5)
+    split = od.equilibrium.rms_over_run(lambda t: alpha, lambda t: c, 1.0, steps, 0.5)
     np.testing.assert_allclose(split, rms, rtol=1e-4)
 
 
@@ -164,34 +164,37 @@ def test_the_recursion_over_a_run_is_its_own_closed_form():
 @pytest.mark.parametrize(("c", "b1", "share"), [(1e-3, 0.0, 0.484), (1e-2, 0.9, 0.32)])
 def test_cautious_decay_acts_like_half_of_it_and_less_with_momentum(c, b1, share):
     tx = od.adamw(1e-3, c, b1=b1, cautious=True)
-    there = settled(tx, od.equilibrium_adamw(1e-3, share * c, b1))
-    np.testing.assert_allclose(there[0], od.equilibrium_adamw(1e-3, share * c, b1).rms, rtol=0.02)
-    assert not np.isclose(there[0], od.equilibrium_adamw(1e-3, c, b1).rms, rtol=0.3)
+    there = settled(tx, od.equilibrium.adamw(1e-3, share * c, b1))
+    np.testing.assert_allclose(there[0], od.equilibrium.adamw(1e-3, share * c, b1).rms, rtol=0.02)
+    assert not np.isclose(there[0], od.equilibrium.adamw(1e-3, c, b1).rms, rtol=0.3)
 
 
 def test_equilibria_of_arrays_and_tracers():
     rates = jnp.array([1e-3, 1e-2])
-    there = jax.jit(jax.vmap(lambda a: od.equilibrium_adamw(a, 1e-3)))(rates)
-    expected = [od.equilibrium_adamw(a, 1e-3).rms for a in (1e-3, 1e-2)]
+    there = jax.jit(jax.vmap(lambda a: od.equilibrium.adamw(a, 1e-3)))(rates)
+    expected = [od.equilibrium.adamw(a, 1e-3).rms for a in (1e-3, 1e-2)]
     np.testing.assert_allclose(there.rms, expected, rtol=1e-5)
-    assert type(od.equilibrium_lion(1e-4, 1e-3).rms) is float
+    assert type(od.equilibrium.lion(1e-4, 1e-3).rms) is float
 
 
 @pytest.mark.parametrize(
     ("call", "says"),
     [
-        (lambda: od.equilibrium_adamw(1e-3, 0.0), "weight_decay=0.0"),
-        (lambda: od.equilibrium_adamw(0.0, 1e-3), "learning_rate=0.0"),
-        (lambda: od.equilibrium_adamw(1e-3, 1e-3, 1.0), "b1=1.0"),
-        (lambda: od.equilibrium_lion(1e-3, 1e-3, b2=1.0), "b2=1.0"),
-        (lambda: od.equilibrium_sgdw(0.1, 1.0), "weight_decay=1.0"),
-        (lambda: od.equilibrium_sgdw(0.1, 1e-3, gradient_norm=0.0), "gradient_norm=0.0"),
-        (lambda: od.equilibrium_sgdw(0.1, 1e-3, size=0), "size=0"),
-        (lambda: od.equilibrium_sgd_l2(0.1, 0.0), "l2=0.0"),
-        (lambda: od.rms_over_run(1e-3, 1e-3, None, 0, 1.0), "steps=0"),
-        (lambda: od.rms_over_run(1e-3, 1e-3, None, 10, -1.0), "initial_rms=-1.0"),
-        (lambda: od.rms_over_run(1e-3, 1e-3, jnp.ones(2), 10, 1.0), "schedule has shape"),
-        (lambda: od.rms_over_run(1e-3, 1e-3, lambda t: jnp.ones(2), 10, 1.0), "shape"),
+        (lambda: od.equilibrium.adamw(1e-3, 0.0), "weight_decay=0.0"),
+        (lambda: od.equilibrium.adamw(0.0, 1e-3), "learning_rate=0.0"),
+        (lambda: od.equilibrium.adamw(1e-3, 1e-3, 1.0), "b1=1.0"),
+        (lambda: od.equilibrium.lion(1e-3, 1e-3, b2=1.0), "b2=1.0"),
+        (lambda: od.equilibrium.sgdw(0.1, 1.0), "weight_decay=1.0"),
+        (lambda: od.equilibrium.sgdw(0.1, 1e-3, gradient_norm=0.0), "gradient_norm=0.0"),
+        (lambda: od.equilibrium.sgdw(0.1, 1e-3, size=0), "size=0"),
+        (lambda: od.equilibrium.sgd_l2(0.1, 0.0), "l2=0.0"),
+        (lambda: od.equilibrium.rms_over_run(1e-3, 1e-3, None, 0, 1.0), "steps=0"),
+        (lambda: od.equilibrium.rms_over_run(1e-3, 1e-3, None, 10, -1.0), "initial_rms=-1.0"),
+        (
+            lambda: od.equilibrium.rms_over_run(1e-3, 1e-3, jnp.ones(2), 10, 1.0),
+            "schedule has shape",
+        ),
+        (lambda: od.equilibrium.rms_over_run(1e-3, 1e-3, lambda t: jnp.ones(2), 10, 1.0), "shape"),
     ],
 )
 def test_refuses(call, says):

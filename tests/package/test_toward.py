@@ -356,7 +356,7 @@ def test_nnx_optimizers(kind):
 def test_without_toward_nothing_is_kept_and_nothing_is_added():
     params = _params()
     plain = od.adamw(1e-3, DECAY)
-    assert type(plain.init(params)[2]) is od.DecoupledWeightDecayState
+    assert type(plain.init(params)[2]) is od.types.DecoupledWeightDecayState
     counts = {
         kind: len(jax.tree.leaves(od.adamw(1e-3, DECAY, toward=toward).init(params)))
         for kind, toward in {

@@ -208,13 +208,13 @@ def _distance(a, b):
 
 
 def test_coupled_and_decoupled_differ():
-    l2 = od.l2_from_weight_decay(DECAY, 0.01)
+    l2 = od.convert.to_l2(DECAY, 0.01)
     assert _distance(od.adam_l2(0.01, l2), od.adamw(0.01, DECAY)) > 0.01
     assert _distance(od.sgd_l2(0.01, l2), od.sgdw(0.01, DECAY)) > 0.01
 
 
 def test_lr_coupled_and_independent_decay_agree_at_one_peak_and_differ_at_another():
-    pytorch = od.weight_decay_to_pytorch(DECAY, 0.01)
+    pytorch = od.convert.to_pytorch(DECAY, 0.01)
     assert _distance(optax.adamw(0.01, weight_decay=pytorch), od.adamw(0.01, DECAY)) < 1e-10
     assert _distance(optax.adamw(0.04, weight_decay=pytorch), od.adamw(0.04, DECAY)) > 0.01
 

@@ -19,19 +19,19 @@ def _train64(tx):
 
 @pytest.mark.parametrize("alpha", [0.01, 0.04])
 def test_proposition_1_sgd_with_l2_is_decay(alpha):
-    l2 = od.l2_from_weight_decay(DECAY, alpha)
+    l2 = od.convert.to_l2(DECAY, alpha)
     coupled = _train64(od.sgd_l2(alpha, l2, momentum=0.0))
     assert relative_error(coupled, _train64(od.sgdw(alpha, DECAY, momentum=0.0))) < 1e-12
 
 
 def test_proposition_1_couples_the_best_l2_to_the_rate():
-    l2 = od.l2_from_weight_decay(DECAY, 0.01)  # kept while the rate moves
+    l2 = od.convert.to_l2(DECAY, 0.01)  # kept while the rate moves
     coupled = _train64(od.sgd_l2(0.04, l2, momentum=0.0))
     assert relative_error(coupled, _train64(od.sgdw(0.04, DECAY, momentum=0.0))) > 0.01
 
 
 def test_proposition_1_does_not_cover_momentum():
-    l2 = od.l2_from_weight_decay(DECAY, 0.01)
+    l2 = od.convert.to_l2(DECAY, 0.01)
     assert relative_error(_train64(od.sgd_l2(0.01, l2)), _train64(od.sgdw(0.01, DECAY))) > 0.01
 
 
@@ -77,7 +77,7 @@ def test_proposition_2_for_adam_no_coefficient_of_a_grid_comes_near():
 
 def test_proposition_3_scale_adjusted_l2_is_decay():
     alpha = 0.01
-    l2 = od.l2_from_weight_decay(DECAY, alpha)
+    l2 = od.convert.to_l2(DECAY, alpha)
     with jax.enable_x64(True):
         scale = jnp.asarray(SCALE)
         adjusted = train(_preconditioned(alpha, od.scale_adjusted_l2_to_grad(l2, scale)), "float64")
@@ -88,7 +88,7 @@ def test_proposition_3_scale_adjusted_l2_is_decay():
 def test_proposition_3_the_bodys_equation_2_does_not_hold():
     """Its penalty (λ′/2α)‖θ⊙√s‖² with λ′ = λ/α has one 1/α too many."""
     alpha = 0.01
-    l2 = od.l2_from_weight_decay(DECAY, alpha) / alpha
+    l2 = od.convert.to_l2(DECAY, alpha) / alpha
     with jax.enable_x64(True):
         scale = jnp.asarray(SCALE)
         literal = train(_preconditioned(alpha, od.scale_adjusted_l2_to_grad(l2, scale)), "float64")

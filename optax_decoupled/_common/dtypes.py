@@ -1,0 +1,65 @@
+"""Arithmetic for parameters narrower than 32 bits."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from optax_decoupled._common.types import Leaf, PyTree
+
+
+def in_float32(
+    inner: optax.GradientTransformation,
+    narrow: Callable[[Any, Any], Any],
+    store: Callable[[Any], Any] = lambda state: state,
+) -> optax.GradientTransformation:
+    """Runs a transform in float32 on narrower leaves and keeps every dtype as it was.
+
+    Updates keep the gradient's dtype and the state the dtypes it had at init, whatever
+    the dtype of the hyperparameters, so that it can go through scan, cond and MultiSteps.
+    Leaves of 32 bits and more are passed on unchanged: there it adds no operation.
+
+    Args:
+      inner: the transform; elementwise in its updates.
+      narrow: ``(new_state, old_state) -> state`` rounds a state to the old one's dtypes.
+      store: ``state -> state`` sets the dtypes of the initial state.
+    """
+
+    def init_fn(params: optax.Params) -> Any:
+        return store(inner.init(params))
+
+    def update_fn(
+        updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, optax.OptState]:
+        new_updates, new_state = inner.update(widen(updates), widen(state), params)
+        return cast_like(new_updates, updates), narrow(new_state, state)
+
+    return optax.GradientTransformation(init_fn, update_fn)
+
+
+def is_decayable(leaf: Leaf) -> bool:
+    """Floating and complex leaves decay; integers, bools and float0 are left alone."""
+    return jnp.issubdtype(jax.dtypes.result_type(leaf), jnp.inexact)
+
+
+def is_narrow(x: Leaf) -> bool:
+    """True for floating leaves of fewer than 32 bits."""
+    dtype = getattr(x, "dtype", None)
+    return dtype is not None and jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32
+
+
+def widen(tree: PyTree) -> Any:
+    """Floating leaves narrower than 32 bits as float32; the rest untouched."""
+    return jax.tree.map(lambda x: x.astype(jnp.float32) if is_narrow(x) else x, tree)
+
+
+def cast_like(tree: PyTree, like: PyTree) -> Any:
+    """Rounds every leaf to the nearest value of the other tree's dtype."""
+
+    def cast(x: Leaf, target: PyTree) -> Any:
+        dtype = getattr(target, "dtype", None)
+        return x if dtype is None or x.dtype == dtype else x.astype(dtype)
+
+    return jax.tree.map(cast, tree, like)

@@ -1,0 +1,136 @@
+"""What `plan_weight_decay` returns: rows, notes and their printed table."""
+
+import dataclasses
+import html
+import math
+import textwrap
+from collections.abc import Sequence
+
+WIDTH = 80
+_HEADER = (
+    "rule",
+    "per step",
+    "PyTorch",
+    "budget",
+    "left",
+    "timescale",
+    "of run",
+    "half-life",
+    "rms",
+    "rotation",
+    "source",
+)
+_FIRST, _SECOND = range(7), (0, 7, 8, 9, 10)
+
+
+@dataclasses.dataclass(frozen=True)
+class PlanRow:
+    r"""One way to choose the decay of a run, and what it does over the run.
+
+    Attributes:
+      rule: ``"yours"``, or a short name of the rule.
+      weight_decay: :math:`λ`, the fraction of a weight removed per full step; the largest
+        of the run for a decay that moves.
+      budget: :math:`Ω = \sum c_t` over the run.
+      timescale: full steps over which the weights average, :math:`1/λ`; NaN if λ moves.
+      half_life: full steps in which decay alone halves a weight; NaN if λ moves.
+      left: :math:`\prod (1 - c_t)`, what the run leaves of an initial weight.
+      pytorch: the value for PyTorch and Optax, :math:`λ/α`, for SGD with momentum
+        :math:`λ(1 - m)/α`; NaN without a learning rate.
+      rms: the predicted root mean square of a normalized layer's weight, at equilibrium of the
+        full step; NaN without a learning rate, for SGD (it depends on the gradients) and if λ
+        moves.
+      rotation: the predicted angle per full step there, in radians.
+      source: where the rule was published.
+      note: where it holds, and what is remarkable about this run.
+    """
+
+    rule: str
+    weight_decay: float
+    budget: float
+    timescale: float
+    half_life: float
+    left: float
+    pytorch: float
+    rms: float
+    rotation: float
+    source: str
+    note: str
+
+    def __str__(self) -> str:
+        pairs = [f"{name} {cell}" for name, cell in zip(_HEADER[1:], _cells(self)[1:], strict=True)]
+        return f"{self.rule}: " + ", ".join(pair for pair in pairs if not pair.endswith(" -"))
+
+    def _repr_html_(self) -> str:
+        return _preformatted(str(self))
+
+
+@dataclasses.dataclass(frozen=True)
+class DecayPlan:
+    """What published rules would choose for a run; ``print`` it, or use it as data.
+
+    Attributes:
+      rows: one :class:`types.PlanRow` for each rule, the caller's value first.
+      steps: the length of the run.
+      notes: where the rules disagree, and what is remarkable about their rows.
+    """
+
+    rows: tuple[PlanRow, ...]
+    steps: int
+    notes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        title = f"Weight decay over {self.steps:,} steps, as a fraction removed per full step."
+        cells = [_cells(row, self.steps) for row in self.rows]
+        tables = [
+            _aligned([tuple(line[i] for i in columns) for line in (_HEADER, *cells)])
+            for columns in (_FIRST, _SECOND)
+        ]
+        notes = [textwrap.fill(note, WIDTH, subsequent_indent="  ") for note in self.notes]
+        return "\n\n".join(map("\n".join, ([title], *tables, notes))).rstrip()
+
+    def _repr_html_(self) -> str:
+        return _preformatted(str(self))
+
+
+def _cells(row: PlanRow, steps: int | None = None) -> tuple[str, ...]:
+    share = math.nan if steps is None else row.timescale / steps
+    return (
+        row.rule,
+        f"{row.weight_decay:.2e}",
+        _figure(row.pytorch),
+        _figure(row.budget),
+        f"{row.left:.1%}",
+        _steps(row.timescale),
+        _figure(share, 2),
+        _steps(row.half_life),
+        _figure(row.rms),
+        _figure(row.rotation),
+        row.source or "-",
+    )
+
+
+def _figure(value: float, digits: int = 3) -> str:
+    return "-" if math.isnan(value) else f"{value:.{digits}g}"
+
+
+def _steps(value: float) -> str:
+    if not math.isfinite(value):
+        return "-" if math.isnan(value) else "never"
+    return f"{value:,.0f}" if value < 1e7 else f"{value:.1e}"
+
+
+def _aligned(lines: Sequence[tuple[str, ...]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    ends = {0, *([len(widths) - 1] if lines[0][-1] == "source" else [])}
+    return [
+        "  ".join(
+            cell.ljust(width) if i in ends else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    ]
+
+
+def _preformatted(text: str) -> str:
+    return f"<pre>{html.escape(text)}</pre>"

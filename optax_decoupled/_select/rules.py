@@ -1,0 +1,160 @@
+"""Rules over parameter paths: which parameters decay, and how much."""
+
+import difflib
+import re
+from collections.abc import Sequence
+from typing import Literal
+
+import jax
+import optax
+
+from optax_decoupled._common.dtypes import is_decayable
+from optax_decoupled._common.injection import inject_hint
+from optax_decoupled._common.types import MaskFunction, PyTree
+from optax_decoupled._select.masks import check_multiplier, leaf_multipliers
+from optax_decoupled._select.names import listing, named_leaves
+
+_Rules = Sequence[tuple[re.Pattern[str], float]]
+
+
+def decay_rules(
+    *rules: tuple[str, float],
+    default: float | MaskFunction | None = None,
+    unused: Literal["error", "ignore"] = "error",
+) -> MaskFunction:
+    r"""Selects and scales the decay by regular expressions over parameter paths.
+
+    The multiplier :math:`w` of a parameter is that of the first rule whose pattern
+    matches its whole path (:func:`re.fullmatch` on the keys joined by ``/``).
+
+    Args:
+      *rules: pairs ``(pattern, multiplier)``. A multiplier is a finite number
+        :math:`\ge 0` (dimensionless): 1 is the full decay, 0 none.
+      default: the multiplier of parameters that no rule matches, or a mask function that
+        knows it: ``default=decay_mask`` makes the rules exceptions. None: refuse them.
+      unused: ``"ignore"`` accepts rules that decide nothing here, for one list of rules
+        that serves several models.
+
+    Returns:
+      A mask function for any ``mask=`` argument of this package.
+
+    Raises:
+      TypeError, ValueError: at once for a malformed rule; when the mask is evaluated
+        (first at ``init``) for a rule that matches no parameter or none that an earlier
+        rule leaves to it, and for a parameter that no rule matches and that has no
+        ``default``.
+
+    Examples:
+      >>> import jax.numpy as jnp, optax_decoupled as od
+      >>> params = {"dense": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}}
+      >>> mask = od.decay_rules((".*/kernel", 1.0), (".*", 0.0))
+      >>> assert mask(params) == {"dense": {"kernel": 1.0, "bias": 0.0}}
+
+      What :func:`decay_mask` selects, but for embeddings:
+
+      >>> mask = od.decay_rules((".*embed.*", 0.0), default=od.decay_mask, unused="ignore")
+      >>> assert mask(params) == {"dense": {"kernel": True, "bias": False}}
+    """
+    compiled = [_compile_rule(rule, len(rules)) for rule in rules]
+    if default is not None and not callable(default):
+        check_multiplier("default", default)
+    if unused not in ("error", "ignore"):
+        raise ValueError(f'unused={unused!r} must be "error" or "ignore".')
+    if not rules:
+        raise ValueError(
+            'decay_rules() got no rule; pass at least one (pattern, multiplier), e.g. (".*", 1.0).'
+        )
+
+    def mask(params: optax.Params, /) -> PyTree:
+        leaves, empty = named_leaves(params)
+        paths = ["/".join(path) for path, _ in leaves]
+        if leaves and unused == "error":
+            _refuse_idle(compiled, paths, ["/".join(path) for path in empty])
+        first = [next(iter(_matches(compiled, path)), None) for path in paths]
+        others = leaf_multipliers(default, params) if callable(default) else [default] * len(paths)
+        chosen = [
+            other if rule is None else compiled[rule][1]
+            for rule, other in zip(first, others, strict=True)
+        ]
+        undecided = [leaf for leaf, w in zip(leaves, chosen, strict=True) if w is None]
+        missed = ["/".join(path) for path, leaf in undecided if is_decayable(leaf)]
+        if missed:
+            raise ValueError(
+                f"No decay rule matches {listing(missed)}. Every parameter must match a "
+                'rule: add one, end with (".*", 0.0), or pass default=0.0.'
+            )
+        weights = [0.0 if w is None else w for w in chosen]  # what cannot decay needs no rule
+        return jax.tree.unflatten(jax.tree.structure(params), weights)
+
+    return mask
+
+
+def _compile_rule(rule: object, count: int) -> tuple[re.Pattern[str], float]:
+    if not (isinstance(rule, tuple | list) and len(rule) == 2 and isinstance(rule[0], str)):
+        unpacked = count == 1 and isinstance(rule, tuple | list | dict)
+        way_out = " Unpack a list of rules with a star: decay_rules(*rules)." if unpacked else ""
+        raise TypeError(
+            f"decay rule {rule!r} must be a pair (pattern, multiplier), e.g. ('.*/kernel', 1.0)."
+            f"{way_out}"
+        )
+    pattern, multiplier = rule
+    try:
+        compiled = re.compile(pattern)
+    except re.error as error:
+        raise ValueError(
+            f"decay rule pattern {pattern!r} is not a regular expression: {error}. "
+            "Escape special characters, or see Python's re module."
+        ) from error
+    return compiled, float(check_multiplier(f"multiplier of decay rule {pattern!r}", multiplier))
+
+
+def _matches(rules: _Rules, path: str) -> list[int]:
+    return [i for i, (pattern, _) in enumerate(rules) if pattern.fullmatch(path)]
+
+
+def _refuse_idle(rules: _Rules, paths: Sequence[str], empty: Sequence[str]) -> None:
+    """Refuses rules that decide about no parameter, here or below an empty node."""
+    matching = [_matches(rules, path) for path in (*paths, *empty)]
+    matched = {i for found in matching for i in found}
+    deciding = {found[0] for found in matching if found}
+    for i, (rule, _) in enumerate(rules):
+        if i in deciding or _may_match_below(rule, empty, paths):
+            continue
+        if i not in matched:
+            raise ValueError(_no_match(rule.pattern, paths, empty))
+        earlier = [set(found) for found in matching if i in found]
+        covering = min(set.intersection(*earlier))
+        catches_all = i == len(rules) - 1 and all(i in found for found in matching)
+        if covering < i and not catches_all:
+            raise ValueError(
+                f"decay rule pattern {rule.pattern!r} never decides: the earlier "
+                f"{rules[covering][0].pattern!r} matches every parameter that it matches, and "
+                "the first match counts. Put the special rule first, or drop it."
+            )
+
+
+def _no_match(pattern: str, paths: Sequence[str], empty: Sequence[str]) -> str:
+    if list(paths) == [""]:
+        return (
+            f"decay_rules got a single array for the whole parameter tree, so {pattern!r} matches "
+            f"nothing. {inject_hint('mask')}"
+        )
+    close = difflib.get_close_matches(pattern, paths, n=3, cutoff=0.0)
+    hidden = f" What lies below {listing(empty)} cannot be seen here." if empty else ""
+    return (
+        f"decay rule pattern {pattern!r} matches no parameter. It must match a whole path; the "
+        f"closest of {len(paths)} are {listing(close)}.{hidden} Mend or drop the rule, or pass "
+        'unused="ignore".'
+    )
+
+
+def _may_match_below(pattern: re.Pattern[str], empty: Sequence[str], paths: Sequence[str]) -> bool:
+    """Whether a rule is about what an empty node hides: a subtree masked as a whole.
+
+    It begins with the node's path, or matches a parameter there that is called like one here.
+    """
+    if any(pattern.pattern.startswith(f"{node}/") for node in empty):
+        return True
+    keys = [path.split("/") for path in paths] if empty else []
+    tails = {"/".join(path[n:]) for path in keys for n in range(len(path))}
+    return any(pattern.fullmatch(f"{node}/{tail}") for node in empty for tail in tails)

@@ -1,0 +1,223 @@
+r"""Weight decay as an Optax transform: the contract equation.
+
+.. math::
+
+    θ_{t+1} = θ_t + u_t - c_t · w ⊙ (θ_t - r_t), \qquad c_t = λ_t · η_t
+
+:math:`u_t` is what the rest of the chain produced (already scaled by the learning
+rate, sign included), :math:`c_t` the fraction of a weight that step :math:`t`
+removes, :math:`w` the multipliers of the parameters (the mask), :math:`r_t` what they
+are pulled to, 0 unless ``toward`` says otherwise. Every convention of
+weight decay in use is a choice of :math:`λ` and :math:`η`. The first update sees
+count 0, and schedules are evaluated at the count before the increment, as in Optax.
+
+Reference: Loshchilov & Hutter, Decoupled Weight Decay Regularization, ICLR 2019
+(arXiv:1711.05101).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from optax_decoupled._common import checks
+from optax_decoupled._common.checks import shown
+from optax_decoupled._common.dtypes import widen
+from optax_decoupled._common.products import check_decay, is_product, product, product_schedule
+from optax_decoupled._common.types import Leaf, Mask, PyTree, Scalar, ScalarOrSchedule
+from optax_decoupled._select.masks import leaf_multipliers
+from optax_decoupled._transforms.toward import Toward
+
+
+class DecoupledWeightDecayState(NamedTuple):
+    """State of :func:`add_decoupled_weight_decay`; the same tree for all its options.
+
+    Attributes:
+      count: number of updates so far, int32[].
+      decay_rate: the :math:`c_t` last applied (0 before the first), float32[]. A copy
+        for logs: ``optax.tree.get(opt_state, "decay_rate")``.
+    """
+
+    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]  Optax's name
+    decay_rate: jax.Array
+
+
+class PulledWeightDecayState(NamedTuple):
+    """The same with ``toward=``.
+
+    Attributes:
+      count: number of updates so far, int32[].
+      decay_rate: the :math:`c_t` last applied (0 before the first), float32[].
+      reference: what ``toward`` keeps.
+    """
+
+    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]  Optax's name
+    decay_rate: jax.Array
+    reference: PyTree
+
+
+def add_decoupled_weight_decay(
+    weight_decay: ScalarOrSchedule,
+    schedule: ScalarOrSchedule | None = None,
+    *,
+    mask: Mask = None,
+    cautious: bool = False,
+    toward: Toward | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Adds decoupled weight decay, :math:`-c_t · w ⊙ θ_t`, to finished updates.
+
+    .. math:: u_t \leftarrow u_t - c_t · w ⊙ (θ_t - r_t), \qquad c_t = λ_t · η_t
+
+    It stands **after** the scaling by the learning rate, at the end of a chain; before
+    it, :math:`c_t` would be multiplied by minus the rate and the weights would grow
+    (:func:`explain_weight_decay` tells). The arithmetic is at least float32 and the
+    updates keep their dtype.
+
+    Args:
+      weight_decay: :math:`λ_t \ge 0`, the fraction of a weight removed per full step. A
+        number, a 0-d array or tracer, or a schedule (step → fraction). It is *not*
+        multiplied by the learning rate; for PyTorch's and Optax's value see
+        :func:`weight_decay_from_pytorch`.
+      schedule: the multiplier :math:`η_t` (dimensionless, 1 = full step): a schedule
+        (step → multiplier), a number, or None for 1. Usually the learning rate's shape.
+      mask: which parameters decay: None (all), a tree or prefix of bools or
+        multipliers :math:`w \ge 0` shaped like the parameters, or a function from the
+        parameters to one, such as :func:`decay_mask` or :func:`decay_rules`.
+      cautious: decay only elements whose update and weight do not point the same way
+        (:math:`u · (θ - r) \le 0`), that is where the step does not already grow the weight.
+      toward: what the weights are pulled to, :math:`r_t`: None for 0, or
+        :func:`toward_init`, :func:`toward_argument`, :func:`toward_rms`.
+
+    Returns:
+      An Optax transformation whose ``update`` needs ``params`` and whose state is a
+      :class:`types.DecoupledWeightDecayState`, with a ``reference`` besides for ``toward``.
+
+    Raises:
+      TypeError, ValueError: for a negative, infinite or NaN ``weight_decay``; at
+        ``init`` for a mask that does not fit; at ``update`` without ``params``.
+
+    Warns:
+      UserWarning: if a static ``weight_decay`` is 0.01 or more, which looks like
+        PyTorch's, and if a schedule of it reaches 0.5 without ``toward``, which looks
+        like a multiplier.
+
+    Examples:
+      With zero gradients :math:`T` steps leave :math:`θ_0 (1 - c)^T`:
+
+      >>> import jax.numpy as jnp, optax, optax_decoupled as od
+      >>> tx = optax.chain(optax.sgd(0.1), od.add_decoupled_weight_decay(0.001))
+      >>> params = jnp.full(3, 2.0)
+      >>> state = tx.init(params)
+      >>> for _ in range(100):
+      ...     updates, state = tx.update(jnp.zeros(3), state, params)
+      ...     params = optax.apply_updates(params, updates)
+      >>> assert jnp.allclose(params, 2.0 * 0.999**100, rtol=1e-5)
+      >>> assert jnp.isclose(optax.tree.get(state, "decay_rate"), 0.001)
+
+    References:
+      Loshchilov & Hutter, arXiv:1711.05101, Algorithms 1 and 2; cautious decay: Chen
+      et al., arXiv:2510.12402.
+    """
+    checks.check_schedule("schedule", schedule)
+    if not is_product(weight_decay):  # an optimizer's, of factors that it has checked
+        check_decay(weight_decay, schedule, toward)
+    checks.check_flag("cautious", cautious)
+    _check_toward(toward)
+    rate_at, decay = product_schedule(weight_decay, schedule), _cautious if cautious else _all
+
+    def init_fn(params: optax.Params) -> DecoupledWeightDecayState | PulledWeightDecayState:
+        leaf_multipliers(mask, params)  # a mask that does not fit fails here
+        start = DecoupledWeightDecayState(jnp.zeros([], jnp.int32), jnp.zeros([], jnp.float32))
+        return PulledWeightDecayState(*start, toward.init(params)) if toward else start
+
+    def update_fn(
+        updates: optax.Updates,
+        state: Any,  # Optax's protocol has the union of all states
+        params: optax.Params | None = None,
+        **extra: object,
+    ) -> tuple[optax.Updates, DecoupledWeightDecayState | PulledWeightDecayState]:
+        rate = rate_at(state.count)
+        if jnp.shape(rate) != ():
+            raise ValueError(
+                f"weight_decay times schedule has shape {jnp.shape(rate)} at a step; both must be "
+                "scalars. Scale single parameters by the multipliers of a mask."
+            )
+        params = required(params, "add_decoupled_weight_decay")
+        points = [toward.point(state.reference, params, extra)] if toward else []
+        updates = map_decaying(decay, rate, mask, updates, params, *points)
+        count = jnp.asarray(optax.safe_increment(state.count))
+        return updates, state._replace(count=count, decay_rate=jnp.asarray(rate, jnp.float32))
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _all(u: jax.Array, p: jax.Array, c: jax.Array, *r: jax.Array) -> jax.Array:
+    return u - c * (p - r[0] if r else p)
+
+
+def _cautious(u: jax.Array, p: jax.Array, c: jax.Array, *r: jax.Array) -> jax.Array:
+    distance = p - r[0] if r else p
+    return u - jnp.where(_same_direction(u, distance), 0, c * distance)
+
+
+def _check_toward(toward: object) -> None:
+    if toward is not None and not isinstance(toward, Toward):
+        raise TypeError(
+            f"toward={shown(toward)} must be None (0) or what toward_init(), "
+            "toward_argument(name) or toward_rms(rms) returns. To pull to a fixed tree, pass "
+            "toward_argument()."
+        )
+
+
+def required(params: optax.Params | None, name: str) -> optax.Params:
+    if params is None:
+        raise ValueError(
+            f"params=None in {name}: weight decay needs the current parameters. "
+            "Call tx.update(grads, state, params)."
+        )
+    return params
+
+
+def map_decaying(
+    fn: Callable[..., jax.Array],
+    rate: Scalar,
+    mask: Mask,
+    updates: optax.Updates,
+    params: optax.Params,
+    *columns: list[Leaf],
+) -> optax.Updates:
+    """``fn(u, θ, c · w, *others)`` for every parameter that decays; others keep their update.
+
+    Columns are lists of one entry for each leaf of params.
+    """
+    leaves, treedef = jax.tree.flatten(params)
+    rates = [product(rate, w) for w in leaf_multipliers(mask, params)]
+    rows = zip(treedef.flatten_up_to(updates), leaves, rates, *columns, strict=True)
+    return treedef.unflatten([_in_full_precision(fn, *row) for row in rows])
+
+
+def _in_full_precision(
+    fn: Callable[..., jax.Array], u: Leaf, p: Leaf, c: Scalar, *others: Leaf
+) -> Leaf:
+    """``fn(u, θ, c, …)`` in at least float32, in the dtype of u. Nothing is done for a c of 0:
+    even an added 0 could change how XLA rounds the step.
+    """
+    if u is None or checks.is_static_zero(c):
+        return u
+    u = jnp.asarray(u)
+    with jax.numpy_dtype_promotion("standard"):
+        dtype = jnp.result_type(*(jnp.result_type(widen(x)) for x in (u, p)), jnp.float32)
+    c = jnp.asarray(c, jnp.finfo(dtype).dtype)
+    wide = [jnp.asarray(x, dtype) for x in (u, p, *others)]
+    return fn(*wide[:2], c, *wide[2:]).astype(u.dtype)
+
+
+def _same_direction(u: jax.Array, p: jax.Array) -> jax.Array:
+    """u·p > 0 by signs, because the product of two small numbers underflows to 0."""
+    if jnp.iscomplexobj(u):
+        return jnp.real(jnp.sign(u) * jnp.conj(jnp.sign(p))) > 0
+    return ((u > 0) & (p > 0)) | ((u < 0) & (p < 0))

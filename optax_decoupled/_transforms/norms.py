@@ -1,0 +1,168 @@
+"""Steps on a sphere: the norm of each weight stays what it was, so no decay is needed."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.core
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from optax_decoupled._common import checks
+from optax_decoupled._common.dtypes import is_decayable, widen
+from optax_decoupled._common.products import product_schedule
+from optax_decoupled._common.types import Leaf, PyTree, Scalar, ScalarOrSchedule
+from optax_decoupled._select.names import listing, named_leaves
+from optax_decoupled._select.stacked import Stacked, leading_axes, norm, normalized
+from optax_decoupled._transforms.decay import required
+from optax_decoupled._transforms.first_update import Rows, looked_at_once
+
+
+class HyperballState(NamedTuple):
+    """State of :func:`hyperball`.
+
+    Attributes:
+      count: number of updates so far, int32[].
+      radius: of each weight its norm at ``init``, float32[] or of its stacked axes' shape.
+      direction: the state of the direction.
+    """
+
+    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]  Optax's name
+    radius: PyTree
+    direction: optax.OptState
+
+
+def hyperball(
+    direction: optax.GradientTransformation,
+    learning_rate: ScalarOrSchedule,
+    *,
+    stacked: Stacked = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Moves each weight on the sphere of its initial norm, by a fixed angle a step.
+
+    .. math::
+
+        θ_{t+1} = R \frac{θ_t - α_t R\, u_t / \|u_t\|}{\|θ_t - α_t R\, u_t / \|u_t\|\|},
+        \qquad R = \|θ_0\|
+
+    Weight decay in a normalized layer only sets how far each step turns the weights. Here
+    the learning rate says so directly: the step before the projection is :math:`α` of the
+    weight's norm, whatever the size of the gradient. Made for the matrices of normalized
+    networks; give embeddings, biases and scales to another optimizer with
+    :func:`optax.partition`.
+
+    Args:
+      direction: what :math:`u` is made by, such as :func:`optax.scale_by_adam` or
+        ``optax.contrib.scale_by_muon()``. Its size does not matter, and it is not scaled by
+        a learning rate, whose sign would turn it around.
+      learning_rate: :math:`α \ge 0`, dimensionless: the length of a step relative to the
+        weight; or a schedule (step → α).
+      stacked: the number of leading axes over which each slice is a weight of its own, as in
+        :func:`toward_rms`.
+
+    Returns:
+      An Optax optimizer with a :class:`types.HyperballState`; its ``update`` needs ``params``.
+      Weights that are 0 stay 0, a direction of 0 moves nothing, integer leaves are left alone.
+
+    Raises:
+      TypeError, ValueError: for a ``direction`` that is no Optax transformation, a negative
+        ``learning_rate``, or an ``update`` without ``params``.
+
+    Warns:
+      UserWarning: at ``init``, if the direction is a finished optimizer, which has the sign of
+        a step, and for weights that are 0.
+
+    Examples:
+      >>> import jax.numpy as jnp, optax, optax_decoupled as od
+      >>> tx = od.hyperball(optax.scale_by_adam(), 0.1)
+      >>> params = jnp.array([3.0, 4.0])
+      >>> updates, _ = tx.update(jnp.array([1.0, -2.0]), tx.init(params), params)
+      >>> assert jnp.isclose(jnp.linalg.norm(params + updates), 5.0)
+
+    References:
+      arXiv:2606.16899.
+    """
+    checks.check_transformation("direction", direction, "Pass e.g. optax.scale_by_adam().")
+    checks.check_learning_rate(learning_rate)
+    inner, rate_at = optax.with_extra_args_support(direction), product_schedule(learning_rate)
+    look = looked_at_once(inner, _climbing)
+
+    def init_fn(params: optax.Params) -> HyperballState:
+        look(params)
+        _warn_of_zeros(params)
+        leaves, treedef = jax.tree.flatten(params)
+        rows = zip(leaves, leading_axes(stacked, params), strict=True)
+        radius = treedef.unflatten([_radius(*row) for row in rows])
+        return HyperballState(jnp.zeros([], jnp.int32), radius, inner.init(params))
+
+    def update_fn(
+        updates: optax.Updates,
+        state: Any,  # Optax's protocol has the union of all states
+        params: optax.Params | None = None,
+        **extra: Any,
+    ) -> tuple[optax.Updates, HyperballState]:
+        params = required(params, "hyperball")
+        directions, after = inner.update(updates, state.direction, params, **extra)
+        rate = rate_at(state.count)
+        leaves, treedef = jax.tree.flatten(params)
+        columns = (treedef.flatten_up_to(directions), leaves, treedef.flatten_up_to(state.radius))
+        moved = [_step(rate, *row) for row in zip(*columns, strict=True)]
+        count = jnp.asarray(optax.safe_increment(state.count))
+        return treedef.unflatten(moved), HyperballState(count, state.radius, after)
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _climbing(rows: Rows) -> str:
+    """What to say if all updates point against the gradient, as a finished optimizer's do."""
+    both = [(np.asarray(up), np.asarray(down)) for _, _, up, down in rows]
+    # What turns with the sign of the parameters, a decay, cancels; noise has both signs.
+    if not (both and all(np.all(x + y < -1e-3 * np.abs(x - y)) for x, y in both)):
+        return ""
+    return (
+        "direction points down the gradient, as a finished optimizer does, so hyperball, which "
+        "subtracts it, climbs. Pass the direction alone, e.g. optax.scale_by_adam()."
+    )
+
+
+def _warn_of_zeros(params: optax.Params) -> None:
+    leaves = [row for row in named_leaves(params)[0] if is_decayable(row[1])]
+    zero = ["/".join(path) for path, x in leaves if _is_zero(x)]
+    if 0 < len(zero) < len(leaves):  # all of them: a template for a checkpoint
+        checks.warn(
+            f"hyperball keeps the norm, so what starts at 0 stays there: {listing(zero, limit=3)}. "
+            "Give such weights to another optimizer with optax.partition."
+        )
+
+
+def _is_zero(x: Leaf) -> bool:
+    if isinstance(x, jax.core.Tracer | jax.ShapeDtypeStruct):
+        return False
+    with jax.ensure_compile_time_eval():  # init may be traced over weights that are known
+        return jnp.size(x) > 0 and not jnp.any(jnp.asarray(x))
+
+
+def _radius(p: Leaf, axes: int) -> jax.Array:
+    shape = jnp.shape(p)[:axes]
+    if not is_decayable(p):
+        return jnp.zeros(shape)
+    return normalized(jnp.asarray(p), axes)[1].reshape(shape)
+
+
+def _step(rate: Scalar, u: Leaf, p: Leaf, radius: jax.Array) -> Leaf:
+    """What takes p to its new place on the sphere, in the dtype of u; arithmetic ≥ float32.
+
+    Nothing where there is no sphere (a radius of 0), nor where the step ends in its middle.
+    """
+    if u is None or isinstance(u, optax.MaskedNode) or not is_decayable(p):
+        return u
+    axes, theta = radius.ndim, widen(jnp.asarray(p))
+    radius = jnp.expand_dims(radius, tuple(range(axes, theta.ndim)))
+    unit = theta / jnp.where(radius > 0, radius, 1)
+    moved = unit - widen(rate) * normalized(jnp.asarray(u), axes)[0]
+    length = norm(moved, axes)
+    there = moved * (radius / jnp.where(length > 0, length, 1))
+    step = jnp.where((radius > 0) & (length > 0), there - theta, 0)
+    return step.astype(jnp.result_type(u))

@@ -1,0 +1,146 @@
+"""The valley of a landscape: the best decay at each learning rate, and how it moves with it."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from optax_decoupled.sweep._landscape.numbers import mean_of_finite, number, tied
+
+_RESAMPLES = 1000
+_FEWEST = 3  # rates that a slope needs
+
+
+class ValleySlope(NamedTuple):
+    """How log₂ of the best decay moves per doubling of the learning rate.
+
+    Attributes:
+      slope: 0 where rate and decay can be tuned one after the other; -1 where their
+        product is what counts.
+      low: lower end of the 95 % seed bootstrap interval. It is too short for fewer than
+        three seeds, and empty for one.
+      high: its upper end.
+      learning_rates: the rates that counted.
+      weight_decays: the best decay at each of them, interpolated.
+    """
+
+    slope: float
+    low: float
+    high: float
+    learning_rates: tuple[float, ...]
+    weight_decays: tuple[float, ...]
+
+    def __str__(self) -> str:
+        interval = f" (95 % interval {self.low:.2f} to {self.high:.2f})"
+        rates = f"{number(min(self.learning_rates))} to {number(max(self.learning_rates))}"
+        return (
+            f"slope {self.slope:.2f}{interval if self.low < self.high else ''}: each doubling of "
+            f"the rate multiplies\nthe best weight decay by {number(2.0**self.slope)}, "
+            f"over {len(self.learning_rates)} learning rates, {rates}"
+        )
+
+
+class Valley(NamedTuple):
+    """Where the best decay of each learning rate lies."""
+
+    rows: np.ndarray  # the rates whose best decay is inside the grid
+    log_decays: np.ndarray  # log₂ of the best decay of each of those
+    smallest: np.ndarray  # the other rates that train, whose best decay is the grid's smallest
+    largest: np.ndarray  # likewise
+    untrained: np.ndarray  # the rates at which even the best cell is worse than the median
+
+
+def valley_slope(
+    values: np.ndarray, learning_rates: np.ndarray, weight_decays: np.ndarray
+) -> ValleySlope:
+    """See :meth:`Landscape.valley_slope`; of a metric's values, [L, W, S]."""
+    rates, decays = np.log2(learning_rates), np.log2(weight_decays)
+    valley = _find(mean_of_finite(values), decays)
+    outside = _outside(valley, learning_rates, weight_decays)
+    if len(valley.rows) < _FEWEST:
+        raise ValueError(
+            f"valley_slope found the best decay of {len(valley.rows)} of {len(rates)} learning "
+            f"rates inside the grid; it needs {_FEWEST}. {outside}"
+        )
+    slopes = _bootstrap_slopes(values, rates, decays)
+    if len(slopes) < _RESAMPLES / 2:
+        raise ValueError(
+            f"valley_slope found {_FEWEST} best decays inside the grid in only {len(slopes)} of "
+            f"{_RESAMPLES} resamples of the seeds. Widen the grid or take more seeds. {outside}"
+        )
+    low, high = np.percentile(slopes, [2.5, 97.5])
+    return ValleySlope(
+        slope=_slope(rates[valley.rows], valley.log_decays),
+        low=float(low),
+        high=float(high),
+        learning_rates=tuple(learning_rates[valley.rows].tolist()),
+        weight_decays=tuple((2.0**valley.log_decays).tolist()),
+    )
+
+
+def _outside(valley: Valley, learning_rates: np.ndarray, weight_decays: np.ndarray) -> str:
+    """Which learning rates do not count, why, and what would make them count."""
+    rates = lambda rows: f"learning rates {', '.join(map(number, learning_rates[rows]))}"
+    smallest, largest = number(weight_decays[0]), number(weight_decays[-1])
+    sentences = [
+        (valley.smallest, "The best decay of {} is the grid's smallest, " + smallest + ", so it "
+         "may lie below: add smaller ones."),
+        (valley.largest, "The best decay of {} is the grid's largest, " + largest + ", so it may "
+         "lie above: add larger ones."),
+        (valley.untrained, "At {} even the best cell is worse than the grid's median: nobody "
+         "would train there. Take rates closer to the best one."),
+    ]  # fmt: skip
+    said = [sentence.format(rates(rows)) for rows, sentence in sentences if len(rows)]
+    return " ".join(said or ["Add learning rates."])
+
+
+def _find(mean: np.ndarray, log_decays: np.ndarray) -> Valley:
+    """Locates the best decay in each row.
+
+    Only the order within a row counts: ranks, capped at half the row, so that neither the
+    metric's scale nor cliffs nor diverged cells pull on the minimum. They are smoothed by
+    (1, 2, 1)/4 against the noise, and a parabola interpolates between the cells.
+    """
+    mean = tied(np.where(np.isnan(mean), np.inf, mean))
+    smooth = _smoothed(np.minimum(_ranks(mean), mean.shape[1] / 2))
+    lowest = np.argmin(smooth, axis=1)
+    both = np.stack([lowest, np.argmin(mean, axis=1)])
+    smallest, largest = np.any(both == 0, axis=0), np.any(both == mean.shape[1] - 1, axis=0)
+    trains = np.isfinite(mean.min(axis=1)) & (mean.min(axis=1) <= np.median(mean))
+    rows = np.flatnonzero(trains & ~smallest & ~largest)
+    at = lowest[rows]
+    left, middle, right = smooth[rows, at - 1], smooth[rows, at], smooth[rows, at + 1]
+    curvature = left - 2 * middle + right
+    offset = (left - right) / np.where(curvature > 0, 2 * curvature, np.inf)
+    best = np.interp(at + offset, np.arange(len(log_decays)), log_decays)
+    where = np.flatnonzero
+    return Valley(rows, best, where(trains & smallest), where(trains & largest), where(~trains))
+
+
+def _ranks(rows: np.ndarray) -> np.ndarray:
+    """How many cells of its row a cell exceeds; a tie counts as half."""
+    exceeds = rows[:, :, None] > rows[:, None, :]
+    ties = rows[:, :, None] == rows[:, None, :]
+    return exceeds.sum(-1) + 0.5 * (ties.sum(-1) - 1)
+
+
+def _smoothed(rows: np.ndarray) -> np.ndarray:
+    padded = np.pad(rows, ((0, 0), (1, 1)), "edge")
+    return (padded[:, :-2] + 2 * padded[:, 1:-1] + padded[:, 2:]) / 4
+
+
+def _bootstrap_slopes(values: np.ndarray, rates: np.ndarray, decays: np.ndarray) -> Sequence[float]:
+    """Slopes of the valley for resampled seeds, where enough rates locate it."""
+    rng = np.random.default_rng(0)
+    seeds = values.shape[-1]
+    slopes = []
+    for _ in range(_RESAMPLES):
+        valley = _find(mean_of_finite(values[..., rng.integers(0, seeds, seeds)]), decays)
+        if len(valley.rows) >= _FEWEST:
+            slopes.append(_slope(rates[valley.rows], valley.log_decays))
+    return slopes
+
+
+def _slope(x: np.ndarray, y: np.ndarray) -> float:
+    x = x - x.mean()
+    return float(x @ y / (x @ x))
