@@ -70,6 +70,9 @@ def check_number(name: str, value: T, rule: str, holds: Callable[[float], bool],
                 f"{name} has shape {shape}; it must be a scalar, {rule}. "
                 "For several values at once, wrap the whole optimizer in jax.vmap."
             )
+        dtype = getattr(value, "dtype", np.float32)
+        if not any(jnp.issubdtype(dtype, kind) for kind in (jnp.integer, jnp.floating)):
+            raise TypeError(f"{name} has dtype {dtype}; it must be {rule}. {way_out}")
     return value
 
 
@@ -198,17 +201,25 @@ def check_transformation(name: str, value: object, way_out: str) -> None:
         )
 
 
-def check_dtype(name: str, value: object) -> None:
-    """Requires None, or what NumPy takes for a dtype."""
+def check_moment_dtype(name: str, value: object, kind: type = jnp.floating) -> None:
+    """Requires None, or a dtype of this kind with at least 16 bits."""
+    if value is None:
+        return
     try:
         if isinstance(value, jax.Array | np.generic | np.ndarray):
-            raise TypeError  # what optax.inject_hyperparams makes of a dtype
-        _ = value if value is None else jnp.dtype(value)  # type: ignore[call-overload]
+            raise TypeError  # optax.inject_hyperparams makes arrays of dtypes
+        dtype = jnp.dtype(value)  # type: ignore[call-overload]
     except TypeError:
         raise TypeError(
             f'{name}={shown(value)} must be a dtype, such as jnp.float32 or "bfloat16", or None. '
             f"{inject_hint(name)} The text needs no such help."
         ) from None
+    if not jnp.issubdtype(dtype, kind) or jnp.finfo(dtype).bits < 16:
+        raise ValueError(
+            f"{name}={shown(value)} cannot hold a moving average: its small changes would be "
+            'rounded away. It must be a floating dtype of at least 16 bits, such as "bfloat16" '
+            "or jnp.float32, or None."
+        )
 
 
 def warn(text: str) -> None:

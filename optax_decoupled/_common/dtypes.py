@@ -33,7 +33,8 @@ def in_float32(
     def update_fn(
         updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None
     ) -> tuple[optax.Updates, optax.OptState]:
-        new_updates, new_state = inner.update(widen(updates), widen(state), params)
+        with jax.numpy_dtype_promotion("standard"):  # Optax raises b2 to an int32 count
+            new_updates, new_state = inner.update(widen(updates), widen(state), params)
         return cast_like(new_updates, updates), narrow(new_state, state)
 
     return optax.GradientTransformation(init_fn, update_fn)

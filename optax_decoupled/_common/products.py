@@ -46,7 +46,8 @@ def product(*factors: Scalar | None) -> Scalar:
     """
     if any(map(checks.is_static_zero, factors)):
         return 0.0
-    return math.prod(widen(factor) for factor in factors if factor is not None)
+    with jax.numpy_dtype_promotion("standard"):  # a mask's True times a float32 schedule, say
+        return math.prod(widen(factor) for factor in factors if factor is not None)
 
 
 def product_over_run(steps: int, *factors: ScalarOrSchedule | None) -> np.ndarray:

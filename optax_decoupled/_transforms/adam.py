@@ -69,8 +69,8 @@ def scale_by_adam(
     for name, value in (("eps", eps), ("eps_root", eps_root)):
         checks.check_nonnegative(name, value, "It keeps the denominator from zero, e.g. 1e-8.")
     checks.check_flag("nesterov", nesterov)
-    checks.check_dtype("mu_dtype", mu_dtype)
-    checks.check_dtype("nu_dtype", nu_dtype)
+    checks.check_moment_dtype("mu_dtype", mu_dtype, jnp.inexact)
+    checks.check_moment_dtype("nu_dtype", nu_dtype)
 
     def store(state: optax.ScaleByAdamState) -> optax.ScaleByAdamState:
         mu = jax.tree.map(lambda m: _stored_moment(m, mu_dtype), state.mu)
@@ -87,10 +87,11 @@ def scale_by_adam(
 def _stored_moment(m: Leaf, dtype: jax.typing.DTypeLike | None) -> Any:
     if dtype is None:
         return m
-    if jnp.iscomplexobj(m) and not jnp.issubdtype(dtype, jnp.complexfloating):
+    if jnp.iscomplexobj(m) != jnp.issubdtype(dtype, jnp.complexfloating):
+        kind = "complex" if jnp.iscomplexobj(m) else "real"
         raise ValueError(
-            f"mu_dtype={dtype!r} cannot hold the first moment of complex parameters; it must be "
-            "complex. Leave it None to use the parameters' dtype."
+            f"mu_dtype={dtype!r} cannot hold the first moment of {kind} parameters; it must be "
+            f"{kind}, as they are. Leave it None to use the parameters' dtype."
         )
     return m.astype(dtype)
 

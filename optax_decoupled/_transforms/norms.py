@@ -161,7 +161,8 @@ def _step(rate: Scalar, u: Leaf, p: Leaf, radius: jax.Array) -> Leaf:
     axes, theta = radius.ndim, widen(jnp.asarray(p))
     radius = jnp.expand_dims(radius, tuple(range(axes, theta.ndim)))
     unit = theta / jnp.where(radius > 0, radius, 1)
-    moved = unit - widen(rate) * normalized(jnp.asarray(u), axes)[0]
+    rate = jnp.asarray(rate, jnp.finfo(unit.dtype).dtype)
+    moved = unit - rate * normalized(jnp.asarray(u), axes)[0]
     length = norm(moved, axes)
     there = moved * (radius / jnp.where(length > 0, length, 1))
     step = jnp.where((radius > 0) & (length > 0), there - theta, 0)

@@ -83,7 +83,7 @@ def apply_updates_with_stochastic_rounding(
     """
     _check_key(key)
     leaves, treedef = jax.tree.flatten(params)
-    word = jax.random.bits(key)
+    word = jax.random.bits(key, dtype=jnp.uint32)  # uint64 by default under x64
     words = [_mix(word ^ np.uint32(number)) for number in range(len(leaves))]
     new = map(_add, leaves, treedef.flatten_up_to(updates), words)
     return jax.tree.unflatten(treedef, new)

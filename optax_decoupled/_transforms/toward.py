@@ -163,5 +163,6 @@ def _with_rms(x: Leaf, axes: int, target: Scalar) -> Leaf:
     if not is_decayable(x):
         return x
     rms = _rms(x, axes)
-    stretch = jnp.where(rms > 0, widen(target) / jnp.where(rms > 0, rms, 1), 1)
+    target = jnp.asarray(target, rms.dtype)
+    stretch = jnp.where(rms > 0, target / jnp.where(rms > 0, rms, 1), 1)
     return widen(jnp.asarray(x)) * jnp.expand_dims(stretch, tuple(range(axes, jnp.ndim(x))))

@@ -246,6 +246,40 @@ REFUSED = {
         ValueError,
         ["mu_dtype", "complex", "None"],
     ),
+    "complex moment of real parameters": (
+        lambda: od.adamw(0.1, 1e-3, mu_dtype="complex64").init(jnp.ones(1)),
+        ValueError,
+        ["mu_dtype='complex64'", "real", "None"],
+    ),
+    **{
+        f"{name} of {dtype}": (
+            lambda name=name, dtype=dtype: od.adam_l2(0.1, 1e-3, **{name: dtype}),
+            ValueError,
+            [f"{name}=", "floating dtype of at least 16 bits", "bfloat16"],
+        )
+        for name in ("mu_dtype", "nu_dtype")
+        for dtype in ("int8", "int32", "bool", "uint16", "float8_e5m2", "float8_e4m3fn")
+    },
+    "complex square": (
+        lambda: od.scale_by_adam(nu_dtype=jnp.complex64),
+        ValueError,
+        ["nu_dtype=", "floating", "None"],
+    ),
+    "complex rate on a device": (
+        lambda: od.adamw(jnp.complex64(0.1), 1e-3),
+        TypeError,
+        ["learning_rate has dtype complex64", ">= 0"],
+    ),
+    "bool decay on a device": (
+        lambda: od.l2_to_grad(jnp.array(True)),
+        TypeError,
+        ["l2 has dtype bool", ">= 0"],
+    ),
+    "key as decay": (
+        lambda: od.add_decoupled_weight_decay(jax.random.key(0)),  # pyright: ignore[reportArgumentType]
+        TypeError,
+        ["weight_decay", "key<"],
+    ),
 }
 
 

@@ -76,7 +76,52 @@ def test_adamw_settles_where_predicted(alpha, c, b1, rms, rotation):
 
 def test_lion_settles_where_predicted():
     tx = od.decouple(optax.lion(1e-3, b1=0.9, b2=0.99, weight_decay=0.0), 1e-3)
-    assert_settles(tx, od.equilibrium.lion(1e-3, 1e-3), 0.04)
+    assert_settles(tx, od.equilibrium.lion(1e-3, 1e-3), 0.015)
+
+
+def _simulated_lion(c, b1, b2, size):
+    """Rms and rotation under Gaussian gradients at rate 1, from the equations, in NumPy."""
+    rng = np.random.default_rng(0)
+    theta, m = np.zeros(size), np.zeros(size)
+    squares, turns = [], []
+    settled = int(4 / c + 5 / (1 - b2))
+    for t in range(settled + max(1000, int(1 / c))):
+        g = rng.standard_normal(size, np.float32)
+        new = (1 - c) * theta - np.sign(b1 * m + (1 - b1) * g)
+        m = b2 * m + (1 - b2) * g
+        if t >= settled and t % 10 == 0:
+            cosine = theta @ new / np.sqrt((theta @ theta) * (new @ new))
+            squares.append(theta @ theta / size)
+            turns.append(np.sqrt(1 - cosine**2))
+        theta = new
+    return np.sqrt(np.mean(squares)), np.mean(turns)
+
+
+@pytest.mark.parametrize(("b1", "b2"), [(0.9, 0.99), (0.95, 0.98), (0.9, 0.999)])
+@pytest.mark.parametrize("c", [pytest.param(1e-4, marks=pytest.mark.slow), 1e-3, 1e-2, 3e-2])
+def test_the_equilibrium_of_lion_is_within_2_percent_of_a_simulation(c, b1, b2):
+    there = od.equilibrium.lion(1.0, c, b1, b2)
+    rms, rotation = _simulated_lion(c, b1, b2, 10_000)
+    assert there.rms == pytest.approx(rms, rel=0.02)
+    assert there.rotation == pytest.approx(rotation, rel=0.02)
+
+
+def test_the_linear_part_of_the_sign_alone_would_be_30_percent_off():
+    c, b1, b2 = 1e-2, 0.9, 0.99
+    k = (1 - b1) ** 2 + b1**2 * (1 - b2) / (1 + b2)
+    assert od.equilibrium.lion(1.0, c, b1, b2).rms * np.sqrt(np.pi * c * k) < 0.8
+
+
+@pytest.mark.parametrize(("b1", "b2"), [(0.9, 0.99), (0.95, 0.98), (0.0, 0.9)])
+def test_the_equilibrium_of_lion_sums_the_arcsine_law(b1, b2):
+    """The sum over signs, term by term, from the weights of the gradients in the momentum."""
+    c, lags = 1e-3, np.arange(20_000)
+    weights = np.array([1 - b1, *(b1 * (1 - b2) * b2 ** np.arange(5_000))])
+    R = np.array([weights[: len(weights) - k] @ weights[k:] for k in range(4_000)])
+    signs = 2 / np.pi * np.arcsin(R / R[0])
+    S = np.sum((1 - c) ** lags[1:4_000] * signs[1:])
+    expected = np.sqrt((1 + 2 * S) / (1 - (1 - c) ** 2))
+    assert od.equilibrium.lion(1.0, c, b1, b2).rms == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize(("alpha", "momentum"), [(0.1, 0.9), (0.5, 0.9), (0.1, 0.0)])

@@ -222,7 +222,7 @@ def test_states_of_numpy_arrays_become_those_of_jax():
 
 def test_dtypes_that_jax_does_not_promote():
     params = {"w": jnp.ones(3)}
-    narrow = od.adamw(RATE, DECAY, mu_dtype=jnp.float8_e4m3fn)
+    narrow = optax.adam(RATE, mu_dtype=jnp.float8_e4m3fn)
     migrated = od.migrate_opt_state(narrow.init(params), OURS(), params)
     assert migrated[0].mu["w"].dtype == jnp.float32
     with pytest.raises(ValueError, match="mu/w would lose precision from float32 to float8"):
