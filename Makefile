@@ -4,8 +4,9 @@ VENV ?= .venv
 OUT ?= runs
 BIN := $(VENV)/bin
 PYTEST ?= -n 2
+PACKAGE_TESTS := tests/coupled_and_decoupled tests/package tests/explain tests/sweep
 
-.PHONY: run test test-slow lint format docs build clean
+.PHONY: run test test-slow test-package lint format docs build clean
 
 run: $(VENV)/.bench  ## train the paper's Figure 2 on digits; figure and JSON in ./runs
 	$(BIN)/python -m benchmarks.figures.figure2_digits --seeds 5 --out $(OUT)
@@ -15,6 +16,10 @@ test: $(VENV)/.test  ## the fast tests, with README and doctests
 
 test-slow: $(VENV)/.test  ## the long tests that `make test` leaves out
 	$(BIN)/python -m pytest $(PYTEST) -m slow
+
+test-package: $(VENV)/.test  ## the fast tests of the package alone, for another Python or JAX
+	$(BIN)/python -c "import sys, jax; print('Python', sys.version.split()[0], 'with JAX', jax.__version__)"
+	$(BIN)/python -m pytest $(PYTEST) -m "not slow" $(PACKAGE_TESTS)
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .

@@ -1,7 +1,7 @@
-r"""Where the weights of a normalized layer settle, and how they get there.
+r"""The size at which the weights of a normalized layer settle, and how they reach it.
 
-Random gradients make a weight longer, decay makes it shorter; where the two balance, its length
-and the angle of a step stay put (Kosson et al., arXiv:2305.17212). Derivations are on the page
+Random gradients make a weight longer and decay makes it shorter. Where the two balance, its
+length and the angle of a step stay constant (Kosson et al., arXiv:2305.17212). Derivations are on the page
 "Watch the weights" of the documentation, the tests are simulations.
 """
 
@@ -33,7 +33,7 @@ _ARCSINE = np.cumprod([1.0, *(1 - 1 / (_POWERS[:-1] + 1))]) / _POWERS
 
 
 class Equilibrium(NamedTuple):
-    """Where a normalized layer's weight settles under random gradients.
+    """The size and rotation of a normalized layer's weight under random gradients.
 
     Attributes:
       rms: root mean square of its elements.
@@ -47,7 +47,7 @@ class Equilibrium(NamedTuple):
 
 
 def adamw(learning_rate: Scalar, weight_decay: Scalar, b1: Scalar = 0.9) -> Equilibrium:
-    r"""Where AdamW's weights settle in a normalized layer, with :math:`a = 1 - c`.
+    r"""Equilibrium of AdamW's weights in a normalized layer, with :math:`a = 1 - c`.
 
     .. math::
 
@@ -94,7 +94,7 @@ def adamw(learning_rate: Scalar, weight_decay: Scalar, b1: Scalar = 0.9) -> Equi
 def lion(
     learning_rate: Scalar, weight_decay: Scalar, b1: Scalar = 0.9, b2: Scalar = 0.99
 ) -> Equilibrium:
-    r"""Where Lion's weights settle in a normalized layer, with :math:`a = 1 - c`.
+    r"""Equilibrium of Lion's weights in a normalized layer, with :math:`a = 1 - c`.
 
     .. math::
 
@@ -158,7 +158,7 @@ def sgdw(
     gradient_norm: Scalar = 1.0,
     size: Scalar = 1,
 ) -> Equilibrium:
-    r"""Where SGDW's weights settle in a normalized layer, whose gradient is :math:`G/\|θ\|`.
+    r"""Equilibrium of SGDW's weights in a normalized layer, whose gradient is :math:`G/\|θ\|`.
 
     .. math::
 
@@ -209,7 +209,7 @@ def sgd_l2(
     gradient_norm: Scalar = 1.0,
     size: Scalar = 1,
 ) -> Equilibrium:
-    r"""Where the weights of SGD with L2 settle in a normalized layer.
+    r"""Equilibrium of the weights of SGD with L2 in a normalized layer.
 
     .. math::
 

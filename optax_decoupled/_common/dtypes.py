@@ -17,9 +17,9 @@ def in_float32(
 ) -> optax.GradientTransformation:
     """Runs a transform in float32 on narrower leaves and keeps every dtype as it was.
 
-    Updates keep the gradient's dtype and the state the dtypes it had at init, whatever
-    the dtype of the hyperparameters, so that it can go through scan, cond and MultiSteps.
-    Leaves of 32 bits and more are passed on unchanged: there it adds no operation.
+    Updates have the gradients' dtypes and the state keeps its dtypes from init, whatever the
+    dtype of the hyperparameters, as scan, cond and MultiSteps require. Leaves of 32 bits and
+    more go through unchanged: no operation is added to them.
 
     Args:
       inner: the transform; elementwise in its updates.

@@ -1,4 +1,4 @@
-"""What a message says where `optax.inject_hyperparams` stands between the caller and us."""
+"""Hints in error messages for calls that came through `optax.inject_hyperparams`."""
 
 import traceback
 

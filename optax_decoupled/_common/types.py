@@ -9,13 +9,13 @@ import optax
 
 # A number, an array of shape () or a tracer of one.
 Scalar = jax.typing.ArrayLike
-# The number of updates so far, int32[] -> a scalar.
+# A function of the number of updates so far, int32[], that returns a scalar.
 Schedule = optax.Schedule
 ScalarOrSchedule = Scalar | Schedule
 
 # Any containers with arrays, or whatever stands for them, as leaves.
 PyTree = Any
-# A leaf of such a tree: an array, a number, or the shape and dtype of one.
+# A leaf of such a tree: an array, a number, or a jax.ShapeDtypeStruct.
 Leaf = Any
 
 # A parameter's keys as text; joined by '/' for people.

@@ -10,7 +10,7 @@ from optax_decoupled._common.types import Leaf, Mask, ScalarOrSchedule
 from optax_decoupled._select.names import listing
 from optax_decoupled._state import foreign
 from optax_decoupled._transforms.decay import add_decoupled_weight_decay
-from optax_decoupled._transforms.first_update import Rows, looked_at_once
+from optax_decoupled._transforms.first_update import Rows, probe_once
 from optax_decoupled._transforms.toward import Toward
 
 
@@ -31,8 +31,7 @@ def decouple(
 
     Args:
       inner: an optimizer whose updates are ready to be added, e.g. ``optax.lion(1e-4,
-        weight_decay=0.0)``. Turn its own decay off: what is left of it is found at ``init``
-        and warned about.
+        weight_decay=0.0)``. Turn its own decay off: ``init`` warns if it finds one.
       weight_decay: see :func:`add_decoupled_weight_decay`.
       schedule: see :func:`add_decoupled_weight_decay`. Give the shape of the inner
         learning rate if that moves (:func:`split_schedule`).
@@ -62,9 +61,9 @@ def decouple(
 
 
 def _watched(inner: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
-    """The optimizer, looked at when it is first initialized: decay around it must fit."""
+    """The optimizer with a check at its first `init`: it must not accumulate, nor decay itself."""
     inner = optax.with_extra_args_support(inner)
-    look = looked_at_once(inner, _own_decay)
+    probe = probe_once(inner, _own_decay)
 
     def init_fn(params: optax.Params) -> optax.OptState:
         state = inner.init(params)
@@ -74,14 +73,14 @@ def _watched(inner: optax.GradientTransformation) -> optax.GradientTransformatio
                 "while decay around it would act at every call. Put the accumulation outside: "
                 "optax.MultiSteps(decouple(...), every_k_schedule)."
             )
-        look(params)
+        probe(params)
         return state
 
     return optax.GradientTransformationExtraArgs(init_fn, inner.update)
 
 
 def _own_decay(rows: Rows) -> str:
-    """Which parameters an optimizer decays by itself, and what to do about it."""
+    """A warning that names the parameters which the optimizer decays by itself; "" if none."""
     paths = [path for path, *leaves in rows if _is_decay(*leaves)]
     if not paths:
         return ""
@@ -94,7 +93,7 @@ def _own_decay(rows: Rows) -> str:
 def _is_decay(v: Leaf, up: Leaf, down: Leaf) -> bool:
     """Whether a part of the update turns with the sign of the parameters.
 
-    A projection is none: it holds the norm, or replaces the parameters.
+    A projection does too, but is no decay: it keeps the norm, or replaces the parameters.
     """
     v, up, down = (np.asarray(x, np.complex128).ravel() for x in (v, up, down))
     odd = (up - down) / 2

@@ -1,8 +1,8 @@
-"""The paper's optimizers, each one `optax.chain`; `decouple` makes one of any other.
+"""The paper's optimizers, each one `optax.chain`.
 
-What the arguments mean is said once, at the transforms: `scale_by_adam` for the
-moments, `add_decoupled_weight_decay` for decay, schedule and mask. `schedule` is the
-paper's η_t and multiplies step and decay alike.
+The arguments are explained at the transforms: the moments at `scale_by_adam`; decay,
+schedule and mask at `add_decoupled_weight_decay`. `schedule` is the paper's η_t and
+multiplies step and decay alike.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ def adamw(
     :func:`add_decoupled_weight_decay`.
 
     Args:
-      learning_rate: :math:`α`, or an Optax schedule of the rate; then ``decay_schedule``
-        must say what the decay does (or ``schedule``, which multiplies that rate too:
-        for one shape of both use :func:`split_schedule`).
+      learning_rate: :math:`α`, or an Optax schedule of the rate. A schedule needs
+        ``decay_schedule`` beside it, or ``schedule``, which multiplies that rate too (for
+        one shape of both use :func:`split_schedule`).
       weight_decay: :math:`λ`, the fraction of a weight removed per full step. For a value
         of :func:`optax.adamw` or PyTorch see :func:`weight_decay_from_pytorch`.
-      schedule: :math:`η_t`, the multiplier of both step and decay, 1 for a full step and
-        no learning rate; None for 1.
+      schedule: :math:`η_t`, the multiplier of both step and decay: 1 for a full step. It
+        is no learning rate. None for 1.
       decay_schedule: the decay's own multiplier, instead of ``schedule``.
       b1, b2, eps, eps_root, mu_dtype, nu_dtype, nesterov: see :func:`scale_by_adam`.
       mask, cautious, toward: see :func:`add_decoupled_weight_decay`.
@@ -118,9 +118,9 @@ def adamc(
       weight_decay: :math:`λ`, the fraction of a weight removed per full step, see :func:`adamw`.
       schedule: :math:`η_t`, 1 for a full step.
       normalized: which parameters are followed by a norm, a mask as for
-        :func:`add_decoupled_weight_decay`. The default goes by name and shape: what
-        :func:`decay_mask` selects, with two axes or more, but no embedding and no head (names
-        with a word such as ``embed``, ``wte``, ``head`` or ``logits``).
+        :func:`add_decoupled_weight_decay`. The default goes by name and shape: parameters
+        of two axes or more that :func:`decay_mask` selects, without embeddings and heads
+        (names with a word such as ``embed``, ``wte``, ``head`` or ``logits``).
       mask: which parameters decay at all.
       cautious: see :func:`add_decoupled_weight_decay`.
       b1, b2, eps, eps_root, mu_dtype, nu_dtype, nesterov: see :func:`scale_by_adam`.
@@ -216,7 +216,7 @@ def _checked_decay(
     decay_schedule: ScalarOrSchedule | None = None,
     toward: Toward | None = None,
 ) -> Schedule:
-    """The fraction that a step removes."""
+    """The schedule of c_t, from arguments that are checked here."""
     check_step(learning_rate, schedule)
     checks.check_schedule("decay_schedule", decay_schedule)
     multiplier = schedule if decay_schedule is None else decay_schedule

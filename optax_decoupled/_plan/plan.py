@@ -1,7 +1,7 @@
-"""The plan of a run: what each published rule would choose, beside one's own value.
+"""The plan of a run: the value of each published rule, beside one's own.
 
-It reports and does not decide. The rules were fitted to different networks and disagree; the
-table says by how much, and each row where its rule comes from.
+The plan reports and does not decide. The rules were fitted to different networks and disagree.
+The table shows by how much, and the source of each rule.
 """
 
 from __future__ import annotations
@@ -20,9 +20,11 @@ from optax_decoupled._common.types import Scalar, ScalarOrSchedule
 from optax_decoupled._plan.report import DecayPlan, PlanRow
 from optax_decoupled.schedules import log_time_weight_decay
 
-# From here on rules are said to disagree, below it a decay to hardly act.
-_DISAGREE, _HARDLY = 4.0, 0.1
-# Of the squared length of the initial weight, what may be left in equilibrium.
+# Rules disagree if their budgets differ by this factor.
+_DISAGREE = 4.0
+# A decay with a smaller budget hardly acts.
+_HARDLY = 0.1
+# The share of the initial weight's squared length that may be left in equilibrium.
 _SETTLED = 0.05
 _LOST_BELOW = float(jnp.finfo(jnp.bfloat16).eps) / 4
 
@@ -55,12 +57,12 @@ def plan_weight_decay(
     tokens_per_parameter: Scalar | None = None,
     momentum: Scalar | None = None,
 ) -> DecayPlan:
-    r"""What a decay does over a whole run, beside what published rules would choose for it.
+    r"""The effect of a decay over a whole run, beside the values of published rules.
 
     .. math:: Ω = \sum_t λ_t η_t, \qquad \text{left} = \prod_t (1 - λ_t η_t)
 
-    A report and no oracle: the rules were fitted to different networks. Take their range for
-    the range of a sweep.
+    The rules were fitted to different networks and disagree. Use their range as the range of a
+    sweep.
 
     Args:
       steps: the updates of the run.
@@ -186,7 +188,7 @@ def _predicted(decay: float, run: _Run) -> tuple[float, float]:
 
 
 def _comparison(rows: Sequence[PlanRow]) -> list[str]:
-    """Where the rules disagree, and where the caller's value lies among them."""
+    """Notes on how far the rules disagree, and on the caller's value among them."""
     rules = sorted((row for row in rows if row.rule != "yours"), key=lambda row: row.budget)
     if not rules:
         return []
@@ -203,7 +205,7 @@ def _comparison(rows: Sequence[PlanRow]) -> list[str]:
     if yours.rule == "yours":
         side = "below" if yours.budget < low.budget else "above"
         within = low.budget <= yours.budget <= high.budget
-        notes.append(f"Yours lies {'within' if within else side} the range of the rules.")
+        notes.append(f"Yours is {'within' if within else side} the range of the rules.")
     return notes
 
 
@@ -218,7 +220,7 @@ def _flag_notes(rows: Sequence[PlanRow]) -> list[str]:
 
 
 def _validity_notes(rules: Sequence[_Rule]) -> list[str]:
-    """Where the rules hold, those of one sentence together."""
+    """A note on where each rule holds; rules with the same sentence share one."""
     named: dict[str, list[str]] = {}
     for rule in rules:
         named.setdefault(rule.validity, []).append(rule.name)

@@ -1,4 +1,4 @@
-"""What `plan_weight_decay` returns: rows, notes and their printed table."""
+"""The result of `plan_weight_decay`: rows, notes and their printed table."""
 
 import dataclasses
 import html
@@ -25,7 +25,7 @@ _FIRST, _SECOND = range(7), (0, 7, 8, 9, 10)
 
 @dataclasses.dataclass(frozen=True)
 class PlanRow:
-    r"""One way to choose the decay of a run, and what it does over the run.
+    r"""One way to choose the decay of a run, and its effect over the run.
 
     Attributes:
       rule: ``"yours"``, or a short name of the rule.
@@ -34,7 +34,7 @@ class PlanRow:
       budget: :math:`Ω = \sum c_t` over the run.
       timescale: full steps over which the weights average, :math:`1/λ`; NaN if λ moves.
       half_life: full steps in which decay alone halves a weight; NaN if λ moves.
-      left: :math:`\prod (1 - c_t)`, what the run leaves of an initial weight.
+      left: :math:`\prod (1 - c_t)`, the share of an initial weight that the run leaves.
       pytorch: the value for PyTorch and Optax, :math:`λ/α`, for SGD with momentum
         :math:`λ(1 - m)/α`; NaN without a learning rate.
       rms: the predicted root mean square of a normalized layer's weight, at equilibrium of the
@@ -42,7 +42,7 @@ class PlanRow:
         moves.
       rotation: the predicted angle per full step there, in radians.
       source: where the rule was published.
-      note: where it holds, and what is remarkable about this run.
+      note: where the rule holds, and remarks on this run.
     """
 
     rule: str
@@ -67,12 +67,12 @@ class PlanRow:
 
 @dataclasses.dataclass(frozen=True)
 class DecayPlan:
-    """What published rules would choose for a run; ``print`` it, or use it as data.
+    """The values of published rules for a run; ``print`` it, or use it as data.
 
     Attributes:
       rows: one :class:`types.PlanRow` for each rule, the caller's value first.
       steps: the length of the run.
-      notes: where the rules disagree, and what is remarkable about their rows.
+      notes: where the rules disagree, and remarks on their rows.
     """
 
     rows: tuple[PlanRow, ...]

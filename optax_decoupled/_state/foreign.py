@@ -1,4 +1,4 @@
-"""All that we know of other people's optimizers: the names in their states, and their habits."""
+"""Field names and conventions in the states of Optax and Flax."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,24 +8,24 @@ import jax.numpy as jnp
 
 from optax_decoupled._common.types import PyTree
 
-# Fields of Optax states that count steps. All of a state's counters agree,
+# Fields of Optax states that count steps. All counters of a state agree,
 COUNTERS = frozenset({"count", "gradient_step"})
-# but for those of states that start theirs anew: they are carried like moments.
+# except in these states, which reset theirs: such counters are carried like moments.
 RECOUNTING = frozenset({"ReduceLROnPlateauState", "ApplyEvery"})
-# Fields that belong to an optimizer rather than to a run: the target's own are kept.
+# Fields that belong to an optimizer, not to a run: a migration keeps those of the target.
 OWN = frozenset({"decay_rate", "hyperparams", "hyperparams_states"})
 # Fields in which states add up gradients or updates over several steps.
 ACCUMULATORS = frozenset({"acc_grads", "grad_acc"})
-# Fields of optax.MultiSteps that mean nothing between two of its steps.
+# Fields of optax.MultiSteps that hold nothing between two of its steps.
 ACCUMULATION = frozenset({"mini_step", "acc_grads", "skip_state"})
-# Fields of optax.apply_if_finite, which count what it has refused.
+# Fields of optax.apply_if_finite, which count the updates that it skipped.
 REFUSALS = frozenset({"notfinite_count", "last_finite", "total_notfinite"})
 # Fields that hold the state of an inner transform.
 CONTAINERS = frozenset({"inner_state", "inner_states", "inner_opt_state"})
 
 
 def nodes_with(state: PyTree, *fields: str) -> list[Any]:
-    """The states in a state that have one of these fields, none from inside of another."""
+    """The outermost states within a state that have one of these fields."""
     holds = lambda node: not set(fields).isdisjoint(getattr(node, "_fields", ()))
     return [node for node in jax.tree.leaves(state, is_leaf=holds) if holds(node)]
 
@@ -35,7 +35,7 @@ def accumulates(state: PyTree) -> bool:
     return bool(nodes_with(state, *ACCUMULATORS))
 
 
-# Transforms whose state holds what happened since their last update: (field, name or None).
+# Transforms that need several calls for one update: the fields that count or add up the calls.
 _CYCLES = {"ApplyEvery": ("count", "grad_acc"), "SAMState": ("steps_since_sync",)}
 
 
@@ -58,7 +58,7 @@ def at_count(state: PyTree, count: Any) -> Any:
 
 
 def at_count_of(state: PyTree, other: PyTree) -> Any:
-    """The same, at the counts of another state."""
+    """The state with every counter at its value in another state."""
     leaves = dict(jax.tree_util.tree_flatten_with_path(other)[0])
     return _counting(state, leaves.get)
 
@@ -73,19 +73,19 @@ def _counting(state: PyTree, count: Callable[[Any, Any], Any]) -> Any:
 
 
 def makes_update(before: PyTree, after: PyTree) -> jax.Array:
-    """Whether what accumulates gradients took a step of its own in between."""
+    """Whether an accumulating optimizer took a step of its own between two states."""
     both = [jax.tree_util.tree_flatten_with_path(state)[0] for state in (before, after)]
     steps = [[x for path, x in leaves if _name(path) == "gradient_step"] for leaves in both]
     return jnp.array([jnp.any(a != b) for a, b in zip(*steps, strict=True)], bool).all()
 
 
 def _name(path: Any) -> str | None:
-    """Of the field that a leaf is."""
+    """The name of the field at the end of a path, or None."""
     return getattr(path[-1], "name", None) if path else None
 
 
 def is_perturbed(state: PyTree) -> bool:
-    """Whether SAM has moved the parameters away, to come back in a later call."""
+    """Whether SAM has perturbed the parameters and will undo that in a later call."""
     return any(bool(node.steps_since_sync) for node in nodes_with(state, "steps_since_sync"))
 
 

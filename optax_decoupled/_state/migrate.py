@@ -13,7 +13,7 @@ from optax_decoupled._common.types import Leaf, Path, PyTree, Scalar
 from optax_decoupled._select.names import unboxed
 from optax_decoupled._state import foreign
 
-# What a state may begin with at a migration: the reference of toward_init is the weights there.
+# Fields that start anew at a migration: the reference of toward_init is then the current weights.
 _BEGUN_ANEW = foreign.REFUSALS | {"reference"}
 
 _Keys = tuple[Any, ...]
@@ -43,17 +43,17 @@ def migrate_opt_state(
         new one in its place.)
       tx: the optimizer to carry it into.
       params: the parameters, of the structure that ``tx.init`` gets.
-      count: the number of updates so far. Only for states that do not know it, such as
-        that of ``optax.sgd`` with a constant rate; if it is needed and missing, the error
-        says so.
+      count: the number of updates so far. Only for states without a counter, such as that
+        of ``optax.sgd`` with a constant rate. An error asks for it if it is needed.
 
     Returns:
       A state of the structure and dtypes of ``tx.init(params)``. Injected hyperparameters
       are those of ``tx``: their meaning may differ between optimizers.
 
     Raises:
-      ValueError: listing what has no counterpart, has another shape or would lose
-        precision; for momentum buffers of different units; for counters that disagree.
+      ValueError: if fields have no counterpart, have another shape or would lose precision
+        (the message lists them); for momentum buffers of different units; for counters that
+        disagree.
 
     Examples:
       >>> import jax.numpy as jnp, optax, optax_decoupled as od
@@ -113,8 +113,8 @@ def _check_order(opt_state: optax.OptState, tx: optax.GradientTransformation) ->
     if flat and not any(isinstance(k, jax.tree_util.GetAttrKey) for keys, _ in flat for k in keys):
         raise ValueError(
             "opt_state has none of the types of Optax's states, only dicts and lists, as a "
-            "checkpoint has that was restored without a target: what its numbers mean cannot be "
-            "told. Restore it into old_tx.init(params), e.g. with Orbax's "
+            "checkpoint has that was restored without a target, so nothing tells its moments from "
+            "its counters. Restore it into old_tx.init(params), e.g. with Orbax's "
             "StandardCheckpointer().restore(path, old_tx.init(params))."
         )
 
@@ -122,8 +122,9 @@ def _check_order(opt_state: optax.OptState, tx: optax.GradientTransformation) ->
 def _grown(
     tx: optax.GradientTransformation, params: optax.Params, opt_state: optax.OptState
 ) -> optax.OptState:
-    """The state to fill: the initial one, or with the leaves that it gains at its first update
-    (:func:`optax.monitor` keeps its measurements from there on) if the old one has them.
+    """The state to fill: the initial one of tx, or the one after its first update.
+
+    The latter if the first update adds leaves (as in :func:`optax.monitor`) that the old state has.
     """
     initial = tx.init(params)
     try:
@@ -141,9 +142,9 @@ def _grown(
 def _fields(state: optax.OptState) -> dict[_Field, Any]:
     """A state's leaves by the name of their field and the path below it.
 
-    Fields that hold the state of an inner transform are passed through, so that the same
-    moment has the same name in a chain, injected or under MultiSteps. Counters and what is
-    not carried keep their whole path: there may be many.
+    Names of fields that hold an inner transform's state are left out, so that a moment has
+    the same name in a chain, injected or under MultiSteps. Counters and fields that are not
+    carried keep their whole path, because a state may hold several.
     """
     fields: dict[_Field, Any] = {}
     for _, field, leaf in _leaves(state):
@@ -168,7 +169,7 @@ def _leaves(state: optax.OptState) -> list[tuple[_Keys, _Field, Any]]:
 
 
 def _keys_of(state: optax.OptState, types: frozenset[str]) -> dict[_Keys, str]:
-    """Where in a state the nodes of these types are, and which they are."""
+    """The type name of each node of these types, by its keys in the state."""
     is_named = lambda node: type(node).__name__ in types
     flat, _ = jax.tree_util.tree_flatten_with_path(state, is_leaf=is_named)
     return {keys: type(node).__name__ for keys, node in flat if is_named(node)}
@@ -190,12 +191,12 @@ def _is_counter(field: _Field) -> bool:
 
 
 def _is_carried(field: _Field) -> bool:
-    """Neither a counter, which is set, nor an optimizer's own, which is kept."""
+    """False for counters, which are set, and for fields that the target keeps."""
     return not _is_counter(field) and field[0] not in foreign.OWN
 
 
 def _problems(old: dict[_Field, Any], new: dict[_Field, Any]) -> list[str]:
-    """What stands in the way of a migration, one phrase each."""
+    """The reasons why a state cannot be migrated, one phrase each."""
     between_steps = _number(old.get(("mini_step", ()), 0)) == 0
     spare = foreign.REFUSALS | (foreign.ACCUMULATION if between_steps else frozenset())
     missing = [
@@ -221,7 +222,7 @@ def _mismatch(field: _Field, old: PyTree, new: PyTree) -> list[str]:
 
 
 def _holds(new: PyTree, old: PyTree) -> bool:
-    """Whether one dtype can represent all that another can. Random keys are of their own."""
+    """Whether the new dtype represents every value of the old one. Random keys: the same."""
     if any(jnp.issubdtype(dtype, jax.dtypes.extended) for dtype in (new, old)):
         return new == old
     if all(jnp.issubdtype(dtype, jnp.floating) for dtype in (new, old)):
@@ -232,12 +233,12 @@ def _holds(new: PyTree, old: PyTree) -> bool:
 
 
 def _number(x: Leaf) -> int | None:
-    """The value of a scalar; None if it is not known, or there are several."""
+    """The value of a scalar; None if it is traced or an array with axes."""
     return None if isinstance(x, jax.core.Tracer) or jnp.shape(x) != () else int(x)
 
 
 def _kind_problems(old: PyTree, new: PyTree) -> list[str]:
-    """Moments of one name may mean different things: AdaBelief's `nu` is a variance."""
+    """A problem if moments of one name have two meanings: AdaBelief's `nu` is a variance."""
     nodes = [foreign.nodes_with(state, "mu", "nu") for state in (old, new)]
     kinds = [sorted({type(node).__name__ for node in each}) for each in nodes]
     if kinds[0] == kinds[1] or not all(kinds):
@@ -250,15 +251,15 @@ def _text(field: _Field) -> str:
 
 
 def _momentum_problems(old: PyTree, new: PyTree) -> list[str]:
-    """Momentum of scaled gradients is no momentum of gradients."""
+    """A problem if one momentum buffer holds scaled gradients and the other plain ones."""
     before, after = _scaled_momenta(old), _scaled_momenta(new)
     different = sorted(f for f in before.keys() & after.keys() if before[f] != after[f])
     if not different:
         return []
     first = different[0]
-    held, wanted = ("scaled gradients", "plain") if before[first] else ("gradients", "scaled")
+    old_kind, kind = ("scaled gradients", "plain") if before[first] else ("gradients", "scaled")
     return [
-        f"its momentum buffer holds {held}, the new one {wanted} ones ({_text(first)}): choose "
+        f"its momentum buffer holds {old_kind}, the new one {kind} ones ({_text(first)}): choose "
         "scale_before_momentum of sgdw accordingly (optax.sgd's is False)"
     ]
 
@@ -276,7 +277,7 @@ def _scaled_momenta(state: optax.OptState) -> dict[_Field, bool]:
 
 
 def _in_one_chain(first: _Keys, second: _Keys) -> bool:
-    """Whether two nodes of a state are not in different groups of a partition."""
+    """False for two nodes of a state in different groups of a partition."""
     n = next(i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b)
     return not n or getattr(first[n - 1], "name", None) != "inner_states"
 

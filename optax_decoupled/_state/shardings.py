@@ -1,4 +1,4 @@
-"""Where the parts of an optimizer's state lie, on many devices."""
+"""Shardings of optimizer states."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ def opt_state_shardings(tx: optax.GradientTransformation, params: optax.Params) 
     """Shardings for an optimizer state: moments like their parameters, the rest replicated.
 
     ``jax.jit(tx.init)(params)`` may leave the moments on one device, because they are
-    zeros that depend on no sharded value. Say where they belong instead::
+    zeros that depend on no sharded value. Pass their shardings instead::
 
         init = jax.jit(tx.init, out_shardings=opt_state_shardings(tx, params))
 
@@ -25,8 +25,8 @@ def opt_state_shardings(tx: optax.GradientTransformation, params: optax.Params) 
 
     Returns:
       A tree of :class:`jax.sharding.Sharding` of the structure of ``tx.init(params)``.
-      A leaf that has its parameter's shape, and a path that ends like its, has its sharding;
-      every other is replicated over the same mesh.
+      A leaf with the shape of a parameter and a path that ends like the parameter's has the
+      parameter's sharding. Every other leaf is replicated over the same mesh.
 
     Raises:
       ValueError: for a parameter without a sharding, or parameters on several meshes.
@@ -44,9 +44,9 @@ def opt_state_shardings(tx: optax.GradientTransformation, params: optax.Params) 
     flat, treedef = jax.tree_util.tree_flatten_with_path(jax.eval_shape(tx.init, params))
     paths = unboxed([keys for keys, _ in flat])
     named = [(path, leaf) for path, (_, leaf) in zip(paths, flat, strict=True)]
-    whole = {(path, leaf.shape): leaf.sharding for path, leaf in named_leaves(params)[0]}
-    found = _matched(named, whole)
-    if not any(found):  # optax.lookahead: its optimizer sees a part of the parameters' tree
+    by_path = {(path, leaf.shape): leaf.sharding for path, leaf in named_leaves(params)[0]}
+    found = _matched(named, by_path)
+    if not any(found):  # the optimizer inside optax.lookahead sees a part of the tree alone
         found = _matched(named, _by_suffix(params))
     return jax.tree.unflatten(treedef, [sharding or replicated for sharding in found])
 
@@ -55,16 +55,16 @@ _Shardings = dict[tuple[Path, tuple[int, ...]], Sharding]
 
 
 def _matched(named: list[tuple[Path, Leaf]], like: _Shardings) -> list[Sharding | None]:
-    """For each leaf of a state the sharding of the parameter that its path ends like.
+    """For each leaf of a state, the sharding of the parameter whose path ends its own.
 
-    Below its parameter's path it may have one more key, as SM3's lists have.
+    One more key may follow the parameter's path, as in SM3's lists.
     """
     ends = lambda path, leaf: [*_suffixes(path, leaf), *_suffixes(path[:-1], leaf)]
     return [next((like[x] for x in ends(*each) if x in like), None) for each in named]
 
 
 def _by_suffix(params: optax.Params) -> _Shardings:
-    """By the ends of parameters' paths: a state may begin them otherwise."""
+    """Shardings by every ending of the parameters' paths: a state may begin paths otherwise."""
     found: _Shardings = {}
     for path, leaf in named_leaves(params)[0]:
         for end in _suffixes(path, leaf)[:-1]:  # the last has no key
@@ -73,7 +73,7 @@ def _by_suffix(params: optax.Params) -> _Shardings:
 
 
 def _suffixes(path: Path, leaf: Leaf) -> list[tuple[Path, tuple[int, ...]]]:
-    """The longest first."""
+    """All endings of a path, the longest first."""
     return [(path[n:], leaf.shape) for n in range(len(path) + 1)]
 
 

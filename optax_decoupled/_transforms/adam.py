@@ -1,4 +1,4 @@
-"""Adam's preconditioner: Optax's rule, with honest arithmetic in low precision."""
+"""Adam's preconditioner: Optax's rule, computed in float32 for narrower gradients."""
 
 from __future__ import annotations
 

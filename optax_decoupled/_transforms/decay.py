@@ -4,10 +4,10 @@ r"""Weight decay as an Optax transform: the contract equation.
 
     θ_{t+1} = θ_t + u_t - c_t · w ⊙ (θ_t - r_t), \qquad c_t = λ_t · η_t
 
-:math:`u_t` is what the rest of the chain produced (already scaled by the learning
+:math:`u_t` is the update of the rest of the chain (already scaled by the learning
 rate, sign included), :math:`c_t` the fraction of a weight that step :math:`t`
-removes, :math:`w` the multipliers of the parameters (the mask), :math:`r_t` what they
-are pulled to, 0 unless ``toward`` says otherwise. Every convention of
+removes, :math:`w` the multiplier of each parameter (the mask), and :math:`r_t` the point
+that the weights decay to: 0, or the reference that ``toward`` sets. Every convention of
 weight decay in use is a choice of :math:`λ` and :math:`η`. The first update sees
 count 0, and schedules are evaluated at the count before the increment, as in Optax.
 
@@ -34,7 +34,7 @@ from optax_decoupled._transforms.toward import Toward
 
 
 class DecoupledWeightDecayState(NamedTuple):
-    """State of :func:`add_decoupled_weight_decay`; the same tree for all its options.
+    """State of :func:`add_decoupled_weight_decay` without ``toward``, whatever its mask.
 
     Attributes:
       count: number of updates so far, int32[].
@@ -47,12 +47,12 @@ class DecoupledWeightDecayState(NamedTuple):
 
 
 class PulledWeightDecayState(NamedTuple):
-    """The same with ``toward=``.
+    """State of :func:`add_decoupled_weight_decay` when ``toward`` is given.
 
     Attributes:
       count: number of updates so far, int32[].
       decay_rate: the :math:`c_t` last applied (0 before the first), float32[].
-      reference: what ``toward`` keeps.
+      reference: the state of ``toward``, such as the initial weights; None if it needs none.
     """
 
     count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]  Optax's name
@@ -74,7 +74,7 @@ def add_decoupled_weight_decay(
 
     It stands **after** the scaling by the learning rate, at the end of a chain; before
     it, :math:`c_t` would be multiplied by minus the rate and the weights would grow
-    (:func:`explain_weight_decay` tells). The arithmetic is at least float32 and the
+    (:func:`explain_weight_decay` reports this). The arithmetic is at least float32 and the
     updates keep their dtype.
 
     Args:
@@ -89,7 +89,7 @@ def add_decoupled_weight_decay(
         parameters to one, such as :func:`decay_mask` or :func:`decay_rules`.
       cautious: decay only elements whose update and weight do not point the same way
         (:math:`u · (θ - r) \le 0`), that is where the step does not already grow the weight.
-      toward: what the weights are pulled to, :math:`r_t`: None for 0, or
+      toward: sets the point :math:`r_t` that the weights decay to: None for 0, or
         :func:`toward_init`, :func:`toward_argument`, :func:`toward_rms`.
 
     Returns:
@@ -101,9 +101,9 @@ def add_decoupled_weight_decay(
         ``init`` for a mask that does not fit; at ``update`` without ``params``.
 
     Warns:
-      UserWarning: if a static ``weight_decay`` is 0.01 or more, which looks like
-        PyTorch's, and if a schedule of it reaches 0.5 without ``toward``, which looks
-        like a multiplier.
+      UserWarning: if a static ``weight_decay`` is 0.01 or more, which is probably a value
+        of PyTorch or Optax; if a schedule of it reaches 0.5 without ``toward``, which is
+        probably a multiplier.
 
     Examples:
       With zero gradients :math:`T` steps leave :math:`θ_0 (1 - c)^T`:
@@ -123,14 +123,14 @@ def add_decoupled_weight_decay(
       et al., arXiv:2510.12402.
     """
     checks.check_schedule("schedule", schedule)
-    if not is_product(weight_decay):  # an optimizer's, of factors that it has checked
+    if not is_product(weight_decay):  # the optimizers check the factors of their products
         check_decay(weight_decay, schedule, toward)
     checks.check_flag("cautious", cautious)
     _check_toward(toward)
     rate_at, decay = product_schedule(weight_decay, schedule), _cautious if cautious else _all
 
     def init_fn(params: optax.Params) -> DecoupledWeightDecayState | PulledWeightDecayState:
-        leaf_multipliers(mask, params)  # a mask that does not fit fails here
+        leaf_multipliers(mask, params)  # raises here if the mask does not fit
         start = DecoupledWeightDecayState(jnp.zeros([], jnp.int32), jnp.zeros([], jnp.float32))
         return PulledWeightDecayState(*start, toward.init(params)) if toward else start
 
@@ -167,8 +167,8 @@ def _cautious(u: jax.Array, p: jax.Array, c: jax.Array, *r: jax.Array) -> jax.Ar
 def _check_toward(toward: object) -> None:
     if toward is not None and not isinstance(toward, Toward):
         raise TypeError(
-            f"toward={shown(toward)} must be None (0) or what toward_init(), "
-            "toward_argument(name) or toward_rms(rms) returns. To pull to a fixed tree, pass "
+            f"toward={shown(toward)} must be None (0) or the result of toward_init(), "
+            "toward_argument(name) or toward_rms(rms). To decay to a tree of your own, use "
             "toward_argument()."
         )
 
@@ -190,9 +190,9 @@ def map_decaying(
     params: optax.Params,
     *columns: list[Leaf],
 ) -> optax.Updates:
-    """``fn(u, θ, c · w, *others)`` for every parameter that decays; others keep their update.
+    """Updates after ``fn(u, θ, c · w, *others)``; parameters that do not decay keep theirs.
 
-    Columns are lists of one entry for each leaf of params.
+    Each of the columns is a list with one entry per leaf of params.
     """
     leaves, treedef = jax.tree.flatten(params)
     rates = [product(rate, w) for w in leaf_multipliers(mask, params)]
@@ -203,8 +203,9 @@ def map_decaying(
 def _in_full_precision(
     fn: Callable[..., jax.Array], u: Leaf, p: Leaf, c: Scalar, *others: Leaf
 ) -> Leaf:
-    """``fn(u, θ, c, …)`` in at least float32, in the dtype of u. Nothing is done for a c of 0:
-    even an added 0 could change how XLA rounds the step.
+    """``fn(u, θ, c, …)`` computed in at least float32, returned in the dtype of u.
+
+    A static c of 0 returns u itself: XLA may round u + 0 · θ differently from u.
     """
     if u is None or checks.is_static_zero(c):
         return u

@@ -1,4 +1,4 @@
-"""What somebody's optimizer does at its first update, asked on a few elements of each parameter."""
+"""Probes the first update of any optimizer on a few elements of each parameter."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from optax_decoupled._common.types import Leaf
 from optax_decoupled._select.names import is_empty, named_leaves
 
 _GRADIENT = 2.0**-10
-# Of each parameter its path, its values v, and the first updates that move anything at v and -v.
+# For each parameter: its path, values v, and the first nonzero updates at v and at -v.
 Rows = list[tuple[str, Leaf, Leaf, Leaf]]
 
 
-def looked_at_once(
+def probe_once(
     inner: optax.GradientTransformation, verdict: Callable[[Rows], str]
 ) -> Callable[[optax.Params], None]:
-    """A function for `init`, which warns of what the first parameters show, if that is anything.
+    """A function for `init` that probes `inner` once and warns with the verdict's text, if any.
 
-    What cannot be asked is not told: an optimizer that needs more arguments, or is made of
-    traced numbers.
+    No warning is given if the optimizer needs extra arguments or its hyperparameters are
+    traced.
     """
-    seen: list[bool] = []
+    done: list[bool] = []
 
-    def look(params: optax.Params) -> None:
-        if seen:
+    def probe(params: optax.Params) -> None:
+        if done:
             return
-        seen.append(True)
+        done.append(True)
         try:
             with jax.ensure_compile_time_eval():
                 text = verdict(_small_updates(inner, params))
@@ -41,7 +41,7 @@ def looked_at_once(
         if text:
             checks.warn(text)
 
-    return look
+    return probe
 
 
 def _small_updates(inner: optax.GradientTransformation, params: optax.Params) -> Rows:

@@ -1,7 +1,7 @@
-"""L2 regularization, the coupled twin of weight decay, to compare with: transforms, optimizers.
+"""L2 regularization, the coupled twin of weight decay, to compare with.
 
-Its gradient is added before momentum and preconditioner, which is what couples it to them and
-to the learning rate.
+Its gradient is added before momentum and preconditioner. Both rescale it, as the learning rate
+does: that is the coupling.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Steps on a sphere: the norm of each weight stays what it was, so no decay is needed."""
+"""Steps on a sphere: each weight keeps its initial norm, so it needs no decay."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from optax_decoupled._common.types import Leaf, PyTree, Scalar, ScalarOrSchedule
 from optax_decoupled._select.names import listing, named_leaves
 from optax_decoupled._select.stacked import Stacked, leading_axes, norm, normalized
 from optax_decoupled._transforms.decay import required
-from optax_decoupled._transforms.first_update import Rows, looked_at_once
+from optax_decoupled._transforms.first_update import Rows, probe_once
 
 
 class HyperballState(NamedTuple):
@@ -48,15 +48,15 @@ def hyperball(
         \qquad R = \|θ_0\|
 
     Weight decay in a normalized layer only sets how far each step turns the weights. Here
-    the learning rate says so directly: the step before the projection is :math:`α` of the
-    weight's norm, whatever the size of the gradient. Made for the matrices of normalized
+    the learning rate sets that angle directly: the step before the projection is :math:`α`
+    times the weight's norm, whatever the size of the gradient. Made for the matrices of normalized
     networks; give embeddings, biases and scales to another optimizer with
     :func:`optax.partition`.
 
     Args:
-      direction: what :math:`u` is made by, such as :func:`optax.scale_by_adam` or
-        ``optax.contrib.scale_by_muon()``. Its size does not matter, and it is not scaled by
-        a learning rate, whose sign would turn it around.
+      direction: the transformation that produces :math:`u`, such as
+        :func:`optax.scale_by_adam` or ``optax.contrib.scale_by_muon()``. Its size does not
+        matter. It must not be scaled by a learning rate, which would reverse its sign.
       learning_rate: :math:`α \ge 0`, dimensionless: the length of a step relative to the
         weight; or a schedule (step → α).
       stacked: the number of leading axes over which each slice is a weight of its own, as in
@@ -87,10 +87,10 @@ def hyperball(
     checks.check_transformation("direction", direction, "Pass e.g. optax.scale_by_adam().")
     checks.check_learning_rate(learning_rate)
     inner, rate_at = optax.with_extra_args_support(direction), product_schedule(learning_rate)
-    look = looked_at_once(inner, _climbing)
+    probe = probe_once(inner, _climbing)
 
     def init_fn(params: optax.Params) -> HyperballState:
-        look(params)
+        probe(params)
         _warn_of_zeros(params)
         leaves, treedef = jax.tree.flatten(params)
         rows = zip(leaves, leading_axes(stacked, params), strict=True)
@@ -116,9 +116,9 @@ def hyperball(
 
 
 def _climbing(rows: Rows) -> str:
-    """What to say if all updates point against the gradient, as a finished optimizer's do."""
+    """A warning if all updates point against the gradient, as a finished optimizer's do."""
     both = [(np.asarray(up), np.asarray(down)) for _, _, up, down in rows]
-    # What turns with the sign of the parameters, a decay, cancels; noise has both signs.
+    # A decay cancels in the sum, because it turns with the parameters; noise has both signs.
     if not (both and all(np.all(x + y < -1e-3 * np.abs(x - y)) for x, y in both)):
         return ""
     return (
@@ -132,7 +132,7 @@ def _warn_of_zeros(params: optax.Params) -> None:
     zero = ["/".join(path) for path, x in leaves if _is_zero(x)]
     if 0 < len(zero) < len(leaves):  # all of them: a template for a checkpoint
         checks.warn(
-            f"hyperball keeps the norm, so what starts at 0 stays there: {listing(zero, limit=3)}. "
+            f"hyperball keeps the norm, so weights of 0 stay 0: {listing(zero, limit=3)}. "
             "Give such weights to another optimizer with optax.partition."
         )
 
@@ -152,9 +152,10 @@ def _radius(p: Leaf, axes: int) -> jax.Array:
 
 
 def _step(rate: Scalar, u: Leaf, p: Leaf, radius: jax.Array) -> Leaf:
-    """What takes p to its new place on the sphere, in the dtype of u; arithmetic ≥ float32.
+    """The update that moves p to its new place on the sphere, in the dtype of u.
 
-    Nothing where there is no sphere (a radius of 0), nor where the step ends in its middle.
+    It is 0 where the radius is 0, and where the step ends in the middle of the sphere. The
+    arithmetic is at least float32.
     """
     if u is None or isinstance(u, optax.MaskedNode) or not is_decayable(p):
         return u

@@ -17,8 +17,8 @@ from optax_decoupled._common.types import Leaf, PyTree
 def cast_first_moment(tree: PyTree, old: PyTree) -> Any:
     """As :func:`cast_like`, but no change of a narrow first moment is rounded away.
 
-    Rounded to nearest, m ← 0.9 m + 0.1 g rests in bfloat16 as soon as g and m are within
-    5 units in the last place, up to 4 %. A change that would be lost takes the smallest
+    Rounded to nearest, m ← 0.9 m + 0.1 g stops changing in bfloat16 as soon as g and m are
+    within 5 units in the last place, up to 4 %. A change that would be lost takes the smallest
     step in its direction instead. On skewed noise that draws a mean towards the median: not
     measurably for b1 = 0.9, 0.6 % for 0.99, 31 % for 0.999 (exponential gradients), where
     a moment belongs in float32, as second moments always do.
@@ -68,7 +68,7 @@ def apply_updates_with_stochastic_rounding(
       The new parameters, with the structure, shapes, dtypes and shardings of ``params``.
 
     Raises:
-      TypeError: for floating parameters of fewer than 16 bits, and for what is no key.
+      TypeError: for floating parameters of fewer than 16 bits, and if ``key`` is no key.
 
     Examples:
       >>> import jax, jax.numpy as jnp, optax, optax_decoupled as od

@@ -1,4 +1,4 @@
-"""What weights are pulled to: the r_t of the contract, 0 unless one of these says otherwise."""
+"""References that weights decay to: the r_t of the contract, for any `toward=` argument."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from optax_decoupled._select.stacked import Stacked, leading_axes, norm
 
 
 class Toward(NamedTuple):
-    """A place that decay pulls weights to, for any ``toward=`` argument.
+    """The reference that weights decay to, for any ``toward=`` argument.
 
     Attributes:
-      init: from the parameters to what the optimizer's state keeps of them.
-      point: from what is kept, the parameters and the extra arguments of ``tx.update`` to
-        the points, a list of one array for each of ``jax.tree.leaves(params)``.
+      init: a function of the parameters that returns the tree to keep in the optimizer's state.
+      point: a function of that tree, the parameters and the extra arguments of ``tx.update``
+        that returns the references: one array for each of ``jax.tree.leaves(params)``.
     """
 
     init: Callable[[optax.Params], PyTree]
@@ -32,11 +32,10 @@ class Toward(NamedTuple):
 
 
 def toward_init() -> Toward:
-    r"""Pulls weights back to where they started, :math:`r = θ_0`.
+    r"""Weights decay to their values at ``tx.init``, :math:`r = θ_0`.
 
-    The weights at ``tx.init`` are kept in the state, in their own dtype: as much memory as
-    the parameters take. With zero gradients the distance from them falls as
-    :math:`\prod (1 - c_t)`.
+    The state holds a copy of these weights, in their dtype: as much memory as the parameters.
+    With zero gradients the distance from them falls as :math:`\prod (1 - c_t)`.
 
     Returns:
       A :class:`types.Toward` for the ``toward=`` of any optimizer of this package.
@@ -58,12 +57,12 @@ def toward_init() -> Toward:
 
 
 def toward_argument(name: str = "reference") -> Toward:
-    r"""Pulls weights to a tree that every update is given, :math:`r_t` = ``update(..., name=)``.
+    r"""Weights decay to a tree passed to every update, :math:`r_t` = ``update(..., name=)``.
 
     For a moving reference, such as another network, an average of the weights or a prior's
-    mean: ``tx.update(grads, state, params, reference=tree)``, which passes through
-    :func:`optax.chain`, ``partition``, ``MultiSteps`` and ``nnx.Optimizer.update``. Nothing
-    is kept in the state.
+    mean: ``tx.update(grads, state, params, reference=tree)``. :func:`optax.chain`,
+    ``partition``, ``MultiSteps`` and ``nnx.Optimizer.update`` pass the argument on. The state
+    holds no copy.
 
     Args:
       name: the keyword under which ``update`` gets the tree. It has the structure and shapes
@@ -99,7 +98,7 @@ def toward_argument(name: str = "reference") -> Toward:
 
 
 def toward_rms(rms: Scalar | None = None, *, stacked: Stacked = None) -> Toward:
-    r"""Pulls the length of each weight to a target and leaves its direction alone.
+    r"""The rms of each weight decays to a target; its direction does not change.
 
     .. math:: r = θ · \text{rms} / \operatorname{rms}(θ), \qquad
         \operatorname{rms}(θ) = \|θ\| / \sqrt n

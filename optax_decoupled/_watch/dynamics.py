@@ -54,9 +54,9 @@ def weight_dynamics(
 
     Args:
       params: the weights before the update; leaves of any shape and dtype. Integer leaves do
-        not train and give 0 everywhere.
-      updates: what is added to them, as ``tx.update`` returns it: a tree like ``params``. None
-        or ``optax.MaskedNode`` for a leaf stands for no update.
+        not train: all their results are 0.
+      updates: the result of ``tx.update``, a tree like ``params``. None or
+        ``optax.MaskedNode`` in the place of a leaf means no update.
       stacked: the number of leading axes over which each slice is a weight of its own, as in
         scanned or vmapped layers: one whole number for all, or a tree, prefix or function of
         such numbers as for a mask. None is 0.

@@ -140,7 +140,9 @@ def test_x64_changes_no_parameter_of_32_bits_or_fewer(name, dtype):
         found = _three_steps(_make(CASES[name]), params)
     chex.assert_trees_all_equal_shapes_and_dtypes(found, params)
     # Adam's 1 - b2**t is more precise under x64 (Optax computes it in the default float dtype).
-    chex.assert_trees_all_close(found, _without_modes(name, dtype), rtol=max(1.5 * eps(dtype), 2e-5))
+    chex.assert_trees_all_close(
+        found, _without_modes(name, dtype), rtol=max(1.5 * eps(dtype), 2e-5)
+    )
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
