@@ -1,8 +1,8 @@
 r"""The size at which the weights of a normalized layer settle, and how they reach it.
 
 Random gradients make a weight longer and decay makes it shorter. Where the two balance, its
-length and the angle of a step stay constant (Kosson et al., arXiv:2305.17212). Derivations are on the page
-"Watch the weights" of the documentation, the tests are simulations.
+length and the angle of a step stay constant (Kosson et al., arXiv:2305.17212). The page "Watch
+the weights" of the documentation has the derivations; the tests are simulations.
 """
 
 from __future__ import annotations
