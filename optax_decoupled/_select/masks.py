@@ -17,35 +17,41 @@ from optax_decoupled._common.dtypes import is_decayable
 from optax_decoupled._common.injection import inject_hint
 from optax_decoupled._common.types import Mask, MaskFunction, Multiplier, Path, PyTree
 from optax_decoupled._select.names import is_array, listing, named_leaves, unboxed
+from optax_decoupled._select.spared import are_spared, is_norm, name_words
 
-# A word that names a norm, and words that make it the adjective of something else.
-_NORM = re.compile(r"[a-z]*(norms?|normali[sz](e|er|ation))|bn|ln|gn|rms")
-_LAYERS = {"attention", "attn", "block", "conv", "dense", "embed", "embedding", "fc", "ffn"}
-_LAYERS |= {"gate", "head", "linear", "mlp", "proj", "projection"}
-_UNDECAYED = {"bias", "biases", "scale", "scales", "beta", "gamma", "offset"}
-_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 # Words that name embeddings, wherever they stand, and the last layer of a network.
 _EMBEDDING = re.compile(r"(un)?embed(s|der|ding|dings)?|wte|wpe|vocab")
 _HEAD = {"head", "logits", "classifier", "readout", "output"}
-# A bias b beside a weight w: b, b1, b_in beside w, w1, w_in.
-_SHORT_BIAS = re.compile(r"b(\d*|_\w+)")
-_WEIGHTS = ("w", "weight", "kernel")
-# Of optax.contrib.split_real_and_imaginary.
-_COMPLEX_PARTS = {"real", "imaginary"}
 
 
 def decay_mask(params: optax.Params) -> PyTree:
-    """The usual selection, by name: everything but biases, scales and norm layers.
+    """The usual selection, by name: all but biases, scales, norms and other coefficients.
 
-    No decay for a parameter whose name has one of the words ``bias``, ``scale``, ``beta``,
-    ``gamma`` and ``offset``, for a ``b`` beside a ``w``, nor for one whose own module has a
-    name (or class, where the tree holds modules) like a norm: ``LayerNorm_0``, ``bn1``,
-    ``ln_f``, ``input_layernorm``. The layers inside a ``PreNorm`` block decay, and so does a
-    ``norm_mlp``. Names rather than ``ndim``, because scanned or vmapped layers turn a bias
-    into a matrix.
+    No decay for
 
-    Everything else decays: also embeddings, position tables, class tokens and probes. To
-    spare them, too: ``decay_rules((".*embed.*", 0.0), default=decay_mask)``.
+    - biases and scales: a name with one of the words ``bias``, ``scale``, ``beta``, ``gamma`` and
+      ``offset``, or a ``b`` beside a ``w``;
+    - norms: a module whose name (or class, where the tree holds modules) is a norm's, such as
+      ``LayerNorm_0``, ``bn1``, ``ln_f``, ``input_layernorm``. The layers inside a ``PreNorm``
+      block decay, and so does a ``norm_mlp``;
+    - arrays without axes that have a name, such as a temperature;
+    - the rates and step sizes of state space models and linear recurrences: ``A_log``, ``log_a``,
+      ``a_param``, ``dt_bias``, ``log_step``, ``log_dt``, ``Lambda_re``, ``nu_log``,
+      ``theta_log``, ``gamma_log``, and ``D`` beside one of them;
+    - attention sinks: a name that ends with ``sink`` or ``sinks``;
+    - layer scales: a parameter or module called ``ls1``, ``layer_scale`` or ``LayerScale_0``;
+    - coefficients with the word ``lambda``: ``x0_lambda``, ``resid_lambdas``, ``lambda_q1``; not
+      where a layer's word follows, as in ``lambda_proj``;
+    - gates and skip weights that are one number, or one per layer: a name that ends with ``gate``
+      or ``skip_weights``, of an array with at most one axis longer than 1. A ``gate`` matrix
+      decays, and so does ``gate_proj/kernel``;
+    - slopes of activations: a name with the word ``slope``, or a module called like ``PReLU_0``.
+
+    Everything else decays: also embeddings, position tables, class and register tokens, probes and
+    routers. To spare them, too: ``decay_rules((".*embed.*", 0.0), default=decay_mask)``.
+
+    Names decide rather than ``ndim``, because scanned or vmapped layers turn a bias into a matrix.
+    A tree that is one bare array has no names: that array decays, even if it has no axes.
 
     Args:
       params: the parameter tree. Leaves of any shape and dtype.
@@ -66,10 +72,11 @@ def decay_mask(params: optax.Params) -> PyTree:
     def is_norm_module(node: PyTree) -> bool:
         children = () if is_array(node) else jax.tree.structure(node).children()
         innermost = all(child.num_nodes == 1 for child in children)
-        return innermost and _is_norm(type(node).__name__)
+        return innermost and is_norm(type(node).__name__)
 
     flat, treedef = jax.tree_util.tree_flatten_with_path(params, is_leaf=is_norm_module)
-    spared = are_biases_or_norms(unboxed([key_path for key_path, _ in flat]))
+    shapes = [getattr(node, "shape", ()) for _, node in flat]
+    spared = are_spared(unboxed([key_path for key_path, _ in flat]), shapes)
     nodes = [
         jax.tree.map(lambda _: False, node) if is_norm_module(node) else not spare
         for spare, (_, node) in zip(spared, flat, strict=True)
@@ -78,7 +85,7 @@ def decay_mask(params: optax.Params) -> PyTree:
 
 
 def hidden_matrices(params: optax.Params) -> PyTree:
-    """What :func:`decay_mask` selects of two axes or more, without embeddings and heads."""
+    """Selects as :func:`decay_mask` does, but only from two axes on and no embedding or head."""
     leaves, _ = named_leaves(params)
     chosen = [
         bool(decays) and np.ndim(leaf) > 1 and not _is_outer(path)
@@ -88,16 +95,16 @@ def hidden_matrices(params: optax.Params) -> PyTree:
 
 
 def _is_outer(path: Path) -> bool:
-    """Whether it leads to an embedding, or begins with or ends in a head (none of attention's)."""
-    if any(_EMBEDDING.fullmatch(word) for name in path for word in _words(name)):
+    """Whether a parameter belongs to an embedding or to the network's head, not attention's."""
+    if any(_EMBEDDING.fullmatch(word) for name in path for word in name_words(name)):
         return True
-    first = set(_words(path[0])) if path else set()
+    first = set(name_words(path[0])) if path else set()
     begins = not _HEAD.isdisjoint(first) and {"multi", "attention", "attn"}.isdisjoint(first)
     return begins or any(name.lower() in {"head", "lm_head"} for name in path[-2:])
 
 
 def where_normalized(mask: Mask, normalized: Mask, holds: bool) -> MaskFunction:
-    """A mask on the layers that are normalized, or that are not, and no decay elsewhere."""
+    """The mask where ``normalized`` is ``holds``, and no decay elsewhere."""
 
     def part(params: optax.Params, /) -> PyTree:
         marks = leaf_multipliers(normalized, params)
@@ -108,41 +115,6 @@ def where_normalized(mask: Mask, normalized: Mask, holds: bool) -> MaskFunction:
         return jax.tree.unflatten(jax.tree.structure(params), chosen)
 
     return part
-
-
-def are_biases_or_norms(paths: Sequence[Path]) -> list[bool]:
-    """For each parameter of a tree, whether its path names a bias, a scale or a part of a norm."""
-    split = [tuple(name for key in path for name in key.split("/")) for path in paths]  # Haiku's
-    split = [path[:-1] if path[-1:] and path[-1] in _COMPLEX_PARTS else path for path in split]
-    siblings: dict[Path, set[str]] = {}
-    for path in split:
-        siblings.setdefault(path[:-1], set()).update(name.lower() for name in path[-1:])
-    return [bool(path) and _is_bias_or_norm(path, siblings[path[:-1]]) for path in split]
-
-
-def _is_bias_or_norm(path: Path, siblings: set[str]) -> bool:
-    module = next((name for name in path[-2::-1] if not name.isdigit()), "")
-    named = not _UNDECAYED.isdisjoint(_words(path[-1]))
-    return named or _is_norm(path[-1]) or _is_norm(module) or _is_short_bias(path[-1], siblings)
-
-
-def _is_short_bias(name: str, siblings: set[str]) -> bool:
-    """Such as b1 beside w1. The b of a pair of factors a and b (LoRA) is none."""
-    match = _SHORT_BIAS.fullmatch(name.lower())
-    if match is None or f"a{match[1]}" in siblings:
-        return False
-    return match[1].startswith("_") or any(f"{w}{match[1]}" in siblings for w in _WEIGHTS)
-
-
-def _is_norm(name: str) -> bool:
-    """LayerNorm_0, ln_f, norm1, pre_norm; not norm_mlp, nor normalized_proj."""
-    words = _words(name)
-    norms = [i for i, word in enumerate(words) if _NORM.fullmatch(word)]
-    return bool(norms) and _LAYERS.isdisjoint(words[norms[-1] + 1 :])
-
-
-def _words(name: str) -> list[str]:
-    return [word.lower() for word in _WORD.findall(name)]
 
 
 def leaf_multipliers(mask: Mask, params: optax.Params) -> list[Multiplier]:
