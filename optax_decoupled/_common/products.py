@@ -102,16 +102,37 @@ def check_step(learning_rate: ScalarOrSchedule, schedule: ScalarOrSchedule | Non
     """Checks both, and warns where a learning rate stands for a multiplier of step and decay."""
     checks.check_learning_rate(learning_rate)
     checks.check_schedule("schedule", schedule)
-    if not (callable(schedule) or checks.is_static(schedule)):
-        return
-    reached = peak_of(schedule)
+    if callable(schedule) or checks.is_static(schedule):
+        problem = _problem_of_step(learning_rate, schedule)
+        if problem:
+            checks.warn(f"{problem}. {_MULTIPLIER}")
+
+
+def _problem_of_step(learning_rate: ScalarOrSchedule, schedule: ScalarOrSchedule) -> str | None:
     if callable(schedule) and callable(learning_rate) and _move_alike(schedule, learning_rate):
-        problem = "learning_rate and schedule move alike, so the step is scaled twice"
-    elif 0 < reached < checks.FULL:
-        problem = f"schedule reaches {reached:.3g} at most, so no step is a full one"
-    else:
-        return
-    checks.warn(f"{problem}. {_MULTIPLIER}")
+        return "learning_rate and schedule move alike, so the step is scaled twice"
+    reached = peak_of(schedule)
+    if 0 < reached < checks.FULL:
+        return f"schedule reaches {reached:.3g} at most, so no step is a full one"
+    if reached != 1 and _is_constant(schedule) and _looks_like_multiplier(learning_rate):
+        return (
+            "learning_rate moves and reaches 1, as a multiplier does, and schedule is the constant "
+            f"{reached:.3g}, as a learning rate may be: they look swapped"
+        )
+    return None
+
+
+def _is_constant(schedule: ScalarOrSchedule) -> bool:
+    if not callable(schedule):
+        return not checks.is_static_zero(schedule)
+    values = _sampled(schedule, _SAMPLED)
+    return len(values) > 0 and values[0] > 0 and bool(np.ptp(values) == 0)
+
+
+def _looks_like_multiplier(learning_rate: ScalarOrSchedule) -> bool:
+    """Whether it moves, and its peak is 1; samples may miss the peak by a little."""
+    values = _sampled(learning_rate, _SAMPLED) if callable(learning_rate) else np.zeros(0)
+    return len(values) > 0 and bool(np.ptp(values) > 0.01 and abs(np.max(values) - 1) < 0.01)
 
 
 def check_decay(

@@ -24,6 +24,7 @@ _EMBEDDING = re.compile(r"(un)?embed(s|der|ding|dings)?|wte|wpe|vocab")
 _HEAD = {"head", "logits", "classifier", "readout", "output"}
 
 
+@checks.mask_function
 def decay_mask(params: optax.Params) -> PyTree:
     """The usual selection, by name: all but biases, scales, norms and other coefficients.
 
@@ -84,6 +85,7 @@ def decay_mask(params: optax.Params) -> PyTree:
     return jax.tree.unflatten(treedef, nodes)
 
 
+@checks.mask_function
 def hidden_matrices(params: optax.Params) -> PyTree:
     """Selects as :func:`decay_mask` does, but only from two axes on and no embedding or head."""
     leaves, _ = named_leaves(params)
@@ -106,6 +108,7 @@ def _is_outer(path: Path) -> bool:
 def where_normalized(mask: Mask, normalized: Mask, holds: bool) -> MaskFunction:
     """The mask where ``normalized`` is ``holds``, and no decay elsewhere."""
 
+    @checks.mask_function
     def part(params: optax.Params, /) -> PyTree:
         marks = leaf_multipliers(normalized, params)
         if not all(isinstance(mark, bool) for mark in marks):

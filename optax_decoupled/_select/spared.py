@@ -83,11 +83,13 @@ def _ends_with(words: Sequence[str], pattern: re.Pattern[str]) -> bool:
 
 
 def _is_short_bias(name: str, siblings: set[str]) -> bool:
-    """Such as b1 beside w1. The b of a pair of factors a and b (LoRA) is none."""
+    """Such as b1 beside w1, but not beside a factor a1 (LoRA), nor B_re beside C_re (an SSM)."""
     match = _SHORT_BIAS.fullmatch(name.lower())
     if match is None or f"a{match[1]}" in siblings:
         return False
-    return match[1].startswith("_") or any(f"{w}{match[1]}" in siblings for w in _WEIGHTS)
+    if match[1].startswith("_"):
+        return f"c{match[1]}" not in siblings
+    return any(f"{weight}{match[1]}" in siblings for weight in _WEIGHTS)
 
 
 def _is_of_recurrence(name: str, siblings: set[str]) -> bool:
