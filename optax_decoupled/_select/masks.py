@@ -1,6 +1,6 @@
-"""Which parameters decay: what a mask means, and the usual one, by name.
+"""Masks: the usual one, and the multiplier that any mask gives to each parameter.
 
-A mask is matched to parameters by path, so its containers may be of other types.
+Entries of a mask and parameters are matched by path, so their containers may differ in type.
 """
 
 import re
@@ -19,7 +19,7 @@ from optax_decoupled._common.types import Mask, MaskFunction, Multiplier, Path, 
 from optax_decoupled._select.names import is_array, listing, named_leaves, unboxed
 from optax_decoupled._select.spared import are_spared, is_norm, name_words
 
-# Words that name embeddings, wherever they stand, and the last layer of a network.
+# Words that name embeddings, wherever they occur in a path, and words that name the last layer.
 _EMBEDDING = re.compile(r"(un)?embed(s|der|ding|dings)?|wte|wpe|vocab")
 _HEAD = {"head", "logits", "classifier", "readout", "output"}
 
@@ -90,13 +90,13 @@ def hidden_matrices(params: optax.Params) -> PyTree:
     """Selects as :func:`decay_mask` does, but only from two axes on and no embedding or head."""
     leaves, _ = named_leaves(params)
     chosen = [
-        bool(decays) and np.ndim(leaf) > 1 and not _is_outer(path)
+        bool(decays) and np.ndim(leaf) > 1 and not _is_embedding_or_head(path)
         for (path, leaf), decays in zip(leaves, leaf_multipliers(decay_mask, params), strict=True)
     ]
     return jax.tree.unflatten(jax.tree.structure(params), chosen)
 
 
-def _is_outer(path: Path) -> bool:
+def _is_embedding_or_head(path: Path) -> bool:
     """Whether a parameter belongs to an embedding or to the network's head, not attention's."""
     if any(_EMBEDDING.fullmatch(word) for name in path for word in name_words(name)):
         return True
@@ -105,31 +105,31 @@ def _is_outer(path: Path) -> bool:
     return begins or any(name.lower() in {"head", "lm_head"} for name in path[-2:])
 
 
-def where_normalized(mask: Mask, normalized: Mask, holds: bool) -> MaskFunction:
-    """The mask where ``normalized`` is ``holds``, and no decay elsewhere."""
+def where_normalized(mask: Mask, normalized: Mask, is_normalized: bool) -> MaskFunction:
+    """A mask function: `mask` on the layers that `normalized` marks, or on all others."""
 
     @checks.mask_function
-    def part(params: optax.Params, /) -> PyTree:
+    def masked_layers(params: optax.Params, /) -> PyTree:
         marks = leaf_multipliers(normalized, params)
         if not all(isinstance(mark, bool) for mark in marks):
             raise ValueError("normalized must be a mask of bools: a layer is normalized or not.")
         rows = zip(leaf_multipliers(mask, params), marks, strict=True)
-        chosen = [w if mark == holds else False for w, mark in rows]
+        chosen = [w if mark == is_normalized else False for w, mark in rows]
         return jax.tree.unflatten(jax.tree.structure(params), chosen)
 
-    return part
+    return masked_layers
 
 
 def leaf_multipliers(mask: Mask, params: optax.Params) -> list[Multiplier]:
     """Evaluates a mask on params: one multiplier for each of ``jax.tree.leaves(params)``.
 
-    A static 0 comes back as False and a static 1 as True, so that callers can skip
-    the arithmetic; leaves that cannot decay are False.
+    A static 0 is returned as False and a static 1 as True, so that callers can skip the
+    multiplication. Leaves that cannot decay, such as integers, get False.
     """
     leaves, empty = named_leaves(params)
     if mask is None or not leaves:
         return [is_decayable(leaf) for _, leaf in leaves]
-    tree = _called(mask, params) if _is_function(mask) else mask
+    tree = _evaluated(mask, params) if _is_function(mask) else mask
     entries = _mask_entries(tree, params)
     used: set[Path] = set()
     multipliers: list[Multiplier] = []
@@ -142,14 +142,14 @@ def leaf_multipliers(mask: Mask, params: optax.Params) -> list[Multiplier]:
         used.add(entry)
         name = f"mask at {'/'.join(entry)!r}"
         multipliers.append(check_multiplier(name, entries[entry]) if is_decayable(leaf) else False)
-    unused = ["/".join(path) for path in foreign_entries(entries, used, empty)]
+    unused = ["/".join(path) for path in entries_without_parameter(entries, used, empty)]
     if uncovered or unused:
-        raise ValueError(_mismatch(uncovered, unused))
+        raise ValueError(_mismatch_error(uncovered, unused))
     return multipliers
 
 
 def _mask_entries(tree: PyTree, params: optax.Params) -> dict[Path, Any]:
-    """The mask's values by path; None counts as a value, so that it can be refused."""
+    """The mask's values by path. None is kept as a value, so that it can be refused."""
     bare = jax.tree_util.treedef_is_leaf(jax.tree.structure(tree))
     bare_params = jax.tree_util.treedef_is_leaf(jax.tree.structure(params))
     if bare and not (bare_params and isinstance(tree, bool | float)):
@@ -182,18 +182,23 @@ def check_multiplier(name: str, value: object) -> Multiplier:
     return bool(value) if value in (0.0, 1.0) else float(value)
 
 
-def _mismatch(uncovered: Sequence[str], unused: Sequence[str]) -> str:
+def _mismatch_error(uncovered: Sequence[str], unused: Sequence[str]) -> str:
     parts = ["mask does not have the structure of the parameters (or a prefix of it)."]
     if uncovered:
-        parts.append(f"It says nothing about the parameters {listing(uncovered)}.")
+        parts.append(f"It has no entry for the parameters {listing(uncovered)}.")
     if unused:
         parts.append(f"It has entries that are no parameters: {listing(unused)}.")
     parts.append("Build it with jax.tree.map over the parameters, or use decay_rules.")
     return " ".join(parts)
 
 
-def foreign_entries(entries: Iterable[Path], used: set[Path], empty: Sequence[Path]) -> list[Path]:
-    """Mask entries that select nothing, but for those above, at or below an empty node."""
+def entries_without_parameter(
+    entries: Iterable[Path], used: set[Path], empty: Sequence[Path]
+) -> list[Path]:
+    """Entries that belong to no parameter, except those above, at or below an empty node.
+
+    An empty node stands for parameters that another transform updates.
+    """
     nodes = set(empty)
     above = {path[:n] for path in empty for n in range(len(path))}
     return [
@@ -205,11 +210,11 @@ def foreign_entries(entries: Iterable[Path], used: set[Path], empty: Sequence[Pa
     ]
 
 
-def _called(mask: Any, params: optax.Params) -> PyTree:
+def _evaluated(mask: Any, params: optax.Params) -> PyTree:
     try:
         return mask(params)
     except Exception as error:
-        if not checks.is_ours(mask):  # those of this package say what they mean
+        if not checks.is_ours(mask):  # errors of this package's masks need no explanation
             error.add_note(
                 f"This was raised by mask={mask!r}, which is called with the tree of parameters "
                 "and must return a tree (or prefix) of bools or multipliers."
@@ -218,6 +223,6 @@ def _called(mask: Any, params: optax.Params) -> PyTree:
 
 
 def _is_function(mask: Mask) -> bool:
-    """A function of the parameters, and no module of bools that happens to be callable."""
+    """Whether a mask is a function, and not a tree of bools whose class can be called."""
     is_leaf = jax.tree_util.treedef_is_leaf(jax.tree.structure(mask))
     return callable(mask) and (is_leaf or isinstance(mask, jax.tree_util.Partial))

@@ -35,7 +35,7 @@ def decay_rules(
       *rules: pairs ``(pattern, multiplier)``. A multiplier is a finite number
         :math:`\ge 0` (dimensionless): 1 is the full decay, 0 none.
       default: the multiplier of parameters that no rule matches, or a mask function that
-        knows it: ``default=decay_mask`` makes the rules exceptions. None: refuse them.
+        returns it: ``default=decay_mask`` makes the rules exceptions. None: refuse them.
       unused: ``"ignore"`` accepts rules that decide nothing here, for one list of rules
         that serves several models.
 
@@ -54,7 +54,7 @@ def decay_rules(
       >>> mask = od.decay_rules((".*/kernel", 1.0), (".*", 0.0))
       >>> assert mask(params) == {"dense": {"kernel": 1.0, "bias": 0.0}}
 
-      What :func:`decay_mask` selects, but for embeddings:
+      The selection of :func:`decay_mask` without embeddings:
 
       >>> mask = od.decay_rules((".*embed.*", 0.0), default=od.decay_mask, unused="ignore")
       >>> assert mask(params) == {"dense": {"kernel": True, "bias": False}}

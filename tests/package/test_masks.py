@@ -1,4 +1,4 @@
-"""Which parameters decay: the same rules select the same parameters of every framework."""
+"""Masks: which parameters decay. The same rules select the same parameters in every framework."""
 
 import dataclasses
 import re
@@ -20,7 +20,7 @@ DECAY = 1e-3
 
 
 def decayed_paths(tx, params, update_params=None) -> dict[str, float]:
-    """Path → fraction removed, measured by a step of zero gradient from weights of one."""
+    """Path → fraction removed from weights of 1 by one step with zero gradients."""
     state = tx.init(params)
     params = params if update_params is None else update_params
     ones = jax.tree.map(jnp.ones_like, params)
@@ -136,7 +136,7 @@ class Layers:
 
 @jax.tree_util.register_pytree_node_class
 class Named:
-    """An array with named axes, whose child has no name."""
+    """An array with named axes: a pytree class that gives its child no name."""
 
     def __init__(self, array, axes=("a", "b")):
         self.array, self.axes = array, axes
@@ -156,7 +156,7 @@ class Boxed:
 
 
 def _boxes(box):
-    """Two layers and a norm of boxes around arrays."""
+    """Two layers and a norm whose arrays are in boxes."""
     ones = jnp.ones((2, 2))
     layer = lambda: {"kernel": box(ones), "bias": box(ones)}
     return {"first": layer(), "norm": {"scale": box(ones)}, "last": layer()}
@@ -202,7 +202,7 @@ MODELS = {
     "list": (lambda: [{"w": jnp.ones(3), "bias": jnp.ones(2)}, jnp.ones(2)], {"0/w", "1"}),
     "dataclass": (_plain, {"first/kernel", "last/0", "last/1"}),
 }
-# Boxes around arrays, and what the tree itself calls their content.
+# Boxes around arrays, and the key of their content in JAX's own paths.
 BOXES = {"unnamed": (Named, "/0"), "dataclass": (Boxed, "/content")}
 
 
@@ -216,7 +216,7 @@ BOXES = {"unnamed": (Named, "/0"), "dataclass": (Boxed, "/content")}
     ],
     ids=["decay_mask", "decay_rules", "dict"],
 )
-def test_boxes_leave_no_trace_in_the_paths(name, mask):
+def test_boxes_around_arrays_add_no_key_to_the_paths(name, mask):
     box, content = BOXES[name]
     expected = {f"{path}{content}" for path in TWO_DENSE}
     if isinstance(mask, dict):
@@ -263,7 +263,7 @@ def test_a_mask_built_by_tree_map_selects_everything(name):
     ids=["decay_mask", "decay_rules", "dict"],
 )
 def test_nnx_optimizer_decays_what_the_mask_says(mask):
-    """nnx.Optimizer shows Variables at init and bare arrays at update."""
+    """nnx.Optimizer passes Variables to init and bare arrays to update."""
     model = NnxModel(nnx.Rngs(0))
     if isinstance(mask, dict):
         mask = {**mask, "last": {"kernel": True, "bias": False}}
@@ -279,7 +279,7 @@ def test_nnx_optimizer_decays_what_the_mask_says(mask):
         np.testing.assert_array_equal(after[layer][name], before[layer][name])
 
 
-def test_a_mask_tree_over_an_nnx_state_serves_the_pure_update():
+def test_a_mask_tree_of_an_nnx_state_fits_an_update_with_bare_arrays():
     state = nnx.state(NnxModel(nnx.Rngs(0)), nnx.Param)
     mask = jax.tree.map(lambda p: p.ndim > 1, state)
     tx = od.add_decoupled_weight_decay(DECAY, mask=mask)
@@ -358,8 +358,8 @@ def test_every_transform_takes_a_mask():
         assert fractions["bias"] == 0.0, name
 
 
-def test_rules_within_masked_and_partition_know_of_the_parameters_elsewhere():
-    """Optax puts MaskedNode in the place of parameters that are not for this transform."""
+def test_rules_inside_masked_and_partition_may_match_other_transforms_parameters():
+    """Optax replaces the parameters of other transforms by MaskedNode."""
     params = {"a": {"kernel": jnp.ones(2)}, "b": {"kernel": jnp.ones(2), "bias": jnp.ones(2)}}
     rules = od.decay_rules(("a/.*", 0.5), (".*kernel", 1.0), default=0.0)
     decay = od.add_decoupled_weight_decay(DECAY, mask=rules)
@@ -380,7 +380,7 @@ def test_rules_within_masked_and_partition_know_of_the_parameters_elsewhere():
     }
 
 
-def test_rules_reach_below_what_is_masked_as_a_whole():
+def test_rules_may_match_parameters_of_a_masked_subtree():
     params = {name: {"kernel": jnp.ones(2)} for name in ("encoder", "decoder", "embed")}
     params["embed"] = {"table": jnp.ones(2)}
     rules = od.decay_rules(("encoder/.*", 0.5), ("(decoder|head)/.*", 1.0), ("embed/table", 0.0))
@@ -399,7 +399,7 @@ def test_rules_reach_below_what_is_masked_as_a_whole():
         tx.init(params)
 
 
-def test_rules_reach_below_masked_subtrees_of_any_depth():
+def test_rules_may_match_parameters_of_masked_subtrees_at_any_depth():
     layer = {"kernel": jnp.ones(2), "norm": {"scale": jnp.ones(2)}}
     params = {"a": layer, "b": optax.MaskedNode(), "deep": {"c": optax.MaskedNode(), "d": layer}}
     for pattern in ["b/.*", "[b]/kernel", "[b]/scale", ".*c/norm/scale", "deep/[c]/kernel"]:
@@ -526,7 +526,7 @@ SIBLINGS = {
 
 
 @pytest.mark.parametrize("names", SIBLINGS)
-def test_a_bias_is_known_by_the_weight_beside_it(names):
+def test_a_short_name_is_a_bias_if_its_weight_is_beside_it(names):
     params = {"layer": {name: jnp.ones((2, 2)) for name in names.split()}}
     expected = {f"layer/{name}" for name in SIBLINGS[names].split()}
     assert selected(od.decay_mask, params) == expected
@@ -629,7 +629,7 @@ REFUSED = {
     ),
     "a missing entry": (
         {"encoder": True},
-        ["mask", "structure", "says nothing", "'decoder/bias', 'decoder/kernel'", "decay_rules"],
+        ["mask", "structure", "has no entry", "'decoder/bias', 'decoder/kernel'", "decay_rules"],
     ),
     "a foreign entry": (
         {"encoder": True, "decoder": True, "head": True},
