@@ -19,12 +19,14 @@ import numpy as np
 from optax_decoupled._common.injection import inject_hint
 
 T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., object])
 
 # From here on a decay looks like PyTorch's: its default is 0.01, while the paper's best
 # values for a whole training run lie between 1e-5 and 1e-3.
 PYTORCH_SCALE = 0.01
 # A multiplier reaches 1. One that stays below this looks like a learning rate.
 FULL = 0.3
+_MASK_MARK = "_is_mask_of_optax_decoupled"
 _SHORT = reprlib.Repr()
 _SHORT.maxother, _SHORT.maxstring, _SHORT.maxdict = 60, 100, 2
 
@@ -108,7 +110,9 @@ def check_whole(name: str, value: object, way_out: str) -> None:
 
 
 def check_learning_rate(learning_rate: object) -> None:
-    if not callable(learning_rate):
+    if callable(learning_rate):
+        _refuse_mask("learning_rate", learning_rate)
+    else:
         check_nonnegative(
             "learning_rate",
             learning_rate,
@@ -119,15 +123,29 @@ def check_learning_rate(learning_rate: object) -> None:
 
 def check_schedule(name: str, schedule: object) -> None:
     if callable(schedule):
-        _check_no_mask(name, schedule)
+        _refuse_mask(name, schedule)
     elif schedule is not None:
         check_nonnegative(
             name, schedule, "Pass a schedule (step -> multiplier), a number, or None for 1."
         )
 
 
-def _check_no_mask(name: str, schedule: Callable[..., object]) -> None:
-    """A mask function in the place of a schedule takes the count for a tree of parameters."""
+def mask_function(function: F) -> F:
+    """Marks a function of this package as a mask, so that none is taken for a schedule."""
+    vars(function)[_MASK_MARK] = True
+    return function
+
+
+def _refuse_mask(name: str, schedule: Callable[..., object]) -> None:
+    """Refuses a mask function in the place of a schedule, where it would be called with a count.
+
+    A mask of this package has a mark. One of a user's is found if it returns a bool.
+    """
+    if getattr(schedule, _MASK_MARK, False):
+        raise TypeError(
+            f"{name}={shown(schedule)} is a mask: a function of the parameters. A schedule (step "
+            "-> multiplier) is a function of the step. Pass it as mask=."
+        )
     values: list[object] = []
     try:
         jax.eval_shape(lambda t: values.append(schedule(t)), jax.ShapeDtypeStruct((), jnp.int32))
@@ -149,7 +167,7 @@ def check_weight_decay(
     multiplier that the decay meets; 1 is assumed for NaN.
     """
     if callable(weight_decay):
-        _check_no_mask("weight_decay", weight_decay)
+        _refuse_mask("weight_decay", weight_decay)
         return
     weight_decay, learning_rate = _on_host(weight_decay), _on_host(learning_rate)
     check_number(

@@ -1,4 +1,4 @@
-"""Products of schedules and numbers, and whether a schedule is a multiplier at all."""
+"""Products of schedules and numbers, and warnings where a learning rate stands for a multiplier."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from optax_decoupled._common import checks
 from optax_decoupled._common.dtypes import widen
 from optax_decoupled._common.types import Scalar, ScalarOrSchedule, Schedule
 
-# Where a schedule is looked at when an optimizer is built: dense at first, then to 2**28.
+# The counts at which a schedule is evaluated when an optimizer is built: each of the first 16,
+# then two per octave up to 2**28.
 _SAMPLED = np.unique([*range(16), *np.round(2.0 ** np.arange(4, 28.5, 0.5))]).astype(np.int32)
 _LAST = 2**28
 _DENSE = np.unique(np.round(2.0 ** np.arange(0, 28, 0.05))).astype(np.int32)
-# A decay of which one update removes less than this does nothing in most runs.
+# A decay that removes a smaller fraction than this per update does nothing in most runs.
 _FAINT = 5e-7
-# A multiplier reaches 1; no decay is meant to reach half of it in one of the first updates.
+# A weight_decay that reaches this much within so many updates is taken for a multiplier.
 _LARGE, _EARLY = 0.5, 100_000
 
 
@@ -40,9 +41,9 @@ def _product_at(factors: Sequence[ScalarOrSchedule | None], count: Scalar) -> Sc
 def product(*factors: Scalar | None) -> Scalar:
     """The product of scalars; None stands for 1.
 
-    A constant stays a Python number until it meets an array, which keeps its precision;
-    arrays of fewer than 32 bits, in which the product might vanish, are widened. A constant
-    0 makes the product a constant 0, by which callers know that there is nothing to do.
+    Python numbers are multiplied as such, in float64, until a factor is an array. Arrays of
+    fewer than 32 bits are widened, because the product could underflow in them. A constant 0
+    makes the product the constant 0, so that callers can skip the work.
     """
     if any(map(checks.is_static_zero, factors)):
         return 0.0
@@ -71,7 +72,7 @@ def product_over_run(steps: int, *factors: ScalarOrSchedule | None) -> np.ndarra
 
 
 def peak_of(multiplier: ScalarOrSchedule | None, until: int = _LAST) -> float:
-    """The greatest value at a few dozen counts up to one; NaN if it cannot be known now."""
+    """The greatest value at a few dozen counts up to `until`; NaN for traced values."""
     if multiplier is None:
         return 1.0
     if not callable(multiplier):
@@ -81,16 +82,16 @@ def peak_of(multiplier: ScalarOrSchedule | None, until: int = _LAST) -> float:
 
 
 def _sampled(schedule: Schedule, counts: np.ndarray) -> np.ndarray:
-    """Its finite values at these counts; none if they cannot be known now."""
+    """The schedule's finite values at these counts; an empty array if it cannot be evaluated."""
     try:
         values = np.asarray(jax.vmap(schedule)(jnp.asarray(counts)), float)
-    except Exception:  # it is traced, or any function, also one that takes no batch of counts
+    except Exception:  # it uses traced values, or does not take a batch of counts
         return np.zeros(0)
     return values[np.isfinite(values)]
 
 
-def _move_alike(a: Schedule, b: Schedule) -> bool:
-    """Whether one is a constant times the other, and no constant."""
+def _are_proportional(a: Schedule, b: Schedule) -> bool:
+    """Whether both move, and one is a constant times the other."""
     if a is b:
         return True
     both = [_sampled(x, _DENSE) for x in (a, b)]
@@ -100,19 +101,44 @@ def _move_alike(a: Schedule, b: Schedule) -> bool:
 
 
 def check_step(learning_rate: ScalarOrSchedule, schedule: ScalarOrSchedule | None) -> None:
-    """Checks both, and warns where a learning rate stands for a multiplier of step and decay."""
+    """Checks both. Warns if `schedule` looks like a learning rate, and not like a multiplier."""
     checks.check_learning_rate(learning_rate)
     checks.check_schedule("schedule", schedule)
-    if not (callable(schedule) or checks.is_static(schedule)):
-        return
+    if callable(schedule) or checks.is_static(schedule):
+        problem = _problem_of_step(learning_rate, schedule)
+        if problem:
+            checks.warn(f"{problem}. {_WAY_OUT}")
+
+
+def _problem_of_step(learning_rate: ScalarOrSchedule, schedule: ScalarOrSchedule) -> str | None:
+    if (
+        callable(schedule)
+        and callable(learning_rate)
+        and _are_proportional(schedule, learning_rate)
+    ):
+        return "learning_rate and schedule move alike, so the step is scaled twice"
     reached = peak_of(schedule)
-    if callable(schedule) and callable(learning_rate) and _move_alike(schedule, learning_rate):
-        problem = "learning_rate and schedule move alike, so the step is scaled twice"
-    elif 0 < reached < checks.FULL:
-        problem = f"schedule reaches {reached:.3g} at most, so no step is a full one"
-    else:
-        return
-    checks.warn(f"{problem}. {_MULTIPLIER}")
+    if 0 < reached < checks.FULL:
+        return f"schedule reaches {reached:.3g} at most, so no step is a full one"
+    if reached != 1 and _is_constant(schedule) and _looks_like_multiplier(learning_rate):
+        return (
+            "learning_rate moves and reaches 1, as a multiplier does, and schedule is the constant "
+            f"{reached:.3g}, as a learning rate may be: they look swapped"
+        )
+    return None
+
+
+def _is_constant(schedule: ScalarOrSchedule) -> bool:
+    if not callable(schedule):
+        return not checks.is_static_zero(schedule)
+    values = _sampled(schedule, _SAMPLED)
+    return len(values) > 0 and values[0] > 0 and bool(np.ptp(values) == 0)
+
+
+def _looks_like_multiplier(learning_rate: ScalarOrSchedule) -> bool:
+    """Whether it moves, and its peak is 1; samples may miss the peak by a little."""
+    values = _sampled(learning_rate, _SAMPLED) if callable(learning_rate) else np.zeros(0)
+    return len(values) > 0 and bool(np.ptp(values) > 0.01 and abs(np.max(values) - 1) < 0.01)
 
 
 def check_decay(
@@ -122,18 +148,18 @@ def check_decay(
     learning_rate: ScalarOrSchedule | None = None,
     name: str | None = "schedule",
 ) -> None:
-    """Checks a decay, and warns where what has another unit stands for it or its multiplier.
+    """Checks a decay. Warns if it or its multiplier looks like a number of another unit.
 
-    `name` is the multiplier's; None if it is that of the step, which `check_step` looks at.
+    `name` is the multiplier's argument. It is None if `check_step` checks that multiplier.
     """
     if callable(weight_decay):
         checks.check_weight_decay(weight_decay)
         most = peak_of(product_schedule(weight_decay, multiplier), _EARLY)
-        if toward is None and most >= _LARGE:  # a pull may be strong, now and then
+        if toward is None and most >= _LARGE:  # with `toward`, one update may pull strongly
             checks.warn(
                 f"weight_decay reaches {most:.3g}: so much of every weight is removed at one step. "
-                "It is a decay, such as 1e-4 or a schedule near it; a multiplier that is 1 for a "
-                "full step goes in as schedule."
+                "weight_decay is the fraction that an update removes, such as 1e-4. A multiplier "
+                "that is 1 for a full step goes in as schedule."
             )
         return
     reached = peak_of(multiplier)
@@ -144,12 +170,12 @@ def check_decay(
     if reached < checks.FULL and 0 < most < _FAINT:
         checks.warn(
             f"{name} reaches {reached:.3g} at most, so with weight_decay={weight_decay} no "
-            f"update removes more than {most:.3g} of a weight. {_MULTIPLIER}"
+            f"update removes more than {most:.3g} of a weight. {_WAY_OUT}"
         )
 
 
-_MULTIPLIER = (
-    "schedule is a multiplier, 1 for a full step, and no learning rate: make it of one by "
-    "peak, eta = split_schedule(learning_rate_schedule, peak), then pass "
+_WAY_OUT = (
+    "schedule is a multiplier, 1 for a full step, and not a learning rate. Split a learning-rate "
+    "schedule in two: peak, eta = split_schedule(learning_rate_schedule, peak), then pass "
     "learning_rate=peak, schedule=eta."
 )

@@ -14,8 +14,8 @@ from optax_decoupled._explain.probe import MAX_STEPS, Probe
 from optax_decoupled._explain.report import DecayRow, smallest_change
 from optax_decoupled._explain.run import Run
 from optax_decoupled._explain.verdict import Findings
-from optax_decoupled._select.masks import are_biases_or_norms
 from optax_decoupled._select.names import listing
+from optax_decoupled._select.spared import are_spared
 from optax_decoupled._state import foreign
 from optax_decoupled._transforms.decay import DecoupledWeightDecayState, PulledWeightDecayState
 
@@ -63,12 +63,13 @@ _UNITS = (
     "weight_decay (weight_decay_from_pytorch)."
 )
 _UNWANTED = (
-    "Biases, scales or norm parameters decay: {}. Pass mask=decay_mask (or decay_rules) unless "
-    "this is intended."
+    "Biases, norms or other parameters that decay_mask spares decay: {}. Pass mask=decay_mask (or "
+    "decay_rules) unless this is intended."
 )
 _INVERTED = (
-    "Only biases, scales or norm parameters decay: {}. If a mask chooses them it is inverted: True "
-    "(or a multiplier above 0) selects what decays. Pass mask=decay_mask unless this is intended."
+    "Only biases, norms or other parameters that decay_mask spares decay: {}. If a mask chooses "
+    "them it is inverted: True (or a multiplier above 0) selects what decays. Pass mask=decay_mask "
+    "unless this is intended."
 )
 _LARGE = (
     "One update changes {} by more than a quarter of its value, which no weight decay does. Check "
@@ -222,7 +223,8 @@ def _of_kind(rows: Sequence[DecayRow], kind: str) -> list[DecayRow]:
 
 
 def _unwanted(rows: Sequence[DecayRow]) -> list[DecayRow]:
-    spared = are_biases_or_norms([tuple(row.path.split("/")) for row in rows])
+    paths = [tuple(row.path.split("/")) if row.path else () for row in rows]
+    spared = are_spared(paths, [row.shape for row in rows])
     return [row for row in _chosen(rows, spared) if row.decay_per_step > 0]
 
 

@@ -51,7 +51,8 @@ def adamw(
       weight_decay: :math:`λ`, the fraction of a weight removed per full step. For a value
         of :func:`optax.adamw` or PyTorch see :func:`weight_decay_from_pytorch`.
       schedule: :math:`η_t`, the multiplier of both step and decay: 1 for a full step. It
-        is no learning rate. None for 1.
+        is no learning rate. None for 1. A warning is given if it stays below 0.3, and if it
+        is a constant other than 1 beside a ``learning_rate`` schedule that moves up to 1.
       decay_schedule: the decay's own multiplier, instead of ``schedule``.
       b1, b2, eps, eps_root, mu_dtype, nu_dtype, nesterov: see :func:`scale_by_adam`.
       mask, cautious, toward: see :func:`add_decoupled_weight_decay`.

@@ -1,8 +1,8 @@
-"""How a parameter is named: one way for every container.
+"""Paths of parameters, the same for every container.
 
-A parameter's path is the tuple of its keys as text, joined by '/' for people. It
-is the same for dicts, FrozenDicts, dataclasses, tuples and Flax NNX states,
-whose boxes around arrays leave no trace in the path.
+A parameter's path is the tuple of its keys as text, printed with '/' between them. Dicts,
+FrozenDicts, dataclasses, tuples and Flax NNX states of the same names have the same paths:
+the key of a box around an array, such as nnx.Variable's, is left out.
 """
 
 from collections.abc import Iterable, Sequence
@@ -29,7 +29,7 @@ def named_leaves(tree: PyTree) -> tuple[list[tuple[Path, Any]], list[Path]]:
 
 
 def leaves_like(name: str, tree: PyTree, params: optax.Params) -> list[Leaf]:
-    """The leaf of a tree for each leaf of params, by path, of the same shape."""
+    """For each leaf of params, the tree's leaf of the same path, which must have its shape."""
     entries = dict(named_leaves(tree)[0])
     leaves, _ = named_leaves(params)
     missing = ["/".join(path) for path, _ in leaves if path not in entries]
@@ -44,10 +44,10 @@ def leaves_like(name: str, tree: PyTree, params: optax.Params) -> list[Leaf]:
 
 
 def entries_like(name: str, tree: PyTree, params: optax.Params, way_out: str) -> list[Leaf]:
-    """The entry of a tree of the same structure for each leaf of params, of the same shape.
+    """For each leaf of params, the entry of a tree of the same structure.
 
-    It is None where there is none, as for a parameter that is masked. Those of leaves that do
-    not train may have any shape.
+    It is None where the tree has none, as for a masked parameter. Entries of parameters that
+    can decay must have the parameter's shape.
     """
     treedef = jax.tree.structure(params)
     try:
@@ -74,11 +74,13 @@ def _check_shapes(name: str, rows: Iterable[tuple[Leaf, tuple[Path, Leaf]]], way
 
 
 def unboxed(key_paths: Sequence[KeyPath]) -> list[Path]:
-    """Key paths as text, without the last key where it only opens a box around an array.
+    """Key paths as text, without the last key where that is the key of a box's content.
 
-    A box is a node whose only child has no name of its own (a pytree class that names none),
-    or an attribute that is called like a content (``value`` of nnx.Variable, ``array``), or
-    as every leaf of this tree is, such as ``.raw`` of somebody's dataclass.
+    A box is a node with one child, where the child
+
+    - has no name, because the pytree class gives none;
+    - or is an attribute with a usual name for contents (``value`` of nnx.Variable, ``array``);
+    - or is an attribute whose name all leaves of this tree share, such as ``.raw``.
     """
     children: dict[KeyPath, set[Any]] = {}
     for keys in key_paths:
@@ -89,17 +91,17 @@ def unboxed(key_paths: Sequence[KeyPath]) -> list[Path]:
     is_common = all(lone) and len(last) == 1 and len(key_paths) > 1
     contents = _CONTENTS | (last - _PARAMETERS if is_common else set())
 
-    def opens_a_box(key: Any) -> bool:
+    def is_content(key: Any) -> bool:
         named = isinstance(key, jax.tree_util.GetAttrKey)
         return key.name in contents if named else isinstance(key, jax.tree_util.FlattenedIndexKey)
 
     return [
-        tuple(map(_key_name, keys[:-1] if only and opens_a_box(keys[-1]) else keys))
+        tuple(map(_key_name, keys[:-1] if only and is_content(keys[-1]) else keys))
         for keys, only in zip(key_paths, lone, strict=True)
     ]
 
 
-# What attributes of boxes are called, and what only parameters are.
+# Names of attributes that hold a box's content, and names that only parameters have.
 _CONTENTS = {"value", "array", "data", "raw_value", "tensor", "param"}
 _PARAMETERS = {"weight", "kernel", "w", "embedding", "scale", "bias", "b"}
 

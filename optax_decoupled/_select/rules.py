@@ -1,6 +1,7 @@
 """Rules over parameter paths: which parameters decay, and how much."""
 
 import difflib
+import itertools
 import re
 from collections.abc import Sequence
 from typing import Literal
@@ -8,6 +9,7 @@ from typing import Literal
 import jax
 import optax
 
+from optax_decoupled._common import checks
 from optax_decoupled._common.dtypes import is_decayable
 from optax_decoupled._common.injection import inject_hint
 from optax_decoupled._common.types import MaskFunction, PyTree
@@ -15,6 +17,8 @@ from optax_decoupled._select.masks import check_multiplier, leaf_multipliers
 from optax_decoupled._select.names import listing, named_leaves
 
 _Rules = Sequence[tuple[re.Pattern[str], float]]
+# A check of rules tries no more names than this, in about 0.1 s.
+_MOST_NAMES = 200_000
 
 
 def decay_rules(
@@ -31,7 +35,7 @@ def decay_rules(
       *rules: pairs ``(pattern, multiplier)``. A multiplier is a finite number
         :math:`\ge 0` (dimensionless): 1 is the full decay, 0 none.
       default: the multiplier of parameters that no rule matches, or a mask function that
-        knows it: ``default=decay_mask`` makes the rules exceptions. None: refuse them.
+        returns it: ``default=decay_mask`` makes the rules exceptions. None: refuse them.
       unused: ``"ignore"`` accepts rules that decide nothing here, for one list of rules
         that serves several models.
 
@@ -50,7 +54,7 @@ def decay_rules(
       >>> mask = od.decay_rules((".*/kernel", 1.0), (".*", 0.0))
       >>> assert mask(params) == {"dense": {"kernel": 1.0, "bias": 0.0}}
 
-      What :func:`decay_mask` selects, but for embeddings:
+      The selection of :func:`decay_mask` without embeddings:
 
       >>> mask = od.decay_rules((".*embed.*", 0.0), default=od.decay_mask, unused="ignore")
       >>> assert mask(params) == {"dense": {"kernel": True, "bias": False}}
@@ -65,6 +69,7 @@ def decay_rules(
             'decay_rules() got no rule; pass at least one (pattern, multiplier), e.g. (".*", 1.0).'
         )
 
+    @checks.mask_function
     def mask(params: optax.Params, /) -> PyTree:
         leaves, empty = named_leaves(params)
         paths = ["/".join(path) for path, _ in leaves]
@@ -113,12 +118,16 @@ def _matches(rules: _Rules, path: str) -> list[int]:
 
 
 def _refuse_idle(rules: _Rules, paths: Sequence[str], empty: Sequence[str]) -> None:
-    """Refuses rules that decide about no parameter, here or below an empty node."""
+    """Refuses a rule that decides about no parameter, neither here nor below an empty node.
+
+    Optax puts an empty node in the place of parameters that another transform updates.
+    """
     matching = [_matches(rules, path) for path in (*paths, *empty)]
     matched = {i for found in matching for i in found}
     deciding = {found[0] for found in matching if found}
+    tails = _tails_by_depth(paths, empty)
     for i, (rule, _) in enumerate(rules):
-        if i in deciding or _may_match_below(rule, empty, paths):
+        if i in deciding or _may_match_below(rule, empty, tails):
             continue
         if i not in matched:
             raise ValueError(_no_match(rule.pattern, paths, empty))
@@ -140,21 +149,44 @@ def _no_match(pattern: str, paths: Sequence[str], empty: Sequence[str]) -> str:
             f"nothing. {inject_hint('mask')}"
         )
     close = difflib.get_close_matches(pattern, paths, n=3, cutoff=0.0)
-    hidden = f" What lies below {listing(empty)} cannot be seen here." if empty else ""
+    hidden = f" The parameters below {listing(empty)} cannot be seen here." if empty else ""
     return (
         f"decay rule pattern {pattern!r} matches no parameter. It must match a whole path; the "
-        f"closest of {len(paths)} are {listing(close)}.{hidden} Mend or drop the rule, or pass "
+        f"closest of {len(paths)} are {listing(close)}.{hidden} Correct or drop the rule, or pass "
         'unused="ignore".'
     )
 
 
-def _may_match_below(pattern: re.Pattern[str], empty: Sequence[str], paths: Sequence[str]) -> bool:
-    """Whether a rule is about what an empty node hides: a subtree masked as a whole.
+def _tails_by_depth(paths: Sequence[str], empty: Sequence[str]) -> dict[int, list[str]]:
+    """Names that parameters below an empty node of each depth may have, if it is a subtree.
 
-    It begins with the node's path, or matches a parameter there that is called like one here.
+    They are the ends of the visible paths below that depth, and the last key of every path. There
+    are none where no path is longer: then the empty nodes stand for single parameters.
+    """
+    keys = [path.split("/") for path in paths] if empty else []
+    last = dict.fromkeys(key[-1] for key in keys)
+    tails: dict[int, list[str]] = {}
+    for depth in set(map(_depth, empty)):
+        ends = dict.fromkeys("/".join(key[depth:]) for key in keys if key[depth:])
+        tails[depth] = list(ends | last) if ends else []
+    return tails
+
+
+def _depth(path: str) -> int:
+    return path.count("/") + 1
+
+
+def _may_match_below(
+    pattern: re.Pattern[str], empty: Sequence[str], tails: dict[int, list[str]]
+) -> bool:
+    """Whether a rule may be about parameters below an empty node, a subtree masked as a whole.
+
+    It is, if it begins with the node's path, or would match a parameter there that is called like
+    a visible one. Where there are too many names to try, the answer is yes: only a rule that is
+    sure to be idle is refused.
     """
     if any(pattern.pattern.startswith(f"{node}/") for node in empty):
         return True
-    keys = [path.split("/") for path in paths] if empty else []
-    tails = {"/".join(path[n:]) for path in keys for n in range(len(path))}
-    return any(pattern.fullmatch(f"{node}/{tail}") for node in empty for tail in tails)
+    names = (f"{node}/{tail}" for node in empty for tail in tails[_depth(node)])
+    tried = itertools.islice(names, _MOST_NAMES)
+    return any(map(pattern.fullmatch, tried)) or next(names, None) is not None

@@ -1,4 +1,4 @@
-"""Stacked weights: scanned and vmapped layers, whose slices are weights of their own."""
+"""Stacked weights: arrays of scanned or vmapped layers, each slice of which is one weight."""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from optax_decoupled._common.types import Mask
 from optax_decoupled._select.masks import leaf_multipliers
 from optax_decoupled._select.names import named_leaves
 
-# The number of leading axes that count slices: one for all, or given like a mask; None for 0.
+# How many leading axes number the slices: one integer for all, or a mask of them. None is 0.
 Stacked = int | Mask
 
 
@@ -23,30 +23,32 @@ def leading_axes(stacked: Stacked, params: optax.Params) -> list[int]:
         try:
             counts = list(leaf_multipliers(stacked, params))
         except (TypeError, ValueError) as error:
-            raise type(error)(f"stacked is matched to params like a mask. {error}") from error
+            raise type(error)(f"stacked must fit params as a mask does. {error}") from error
     for (path, leaf), count in zip(leaves, counts, strict=True):
         if count not in range(jnp.ndim(leaf) + 1):
             raise ValueError(
                 f"stacked={count!r} at {'/'.join(path)!r}, of shape {jnp.shape(leaf)}; it must be "
-                "a whole number of its leading axes. Pass a tree or function that gives leaves "
-                "of other layers 0."
+                "the number of its leading axes that are stacked. Pass a tree or function with 0 "
+                "for arrays that are not stacked."
             )
     return [int(count) for count in counts]  # type: ignore[call-overload]
 
 
 def norm(x: jax.Array, axes: int) -> jax.Array:
-    """‖x‖ of every slice, of x's rank, in at least float32."""
-    return jnp.sqrt(jnp.sum(jnp.square(jnp.abs(widen(x))), axis=_inner(x, axes), keepdims=True))
+    """‖x‖ of every slice, in at least float32. The reduced axes have length 1."""
+    return jnp.sqrt(
+        jnp.sum(jnp.square(jnp.abs(widen(x))), axis=_slice_axes(x, axes), keepdims=True)
+    )
 
 
 def normalized(x: jax.Array, axes: int) -> tuple[jax.Array, jax.Array]:
-    """x/‖x‖ and ‖x‖ of every slice, 0 for 0; also where squares would leave float32."""
+    """x/‖x‖ (0 where x is 0) and ‖x‖ of every slice, without overflow of the squares."""
     x = widen(x)
-    largest = jnp.max(jnp.abs(x), axis=_inner(x, axes), keepdims=True, initial=0.0)
+    largest = jnp.max(jnp.abs(x), axis=_slice_axes(x, axes), keepdims=True, initial=0.0)
     x = x / jnp.where(largest > 0, largest, 1)
     size = norm(x, axes)
     return x / jnp.where(size > 0, size, 1), largest * size
 
 
-def _inner(x: jax.Array, axes: int) -> tuple[int, ...]:
+def _slice_axes(x: jax.Array, axes: int) -> tuple[int, ...]:
     return tuple(range(axes, x.ndim))

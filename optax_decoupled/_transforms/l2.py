@@ -16,7 +16,7 @@ import optax
 
 from optax_decoupled._common import checks
 from optax_decoupled._common.types import Leaf, Mask, PyTree, Scalar
-from optax_decoupled._select.masks import foreign_entries, leaf_multipliers
+from optax_decoupled._select.masks import entries_without_parameter, leaf_multipliers
 from optax_decoupled._select.names import named_leaves
 from optax_decoupled._transforms.decay import map_decaying, required
 
@@ -130,7 +130,7 @@ def _scale_leaves(scale: PyTree, params: optax.Params) -> list[Leaf]:
         return []
     entries = dict(named_leaves(scale)[0])
     missing = [path for path, _ in leaves if path not in entries]
-    foreign = foreign_entries(entries, {path for path, _ in leaves}, empty)
+    foreign = entries_without_parameter(entries, {path for path, _ in leaves}, empty)
     if missing or foreign:
         raise ValueError(
             "scale does not have the structure of the parameters: it lacks "

@@ -224,7 +224,7 @@ REFUSED = {
     "a mask as schedule": (
         lambda: od.add_decoupled_weight_decay(1e-4, od.decay_mask),
         TypeError,
-        ["schedule=", "returns True whatever", "mask="],
+        ["schedule=", "is a mask", "function of the step", "mask="],
     ),
     "a mask as decay": (
         lambda: od.decouple(optax.adam(1e-3), lambda p: jax.tree.map(lambda x: x.ndim > 1, p)),
@@ -384,6 +384,15 @@ MISTAKEN["rate and multiplier swapped"] = (
     lambda: od.adamw(ONES, 1e-4, schedule=1e-3),
     ["0.001 at most", "multiplier", "split_schedule"],
 )
+MISTAKEN["a large rate and multiplier swapped"] = (
+    lambda: od.sgdw(ONES, 1e-4, schedule=0.5),
+    ["reaches 1", "constant 0.5", "swapped", "split_schedule"],
+)
+MISTAKEN["swapped after a warmup, both functions"] = (
+    lambda: od.adam_l2(WARMED, 1e-4, schedule=optax.constant_schedule(3.0)),
+    ["reaches 1", "constant 3", "swapped", "split_schedule"],
+)
+WARMED = optax.warmup_cosine_decay_schedule(0.0, 1.0, 700, 100_000)
 
 
 def test_a_multiplier_with_a_long_warmup_warns_too():
@@ -406,6 +415,56 @@ def test_a_schedule_may_be_a_comparison():
     second, _ = tx.update(jnp.zeros(2), state, params)
     np.testing.assert_allclose(first, -1e-3, rtol=1e-6)
     np.testing.assert_array_equal(second, 0)
+
+
+# Masks of this package, and functions of a user's that return bools.
+MASKS = {
+    "decay_mask": od.decay_mask,
+    "decay_rules": od.decay_rules(("a", 0.5), default=0.0),
+    "decay_rules, unused": od.decay_rules(("a", 0.5), default=0.5, unused="ignore"),
+    "decay_rules, decay_mask": od.decay_rules(("a", 0.5), default=od.decay_mask, unused="ignore"),
+    "bools": lambda params: jax.tree.map(lambda x: x.ndim > 1, params),
+}
+ARGUMENTS = {
+    "schedule": [
+        lambda mask: od.adamw(1e-3, 1e-4, schedule=mask),
+        lambda mask: od.add_decoupled_weight_decay(1e-4, schedule=mask),
+        lambda mask: od.decouple(optax.sgd(0.1), 1e-4, schedule=mask),
+        lambda mask: od.sgd_l2(0.1, 1e-4, schedule=mask),
+    ],
+    "weight_decay": [
+        lambda mask: od.adamw(1e-3, mask),
+        lambda mask: od.add_decoupled_weight_decay(mask),
+        lambda mask: od.decouple(optax.sgd(0.1), mask),
+    ],
+    "decay_schedule": [
+        lambda mask: od.adamw(1e-3, 1e-4, decay_schedule=mask),
+        lambda mask: od.sgdw(0.1, 1e-4, decay_schedule=mask),
+    ],
+    "learning_rate": [
+        lambda mask: od.adamw(mask, 1e-4, decay_schedule=1.0),
+        lambda mask: od.hyperball(optax.scale_by_adam(), mask),
+    ],
+}
+
+
+@pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
+@pytest.mark.parametrize("argument", ARGUMENTS)
+def test_a_mask_in_the_place_of_a_schedule_is_refused(argument, mask):
+    for make in ARGUMENTS[argument]:
+        with pytest.raises(TypeError, match=rf"^{argument}=.* is a mask.*mask="):
+            make(mask)
+
+
+def test_a_rate_and_a_constant_schedule_are_seldom_swapped():
+    od.sgdw(ONES, 1e-4, schedule=1.0)
+    od.sgdw(lambda step: 2 * ONES(step), 1e-4, schedule=0.5)  # reaches 2: no multiplier
+    od.sgdw(lambda step: 0.5 * ONES(step), 1e-4, schedule=0.5)
+    od.sgdw(optax.constant_schedule(1.0), 1e-4, schedule=0.5)
+    od.sgdw(1.0, 1e-4, schedule=0.5)
+    od.sgdw(ONES, 1e-4, schedule=0.0)
+    od.sgdw(ONES, 1e-4, schedule=jnp.float32(0.5))  # as inject_hyperparams passes it
+    od.sgdw(ONES, 1e-4, schedule=WARMED)
 
 
 def test_a_rate_and_a_schedule_of_other_shapes_are_meant():

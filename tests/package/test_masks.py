@@ -1,4 +1,4 @@
-"""Which parameters decay: the same rules select the same parameters of every framework."""
+"""Masks: which parameters decay. The same rules select the same parameters in every framework."""
 
 import dataclasses
 import re
@@ -20,7 +20,7 @@ DECAY = 1e-3
 
 
 def decayed_paths(tx, params, update_params=None) -> dict[str, float]:
-    """Path → fraction removed, measured by a step of zero gradient from weights of one."""
+    """Path → fraction removed from weights of 1 by one step with zero gradients."""
     state = tx.init(params)
     params = params if update_params is None else update_params
     ones = jax.tree.map(jnp.ones_like, params)
@@ -136,7 +136,7 @@ class Layers:
 
 @jax.tree_util.register_pytree_node_class
 class Named:
-    """An array with named axes, whose child has no name."""
+    """An array with named axes: a pytree class that gives its child no name."""
 
     def __init__(self, array, axes=("a", "b")):
         self.array, self.axes = array, axes
@@ -156,7 +156,7 @@ class Boxed:
 
 
 def _boxes(box):
-    """Two layers and a norm of boxes around arrays."""
+    """Two layers and a norm whose arrays are in boxes."""
     ones = jnp.ones((2, 2))
     layer = lambda: {"kernel": box(ones), "bias": box(ones)}
     return {"first": layer(), "norm": {"scale": box(ones)}, "last": layer()}
@@ -202,7 +202,7 @@ MODELS = {
     "list": (lambda: [{"w": jnp.ones(3), "bias": jnp.ones(2)}, jnp.ones(2)], {"0/w", "1"}),
     "dataclass": (_plain, {"first/kernel", "last/0", "last/1"}),
 }
-# Boxes around arrays, and what the tree itself calls their content.
+# Boxes around arrays, and the key of their content in JAX's own paths.
 BOXES = {"unnamed": (Named, "/0"), "dataclass": (Boxed, "/content")}
 
 
@@ -216,7 +216,7 @@ BOXES = {"unnamed": (Named, "/0"), "dataclass": (Boxed, "/content")}
     ],
     ids=["decay_mask", "decay_rules", "dict"],
 )
-def test_boxes_leave_no_trace_in_the_paths(name, mask):
+def test_boxes_around_arrays_add_no_key_to_the_paths(name, mask):
     box, content = BOXES[name]
     expected = {f"{path}{content}" for path in TWO_DENSE}
     if isinstance(mask, dict):
@@ -263,7 +263,7 @@ def test_a_mask_built_by_tree_map_selects_everything(name):
     ids=["decay_mask", "decay_rules", "dict"],
 )
 def test_nnx_optimizer_decays_what_the_mask_says(mask):
-    """nnx.Optimizer shows Variables at init and bare arrays at update."""
+    """nnx.Optimizer passes Variables to init and bare arrays to update."""
     model = NnxModel(nnx.Rngs(0))
     if isinstance(mask, dict):
         mask = {**mask, "last": {"kernel": True, "bias": False}}
@@ -279,7 +279,7 @@ def test_nnx_optimizer_decays_what_the_mask_says(mask):
         np.testing.assert_array_equal(after[layer][name], before[layer][name])
 
 
-def test_a_mask_tree_over_an_nnx_state_serves_the_pure_update():
+def test_a_mask_tree_of_an_nnx_state_fits_an_update_with_bare_arrays():
     state = nnx.state(NnxModel(nnx.Rngs(0)), nnx.Param)
     mask = jax.tree.map(lambda p: p.ndim > 1, state)
     tx = od.add_decoupled_weight_decay(DECAY, mask=mask)
@@ -358,8 +358,8 @@ def test_every_transform_takes_a_mask():
         assert fractions["bias"] == 0.0, name
 
 
-def test_rules_within_masked_and_partition_know_of_the_parameters_elsewhere():
-    """Optax puts MaskedNode in the place of parameters that are not for this transform."""
+def test_rules_inside_masked_and_partition_may_match_other_transforms_parameters():
+    """Optax replaces the parameters of other transforms by MaskedNode."""
     params = {"a": {"kernel": jnp.ones(2)}, "b": {"kernel": jnp.ones(2), "bias": jnp.ones(2)}}
     rules = od.decay_rules(("a/.*", 0.5), (".*kernel", 1.0), default=0.0)
     decay = od.add_decoupled_weight_decay(DECAY, mask=rules)
@@ -380,7 +380,7 @@ def test_rules_within_masked_and_partition_know_of_the_parameters_elsewhere():
     }
 
 
-def test_rules_reach_below_what_is_masked_as_a_whole():
+def test_rules_may_match_parameters_of_a_masked_subtree():
     params = {name: {"kernel": jnp.ones(2)} for name in ("encoder", "decoder", "embed")}
     params["embed"] = {"table": jnp.ones(2)}
     rules = od.decay_rules(("encoder/.*", 0.5), ("(decoder|head)/.*", 1.0), ("embed/table", 0.0))
@@ -397,6 +397,30 @@ def test_rules_reach_below_what_is_masked_as_a_whole():
     )
     with pytest.raises(ValueError, match=r"kernal' matches no .*below 'encoder' cannot be seen"):
         tx.init(params)
+
+
+def test_rules_may_match_parameters_of_masked_subtrees_at_any_depth():
+    layer = {"kernel": jnp.ones(2), "norm": {"scale": jnp.ones(2)}}
+    params = {"a": layer, "b": optax.MaskedNode(), "deep": {"c": optax.MaskedNode(), "d": layer}}
+    for pattern in ["b/.*", "[b]/kernel", "[b]/scale", ".*c/norm/scale", "deep/[c]/kernel"]:
+        rules = od.decay_rules((pattern, 1.0), default=0.0)
+        assert selected(rules, params) == set(), pattern
+    for pattern in ["[b]/weight", "deep/[c]/d/kernel", "[b]/norm/kernel"]:
+        with pytest.raises(ValueError, match=r"matches no .*'b', 'deep/c' cannot be seen"):
+            od.decay_rules((pattern, 1.0), default=0.0)(params)
+
+
+def test_only_rules_that_are_sure_to_be_idle_are_refused():
+    """Below 500 masked layers any of 500 names may stand: too many pairs to try."""
+    params = {f"a{i}": {f"w{i}": jnp.ones(())} for i in range(500)}
+    hidden = {f"b{i}": optax.MaskedNode() for i in range(500)}
+    rules = od.decay_rules(("b499/w499x?", 1.0), ("b[0-9]*/w499", 0.5), ("none", 0.5), default=0.0)
+    assert not any(jax.tree.leaves(rules(params | hidden)))
+    with pytest.raises(ValueError, match=r"'b499/w499x\?' matches no"):
+        rules(params)
+    leaves = {f"b{i}": optax.MaskedNode() for i in range(500)} | {f"a{i}": 1.0 for i in range(500)}
+    with pytest.raises(ValueError, match="'none' matches no"):  # no layers: nothing lies below
+        od.decay_rules(("none", 0.5), default=0.0)(leaves)
 
 
 def test_names_of_split_complex_parameters():
@@ -445,11 +469,19 @@ UNDECAYED = """
 bias b_bias bias_ih scale q_scale LayerNorm_0/w bn1/w ln_f/w input_layernorm/weight rms/g
 BatchNorm_0/scale group_norm/w pre_ln/w norm/value layer_normalization/gamma
 BatchNormalization_0/beta norms/0/gamma dense/beta layer_scale/gamma dense/offset b_qkv
-RMSNorm_0/w attn_norm/w norm1/w LN_f/w norm_q/w
+RMSNorm_0/w attn_norm/w norm1/w LN_f/w norm_q/w subln/weight
+A_log A_logs log_a dt_bias log_step log_dt a_param nu_log theta_log gamma_log Lambda_re Lambda_im
+sinks attn_sink attention/sinks ls1 ls2 ls1/gamma ls2/w layer_scale layer_scale1/lambda1
+LayerScale_0/w layerscale/w x0_lambda resid_lambdas lambda_q1 lambda_1 diff_lambda
+negative_slope slopes PReLU_0/alpha prelu/weight act_prelu1/a
 """
 DECAYED = """
 kernel weight w embedding normal_dense/w lnk/w scaled/w PreNorm_0/Dense_0/kernel b
 unnormalized_proj/kernel norm_mlp/kernel normalized/w lora_b dense/lora_b pos_embed cls_token probe
+D d catalog a_params log_table sink_token sinkhorn/w kitchensink ls1_proj/w xls1/w layer_scale_mlp/w
+lambda_proj LambdaNet_0/kernel lambdarank lambda/kernel gamma/kernel slope/kernel prelu_mlp/kernel
+prelude/w register_tokens mask_token router/kernel gate/kernel gate_proj/kernel a_gate/w w_gate
+gate_up_proj position_table skip/weights
 """
 
 
@@ -482,14 +514,59 @@ SIBLINGS = {
     "w a b": "w a b",
     "lora_a lora_b": "lora_a lora_b",
     "a_proj b_proj": "a_proj b_proj",
+    "A_log D": "",
+    "A_logs Ds": "",
+    "log_a d": "",
+    "log_step B C D": "B C",
+    "nu_log B_re B_im C_re C_im D": "B_re B_im C_re C_im",
+    "D kernel": "D kernel",
+    "A B C D": "A B C D",
+    "a_log_proj D": "a_log_proj D",
 }
 
 
 @pytest.mark.parametrize("names", SIBLINGS)
-def test_a_bias_is_known_by_the_weight_beside_it(names):
+def test_a_short_name_is_a_bias_if_its_weight_is_beside_it(names):
     params = {"layer": {name: jnp.ones((2, 2)) for name in names.split()}}
     expected = {f"layer/{name}" for name in SIBLINGS[names].split()}
     assert selected(od.decay_mask, params) == expected
+
+
+@pytest.mark.parametrize("name", ["gate", "attn_gate", "gates", "skip_weights", "attnGate"])
+def test_gates_are_spared_unless_they_are_matrices(name):
+    for shape in [(1,), (3,), (3, 1), (1, 1, 3)]:
+        assert not od.decay_mask({"block": {name: jnp.ones(shape)}})["block"][name], shape
+    for shape in [(2, 3), (3, 2, 4), (3, 1, 2)]:
+        assert od.decay_mask({"block": {name: jnp.ones(shape)}})["block"][name], shape
+
+
+def test_arrays_without_axes_are_spared_if_they_have_a_name():
+    params = {"w": jnp.ones(()), "list": [jnp.float32(1)], "v": jnp.ones(1), "number": 1.0}
+    mask = {"w": False, "list": [False], "v": True, "number": False}
+    assert od.decay_mask(params) == mask
+    stacked = {"temperature": jnp.ones(3)}  # one for each of 3 layers: nothing tells so
+    assert od.decay_mask(stacked) == {"temperature": True}
+
+
+@pytest.mark.parametrize("params", [jnp.ones(()), jnp.float32(2), jnp.ones(3), jnp.ones((2, 2))])
+def test_one_bare_array_decays_whatever_its_shape(params):
+    assert od.decay_mask(params) is True
+    assert selected(od.decay_mask, params) == {""}
+
+
+PRELUS = {
+    "linen": lambda: _linen(nn.PReLU()),
+    "nnx": lambda: nnx.state(nnx.PReLU(), nnx.Param),
+    "equinox": lambda: eqx.filter(eqx.nn.PReLU(), eqx.is_inexact_array),
+    "equinox, stacked": lambda: jax.vmap(lambda x: eqx.nn.PReLU(x))(jnp.ones(3)),
+}
+
+
+@pytest.mark.parametrize("name", PRELUS)
+def test_the_slopes_of_activations_are_spared(name):
+    params = PRELUS[name]()
+    assert jax.tree.leaves(params)
+    assert selected(od.decay_mask, {"layer": params}) == set()
 
 
 def test_rules_may_be_exceptions_from_a_mask_function():
@@ -528,7 +605,7 @@ STATIC_ARGS = 'static_args=("mask",)'
 REFUSED = {
     "a rule without match": (
         od.decay_rules(("encoder/kernl", 1.0), (".*", 0.0)),
-        ["'encoder/kernl'", "matches no parameter", "'encoder/kernel'", "Mend or drop"],
+        ["'encoder/kernl'", "matches no parameter", "'encoder/kernel'", "Correct or drop"],
     ),
     "a leaf without rule": (
         od.decay_rules((".*/kernel", 1.0)),
@@ -552,7 +629,7 @@ REFUSED = {
     ),
     "a missing entry": (
         {"encoder": True},
-        ["mask", "structure", "says nothing", "'decoder/bias', 'decoder/kernel'", "decay_rules"],
+        ["mask", "structure", "has no entry", "'decoder/bias', 'decoder/kernel'", "decay_rules"],
     ),
     "a foreign entry": (
         {"encoder": True, "decoder": True, "head": True},
