@@ -12,7 +12,7 @@ from optax_decoupled._common.checks import shown
 from optax_decoupled.sweep._landscape.landscape import Landscape
 from optax_decoupled.sweep._landscape.plot import import_extra
 from optax_decoupled.sweep._training.cell import trace_cell
-from optax_decoupled.sweep._training.interrupt import answered
+from optax_decoupled.sweep._training.interrupt import keyboard_interrupts
 from optax_decoupled.sweep._training.trainer import train
 from optax_decoupled.sweep.grid import Grid, Results, checked_axis, checked_seeds
 from optax_decoupled.sweep.store import Directory, resume
@@ -103,18 +103,15 @@ def run(
         )
     if vectorize is not None:
         checks.check_whole("vectorize", vectorize, "It is a number of cells; None chooses one.")
-    cell, results = trace_cell(task, make_optimizer, grid.seeds[0]), Results(grid)
-    if directory is not None:
-        resume(results, directory, cell.fingerprint(grid.seeds), task.steps)
-    with (
-        answered(results, directory) as interrupts,
-        _reporter(progress, results) as report,
-        contextlib.closing(train(cell, results, vectorize, mesh)) as finished,
-    ):
-        for group in finished:
-            for done in group:
-                results.keep(done)
-                results.add(done)
+    results = Results(grid)
+    with keyboard_interrupts(results, directory) as interrupts, contextlib.ExitStack() as stack:
+        cell = trace_cell(task, make_optimizer, grid.seeds[0])
+        if directory is not None:
+            resume(results, directory, cell.fingerprint(grid.seeds), task.steps, stack)
+        report = stack.enter_context(_reporter(progress, results))
+        groups = stack.enter_context(contextlib.closing(train(cell, results, vectorize, mesh)))
+        for group in groups:
+            results.finish(group)
             report(results.done)
             if interrupts:  # one that Python dropped
                 raise KeyboardInterrupt

@@ -1,5 +1,6 @@
 """A landscape's statistics leave out what diverged; it is kept, drawn and told."""
 
+import dataclasses
 from xml.etree import ElementTree
 
 import numpy as np
@@ -38,6 +39,29 @@ def test_save_and_load_round_trip(landscape, tmp_path):
         np.testing.assert_array_equal(getattr(loaded, field), getattr(landscape, field))
     assert loaded.metrics.keys() == landscape.metrics.keys()
     np.testing.assert_array_equal(loaded.metrics["error"], landscape.metrics["error"])
+
+
+def test_saving_follows_no_link_of_a_partial_file(landscape, tmp_path):
+    (tmp_path / "precious").write_text("precious")
+    (tmp_path / "landscape.npz.partial").symlink_to(tmp_path / "precious")
+    landscape.save(str(tmp_path / "landscape.npz"))
+    assert (tmp_path / "precious").read_text() == "precious"
+
+
+def test_a_failed_save_keeps_the_file_before(landscape, tmp_path):
+    path = tmp_path / "landscape.npz"
+    landscape.save(path)
+    before = path.read_bytes()
+    broken = dataclasses.replace(landscape, metrics={"error": np.full((3, 2, 2), _Unpicklable())})
+    with pytest.raises(TypeError, match="cannot be saved"):
+        broken.save(path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+class _Unpicklable:
+    def __reduce__(self):
+        raise TypeError("cannot be saved")
 
 
 def test_a_landscape_reads_as_sentences(landscape):

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy as np
 from optax_decoupled.sweep._landscape.numbers import mean_of_finite, number, tied, with_spread
 from optax_decoupled.sweep._landscape.plot import Axes, Picture, draw, table
 from optax_decoupled.sweep._landscape.valley import ValleySlope, valley_slope
+from optax_decoupled.sweep.files import replacement
 
 
 class Best(NamedTuple):
@@ -181,12 +183,10 @@ class Landscape:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes everything to one ``.npz`` file, replacing it at once if it exists."""
-        temporary = f"{os.fspath(path)}.partial"
         arrays = {**vars(self), **{f"metric:{name}": x for name, x in self.metrics.items()}}
         del arrays["metrics"]
-        with open(temporary, "wb") as file:
+        with replacement(Path(path)) as file:
             np.savez(file, **arrays)
-        os.replace(temporary, path)
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> "Landscape":
