@@ -29,6 +29,48 @@ def test_valley_slope_is_exact_without_noise(slope, one_sided):
     assert len(found.learning_rates) == 7
 
 
+@pytest.mark.parametrize("shift", [0.0, 0.5])  # on a cell, and between two of them
+def test_the_best_decays_are_reported(shift):
+    found = _synthetic(-1.0, shift=shift).valley_slope()
+    rates = 2.0 ** np.arange(-3, 4)
+    assert found.learning_rates == tuple(rates)
+    np.testing.assert_allclose(found.weight_decays, 2.0 ** (shift - 7) / rates, rtol=1e-12)
+
+
+def _best_log_decay(row, log_decays):
+    """From the definition: None if it is on the edge of the grid."""
+    ranks = [np.sum(row < x) + (np.sum(row == x) - 1) / 2 for x in row]
+    capped = np.minimum(ranks, len(row) / 2)
+    smooth = np.convolve(np.pad(capped, 1, "edge"), [0.25, 0.5, 0.25], "valid")
+    k = int(np.argmin(smooth))
+    if {k, int(np.argmin(row))} & {0, len(row) - 1}:
+        return None
+    a, b, _ = np.polyfit([-1, 0, 1], smooth[k - 1 : k + 2], 2)
+    return np.interp(k - b / (2 * a) if a > 1e-9 else k, np.arange(len(row)), log_decays)
+
+
+@pytest.mark.parametrize("rows", [12, 40])
+@pytest.mark.parametrize("levels", [4, 1000])  # with many ties, and with few
+def test_the_best_decays_are_those_of_their_definition(rows, levels):
+    rng = np.random.default_rng(levels)
+    log_decays = np.cumsum(rng.uniform(0.5, 2.0, 17)) - 20
+    distance = np.arange(17) - rng.uniform(3, 13, (rows, 1))
+    error = distance**2 + 40 * rng.random((rows, 17))
+    error = np.floor(levels * error / error.max()) + 1
+    rates = 2.0 ** np.arange(rows)
+    found = sweep.Landscape(rates, 2.0**log_decays, np.arange(1), {"error": error[..., None]})
+    trains = error.min(1) <= np.median(error)
+    best = [
+        _best_log_decay(row, log_decays) if ok else None
+        for row, ok in zip(error, trains, strict=True)
+    ]
+    inside = [k for k, x in enumerate(best) if x is not None]
+    assert rows / 2 < len(inside)
+    slope = found.valley_slope()
+    assert slope.learning_rates == tuple(rates[inside])
+    np.testing.assert_allclose(np.log2(slope.weight_decays), [best[k] for k in inside], rtol=1e-9)
+
+
 @pytest.mark.parametrize("slope", [-1.0, 0.0, 1.0])
 def test_valley_slope_is_within_its_interval_under_noise(slope):
     found = _synthetic(slope, noise=0.3).valley_slope()
