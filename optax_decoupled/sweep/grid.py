@@ -73,7 +73,7 @@ class Results:
 
 
 def checked_axis(name: str, values: Sequence[float]) -> np.ndarray:
-    """Refuses what is not positive and increasing."""
+    """Refuses values that are not positive and increasing."""
     axis = np.asarray(values)
     if axis.ndim != 1 or not axis.size or axis.dtype.kind not in "iuf":
         raise ValueError(f"{name}={values!r} must be a non-empty sequence of numbers, e.g. [1e-3].")
@@ -87,7 +87,7 @@ def checked_axis(name: str, values: Sequence[float]) -> np.ndarray:
 
 
 def checked_seeds(seeds: Sequence[int]) -> list[int]:
-    """Refuses what is no list of distinct integers."""
+    """Refuses anything but a sequence of distinct integers."""
     values = np.asarray(seeds)
     whole = values.ndim == 1 and np.issubdtype(values.dtype, np.integer)
     integers = values.tolist() if whole else []

@@ -1,4 +1,4 @@
-"""A landscape's statistics leave out what diverged; it is kept, drawn and told."""
+"""Statistics of a landscape leave out diverged cells; saving, printing and drawing one."""
 
 import dataclasses
 from xml.etree import ElementTree
@@ -64,7 +64,7 @@ class _Unpicklable:
         raise TypeError("cannot be saved")
 
 
-def test_a_landscape_reads_as_sentences(landscape):
+def test_a_landscape_prints_as_sentences(landscape):
     assert str(landscape) == (
         "best error 2 ± 1.4 at learning rate 0.05, weight decay 1e-4\n"
         "best loss 2e+03 ± 1.4e+03 at learning rate 0.05, weight decay 1e-4\n"
@@ -75,14 +75,14 @@ def test_a_landscape_reads_as_sentences(landscape):
     )
 
 
-def test_a_best_cell_reads_as_a_sentence(landscape):
+def test_a_best_cell_prints_as_a_sentence(landscape):
     best = landscape.best()
     assert str(best) == f"{best}" == "2 ± 1.4 at learning rate 0.05, weight decay 1e-4"
     assert repr(best).startswith("Best(learning_rate=0.05, weight_decay=0.0001, mean=2.0, spread=")
     assert str(best._replace(spread=np.nan)).startswith("2 at learning rate")  # of one seed
 
 
-def test_a_landscape_where_all_diverged_says_so():
+def test_a_landscape_where_all_cells_diverged_prints_that():
     one = np.ones(1)
     text = str(sweep.Landscape(one, one, one, {"error": np.full((1, 1, 1), np.nan)}, np.array(3)))
     assert text == (

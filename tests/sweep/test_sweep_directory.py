@@ -1,4 +1,4 @@
-"""A directory that cannot keep a sweep is refused before anything is trained, and left alone."""
+"""A directory that cannot keep a sweep is refused, and nothing in it is changed."""
 
 import contextlib
 import errno
@@ -134,7 +134,7 @@ def test_no_link_directory_or_pipe_is_read(tmp_path, kind, name):
     assert not (tmp_path / "nothing").exists()
 
 
-def test_a_sweep_that_links_to_its_directory_is_kept_there(tmp_path):
+def test_the_directory_may_be_a_link(tmp_path):
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "real")
     run(directory=tmp_path / "link")

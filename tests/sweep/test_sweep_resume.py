@@ -1,4 +1,4 @@
-"""A sweep that was interrupted goes on, and no file of another place is believed."""
+"""A sweep that was interrupted goes on, and reads no file that it did not write."""
 
 import dataclasses
 import json
@@ -74,7 +74,7 @@ FOREIGN = "is damaged or was not written by this sweep"
 
 @pytest.mark.parametrize("name", [CELL, "manifest.json"])
 @pytest.mark.parametrize("content", ["", "{", "[]", "[" * 10**5, "1" * 10**5, "\0", "\ufeff{}"])
-def test_a_damaged_file_is_named(tmp_path, name, content):
+def test_a_damaged_file_is_refused(tmp_path, name, content):
     run(directory=tmp_path)
     damaged = tmp_path / name
     damaged.write_text(content)
@@ -86,7 +86,7 @@ def test_a_damaged_file_is_named(tmp_path, name, content):
     assert_same(run(directory=tmp_path), run())
 
 
-def test_a_file_that_is_no_text_is_named(tmp_path):
+def test_a_file_that_is_not_text_is_refused(tmp_path):
     run(directory=tmp_path)
     (tmp_path / CELL).write_bytes(b"\xff\xfe")
     with pytest.raises(ValueError, match=f"{CELL} {FOREIGN}: .*Delete it"):
@@ -146,7 +146,7 @@ def test_a_copy_of_another_cell_is_refused(tmp_path, other, field):
 
 
 @pytest.mark.parametrize("name", ["cell-1-1-1.json", "cell-0009-0001-0001.json", f"{CELL}.bak"])
-def test_a_cell_of_no_place_in_the_grid_is_refused(tmp_path, name):
+def test_a_cell_outside_of_the_grid_is_refused(tmp_path, name):
     run(directory=tmp_path)
     (tmp_path / CELL).rename(tmp_path / name)
     message = rf"{name} {FOREIGN}: a grid of \(3, 2, 2\) has no such cell. Delete it"
@@ -162,7 +162,7 @@ def test_a_cell_of_another_sweep_of_the_same_grid_is_refused(tmp_path):
         run(directory=tmp_path / "a")
 
 
-# What the processes of the slow tests run: cells of about 40 ms.
+# The program of the slow test. Its cells take about 40 ms.
 KILLED = """
 import sys, time
 import jax, jax.numpy as jnp, numpy as np
@@ -190,7 +190,7 @@ landscape.save(sys.argv[-1])
 
 
 def _kill_during_training(command, directory, rng):
-    """Kills a process at a random moment, mostly after it has kept its first new cell."""
+    """Kills a process at a random moment, mostly after it kept its first new cell."""
 
     def kept():
         return len(list(directory.glob("cell-*")))

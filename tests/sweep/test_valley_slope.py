@@ -1,4 +1,4 @@
-"""The slope of a valley is exact without noise, within its interval with it, and says why not."""
+"""valley_slope is exact without noise, within its interval with noise, and explains refusals."""
 
 import numpy as np
 import pytest
@@ -12,10 +12,10 @@ def _synthetic(slope, *, noise=0.0, seeds=5, shift=0.0, one_sided=False, decays=
     centre = -decays / 2 + shift + slope * np.log2(rates)
     distance = log_decays - centre[:, None]
     error = 6 + 0.1 * distance**2
-    if one_sided:  # too little decay does no harm, too much soon does
+    if one_sided:  # it rises slowly below the best decay, and fast above it
         error = 6 + np.where(distance < 0, np.minimum(-0.1 * distance, 0.3), 3.0**distance - 1)
     rng = np.random.default_rng(1)
-    per_seed = rng.normal(size=seeds)  # the luck of a seed, common to all cells
+    per_seed = rng.normal(size=seeds)  # the same offset in all cells of a seed
     values = error[..., None] + per_seed + noise * rng.normal(size=(*error.shape, seeds))
     return sweep.Landscape(rates, 2.0**log_decays, np.arange(seeds), {"error": values})
 
@@ -95,7 +95,7 @@ def _refusal(landscape):
     return str(caught.value)
 
 
-def test_a_refusal_says_which_rates_are_best_at_which_edge():
+def test_a_refusal_names_the_rates_at_each_edge():
     largest = _refusal(_synthetic(1.0, shift=7.0))
     assert "The best decay of learning rates 0.5, 1, 2, 4, 8 is the grid's largest, 0.5" in largest
     assert largest.endswith("add larger ones.")
@@ -104,14 +104,15 @@ def test_a_refusal_says_which_rates_are_best_at_which_edge():
     assert smallest.endswith("smallest, 6.1e-5, so it may lie below: add smaller ones.")
 
 
-def test_a_refusal_says_which_rates_do_not_train():
+def test_a_refusal_names_the_rates_that_do_not_train():
     x = _synthetic(-1.0)
     error = x.metrics["error"].copy()
     error[2:] = np.nan
-    said = _refusal(sweep.Landscape(x.learning_rates, x.weight_decays, x.seeds, {"error": error}))
-    assert "At learning rates 0.5, 1, 2, 4, 8 even the best cell is worse" in said
-    assert "edge" not in said
-    assert "grid's smallest" not in said
+    landscape = sweep.Landscape(x.learning_rates, x.weight_decays, x.seeds, {"error": error})
+    message = _refusal(landscape)
+    assert "At learning rates 0.5, 1, 2, 4, 8 even the best cell is worse" in message
+    assert "edge" not in message
+    assert "grid's smallest" not in message
 
 
 def test_a_refusal_of_too_few_rates_asks_for_more():
@@ -122,7 +123,7 @@ def test_a_refusal_of_too_few_rates_asks_for_more():
     assert "Add learning rates." in _refusal(two) or "closer" in _refusal(two)
 
 
-def test_a_slope_reads_as_a_sentence():
+def test_a_slope_prints_as_a_sentence():
     slope = sweep.ValleySlope(-0.93, -1.1, -0.8, (0.01, 0.02, 0.04), (1e-3, 5e-4, 2.5e-4))
     assert str(slope) == (
         "slope -0.93 (95 % interval -1.10 to -0.80): each doubling of the rate multiplies\n"
@@ -146,7 +147,7 @@ def test_valley_slope_survives_cliffs_diverged_cells_and_rates_that_do_not_train
 
 
 def test_equal_counts_tie_in_float32_too():
-    """Means of counts that are equal differ by rounding, once they are float32 shares."""
+    """Means of equal counts differ by rounding if the counts were divided in float32."""
     counts = np.round(3 * _synthetic(-1.0, noise=0.3).metrics["error"])
     assert len(np.unique(counts.sum(-1))) < counts.shape[0] * counts.shape[1] / 2
     make = lambda error: sweep.Landscape(

@@ -1,4 +1,4 @@
-"""What a sweep shows: progress, public names, what is missing, and what is kept at Ctrl-C."""
+"""Progress, public names, missing extras, and messages at Ctrl-C."""
 
 import contextlib
 import dataclasses
@@ -85,7 +85,7 @@ od.sweep.run(task, od.adamw, **grid, seeds=[0], directory=sys.argv[1] or None, p
 
 
 def _interrupted(*arguments, cells):
-    """The last line of a sweep that is interrupted after so many cells."""
+    """The last line of output of a sweep that is interrupted after `cells` cells."""
     command = [sys.executable, "-c", _LONG, *arguments]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, env=environment(), **pipes) as process:
@@ -101,7 +101,7 @@ def _interrupted(*arguments, cells):
 
 
 @pytest.mark.parametrize("cells", [1, 5])  # while the threads start, and later
-def test_an_interrupt_says_what_is_kept(tmp_path, cells):
+def test_an_interrupt_counts_the_kept_cells(tmp_path, cells):
     last = _interrupted(str(tmp_path), cells=cells)
     kept = len(files(tmp_path))
     assert cells <= kept < 2000
@@ -111,7 +111,7 @@ def test_an_interrupt_says_what_is_kept(tmp_path, cells):
     )
 
 
-def test_an_interrupt_without_a_directory_says_that_nothing_is_kept():
+def test_an_interrupt_without_a_directory_suggests_one():
     last = _interrupted("", cells=2)
     assert re.fullmatch(
         r"KeyboardInterrupt: stopped after \d+ of 2000 cells; none is kept\. Pass directory= to "
@@ -121,8 +121,8 @@ def test_an_interrupt_without_a_directory_says_that_nothing_is_kept():
 
 
 @pytest.mark.parametrize("call", range(1, 6))
-def test_an_interrupt_before_the_first_cell_says_what_is_kept(tmp_path, call):
-    """It comes at a call of `batches`: two of the check, two of the fingerprint, one to train."""
+def test_an_interrupt_before_the_first_cell_is_explained(tmp_path, call):
+    """The calls of `batches`: two for checks, two for the fingerprint, and one for training."""
     run(directory=tmp_path)
     kept = files(tmp_path)
     for name in list(kept)[4:]:
@@ -165,20 +165,20 @@ def default_interrupts():
         signal.signal(signal.SIGINT, before)
 
 
-class _Loses:
-    """Lets an interrupt come where Python drops what is raised."""
+class _InterruptsWhenDeleted:
+    """Raises an interrupt in `__del__`, where Python drops exceptions."""
 
     def __del__(self):
         signal.raise_signal(signal.SIGINT)
 
 
-def test_an_interrupt_that_python_drops_is_heard_at_the_next_cell(monkeypatch):
+def test_an_interrupt_that_python_drops_stops_the_sweep(monkeypatch):
     dropped, done = [], []
 
     def progress(cells, total):
         done.append(cells)
         if cells == 3:
-            _Loses()
+            _InterruptsWhenDeleted()
 
     monkeypatch.setattr(sys, "unraisablehook", lambda lost: dropped.append(lost.exc_type))
     with default_interrupts(), pytest.raises(KeyboardInterrupt, match="after 3 of 12 cells"):
