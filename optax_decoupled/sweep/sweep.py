@@ -38,7 +38,7 @@ def run(
     with t folded in.
 
     Args:
-      task: what to train, see :class:`Task`.
+      task: the model, its data and its metrics.
       make_optimizer: ``(learning_rate, weight_decay) -> optimizer``, called while tracing:
         its arguments are float32 tracers. The optimizer's ``update`` gets ``value=loss``, if
         it takes that, as :func:`optax.contrib.reduce_on_plateau` does.
@@ -53,9 +53,8 @@ def run(
         ``jax.distributed`` only process 0 does.
       vectorize: number of cells that are trained in one vmapped step, on all devices
         together. It bounds the memory (without a mesh, on CPU, times the number of cores).
-        None: on CPU one for each device, because more gain little (about 10 % for a small
-        MLP), and one cell runs the program of a hand-written loop. Elsewhere as many cells
-        of a seed as fit into memory.
+        None: on CPU one for each device, which runs the program of a hand-written loop and
+        is about 10 % slower for a small MLP; elsewhere as many of a seed as fit into memory.
       mesh: devices to split the cells over, along all axes; None for the default device.
         Under ``jax.distributed`` a mesh over all processes, each of which runs this function
         with the same arguments.

@@ -54,8 +54,8 @@ def in_threads(
                 thread.join()
 
 
-def threads_have_our_settings() -> bool:
-    """False in a context such as `with jax.enable_x64(True)`, which holds for one thread."""
+def same_settings() -> bool:
+    """Whether new threads have the settings of this one: not in `with jax.enable_x64(True)`."""
     theirs = next(in_threads(lambda _: _settings(), [None], 1, threading.Event()))
     return theirs == _settings()
 

@@ -18,11 +18,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from optax_decoupled.sweep._training.cell import Cell, initial_values, seed_keys
-from optax_decoupled.sweep._training.threads import (
-    available_cores,
-    in_threads,
-    threads_have_our_settings,
-)
+from optax_decoupled.sweep._training.threads import available_cores, in_threads, same_settings
 from optax_decoupled.sweep.grid import Finished, Grid, Index, Results
 from optax_decoupled.sweep.task import Batch, Task
 
@@ -94,7 +90,7 @@ class _Trainer:
 
     def train_all(self, groups: Sequence[list[Index]]) -> Iterator[list[Finished]]:
         """Yields the groups as they finish."""
-        if self.workers == 1 or not threads_have_our_settings():
+        if self.workers == 1 or not same_settings():
             yield from map(self.train, groups)  # in one order, the same on all processes
         else:
             yield from in_threads(self.train, groups, self.workers, self.stop)
