@@ -76,7 +76,7 @@ def test_vectorized_cells_are_the_same(landscape):
             np.testing.assert_allclose(metrics[name], values, rtol=2e-4)
 
 
-def test_one_compilation_whatever_the_grid():
+def test_grids_of_all_sizes_compile_once():
     def compilations(rates, decays, seeds):
         count = []
         listener = lambda event, *_, **__: count.append(event)

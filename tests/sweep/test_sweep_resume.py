@@ -56,6 +56,8 @@ def test_diverged_cells_are_kept_with_their_step(tmp_path):
     first = run(directory=tmp_path)
     assert (first.diverged[2] > 0).all()
     assert np.isnan(first.metrics["error"][2]).all()
+    record = json.loads((tmp_path / "cell-0002-0001-0001.json").read_text())
+    assert record["metrics"] == {"error": None}  # NaN is not valid JSON
     assert_same(run(directory=tmp_path), first)
 
 

@@ -102,11 +102,11 @@ class Landscape:
         return " × ".join(f"{n} {name}{'s' if n > 1 else ''}" for n, name in parts)
 
     def mean(self, metric: str = "error") -> np.ndarray:
-        """[L, W], over the seeds that did not diverge; NaN where all did."""
+        """The mean over the seeds that did not diverge, [L, W]; NaN where all did."""
         return mean_of_finite(self._values(metric))
 
     def spread(self, metric: str = "error") -> np.ndarray:
-        """[L, W], the sample standard deviation over seeds; NaN for fewer than two."""
+        """The sample standard deviation over the same seeds, [L, W]; NaN for fewer than two."""
         values = self._values(metric)
         count = np.isfinite(values).sum(-1)
         variance = mean_of_finite((values - self.mean(metric)[..., None]) ** 2)

@@ -7,7 +7,7 @@ _ROUNDING = 1e-6
 
 
 def mean_of_finite(values: np.ndarray) -> np.ndarray:
-    """Over the last axis; NaN, without a warning, where nothing is finite."""
+    """The mean over the last axis; NaN, without a warning, if no value is finite."""
     finite = np.isfinite(values)
     with np.errstate(invalid="ignore"):  # 0 / 0
         return np.where(finite, values, 0.0).sum(-1) / finite.sum(-1)

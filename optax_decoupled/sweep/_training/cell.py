@@ -79,7 +79,7 @@ class Cell:
 
     @functools.cached_property
     def program(self) -> str:
-        """The text of a cell of one step. To trace it checks that the task's functions fit."""
+        """The text of a cell of one step. Tracing it checks the task and the optimizer."""
         key_data, one = seed_keys(0)[0], np.float32(1)
         return jax.jit(self._metrics).lower(key_data, self.batch, (one, one)).as_text()
 
