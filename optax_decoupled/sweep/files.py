@@ -52,15 +52,11 @@ def locked(path: Path) -> Iterator[None]:
     if _HELD.setdefault(key, holder) is not holder:
         raise BlockingIOError
     try:
-        with open(path, "ab+", buffering=0, opener=_open_no_link) as file:
+        with open(path, "ab+", buffering=0) as file:
             _lock(file, path)
             yield
     finally:
         del _HELD[key]
-
-
-def _open_no_link(name: str, flags: int) -> int:
-    return os.open(name, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
 
 
 def _lock(file: IO[bytes], path: Path) -> None:

@@ -142,7 +142,7 @@ class _Store:
             raise OSError(error.errno, said) from error
 
     def _check(self) -> tuple[list[Path], list[Path]]:
-        """Refuses another directory; returns its cells, and the partial files of killed processes."""
+        """Refuses other directories; returns the cells, and partial files of killed processes."""
         with os.scandir(self.directory) as found:
             entries = {entry.name: entry for entry in found}
         cells = sorted(name for name in entries if name.startswith("cell-"))
