@@ -46,7 +46,7 @@ def test_a_full_disk_is_refused(untrained, tmp_path, monkeypatch):
 
 def test_an_unwritable_directory_is_refused(untrained, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match=r"cannot keep the sweep: .*Nothing was trained"):
+    with pytest.raises(OSError, match=r"the sweep: .*below: Not a directory\. Nothing was"):
         run(untrained, directory=tmp_path / "file" / "below")
     with largest_file(0), pytest.raises(OSError, match=r"File too large\. Nothing was trained"):
         run(untrained, directory=tmp_path / "new")
