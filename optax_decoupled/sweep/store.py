@@ -42,14 +42,8 @@ def resume(
 ) -> None:
     """Adds the cells that a directory keeps to `results`, which will write all others there.
 
-    In a cluster only process 0 uses the directory.
-
-    Args:
-      results: without any finished cell.
-      directory: refused if it holds anything else, is in use, or cannot be written.
-      task: the fingerprint of the task and the optimizer.
-      steps: of each cell.
-      stack: the directory is locked until this is closed.
+    In a cluster only process 0 uses the directory. It is locked until `stack` is closed.
+    `task` is the fingerprint of the task and the optimizer.
     """
 
     def load() -> list[Finished]:
