@@ -35,9 +35,20 @@ def test_a_directory_of_other_files_is_refused(untrained, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
+def _set_free_space(monkeypatch, size):
+    usage = shutil.disk_usage(".")._replace(free=size)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+
+
+def test_a_disk_with_space_for_the_missing_cells_is_accepted(tmp_path, monkeypatch):
+    _set_free_space(monkeypatch, 13 * 4096)  # a block for each of 12 cells and the manifest
+    run(directory=tmp_path)
+    _set_free_space(monkeypatch, 4096)  # all cells are there
+    run(directory=tmp_path)
+
+
 def test_a_full_disk_is_refused(untrained, tmp_path, monkeypatch):
-    full = shutil.disk_usage(tmp_path)._replace(free=5000)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: full)
+    _set_free_space(monkeypatch, 13 * 4096 - 1)
     with pytest.raises(OSError, match=r"No space left on device\. Nothing was trained") as caught:
         run(untrained, directory=tmp_path)
     assert caught.value.errno == errno.ENOSPC
