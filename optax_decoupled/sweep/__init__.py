@@ -1,10 +1,10 @@
 """Landscapes: train a model over a grid of learning rates and weight decays.
 
-The paper's tool of thought, for any JAX model. The step is compiled once, with the
-hyperparameters as arguments, and every cell of the grid runs the same program.
+As in the paper's Figures 1 and 2, for any JAX model. The step is compiled once: the
+hyperparameters are its arguments, and every cell of the grid runs the same program.
 
-The progress bar and the plot need the extra ``optax-decoupled[sweep]``. This module is
-imported when it is first used, and not by ``import optax_decoupled``.
+The progress bar and the plot need the extra ``optax-decoupled[sweep]``. The module is
+imported at its first use, not by ``import optax_decoupled``.
 """
 
 from optax_decoupled.sweep._landscape.landscape import Best, Landscape

@@ -1,4 +1,4 @@
-"""The cells of a sweep: their grid, which of them are done, and in what groups the rest trains."""
+"""The cells of a sweep: their grid, the results of those that finished, and groups of the rest."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-# Of a cell: its place in [L, W, S].
+# The position of a cell in [L, W, S].
 Index = tuple[int, int, int]
 
 
@@ -33,7 +33,7 @@ class Finished(NamedTuple):
 
 
 class Results:
-    """The cells that are done. `keep`, where it is given, puts each of them away at once."""
+    """The results of finished cells. `keep` writes one to the directory, if there is one."""
 
     def __init__(self, grid: Grid):
         self.grid = grid
@@ -41,10 +41,20 @@ class Results:
         self.diverged = np.full(grid.shape, -1)
         self.metrics: dict[str, np.ndarray] = {}
         self.keep: Callable[[Finished], None] = lambda done: None
+        self.loaded = False  # whether the cells that the directory keeps are among them
 
     @property
     def done(self) -> int:
         return int(self.finished.sum())
+
+    def count(self) -> str:
+        """For messages, such as "3 of 12 cells"."""
+        return f"{self.done} of {self.finished.size} cells"
+
+    def finish(self, group: Sequence[Finished]) -> None:
+        for done in group:
+            self.keep(done)
+            self.add(done)
 
     def add(self, done: Finished) -> None:
         for name, value in done.metrics.items():
@@ -54,7 +64,7 @@ class Results:
         self.finished[done.cell] = True
 
     def groups(self, width: int) -> list[list[Index]]:
-        """The cells that are not done, in groups of one seed and at most so many cells."""
+        """The unfinished cells, in groups of one seed and of at most `width` cells."""
         groups = []
         for s in range(len(self.grid.seeds)):
             cells = [(i, j, s) for i, j in np.argwhere(~self.finished[:, :, s]).tolist()]
@@ -63,7 +73,7 @@ class Results:
 
 
 def checked_axis(name: str, values: Sequence[float]) -> np.ndarray:
-    """Refuses what is not positive and increasing."""
+    """Refuses values that are not positive and increasing."""
     axis = np.asarray(values)
     if axis.ndim != 1 or not axis.size or axis.dtype.kind not in "iuf":
         raise ValueError(f"{name}={values!r} must be a non-empty sequence of numbers, e.g. [1e-3].")
@@ -77,7 +87,7 @@ def checked_axis(name: str, values: Sequence[float]) -> np.ndarray:
 
 
 def checked_seeds(seeds: Sequence[int]) -> list[int]:
-    """Refuses what is no list of distinct integers."""
+    """Refuses anything but a sequence of distinct integers."""
     values = np.asarray(seeds)
     whole = values.ndim == 1 and np.issubdtype(values.dtype, np.integer)
     integers = values.tolist() if whole else []

@@ -1,4 +1,4 @@
-"""A sweep from its arguments to its landscape."""
+"""The function that runs a sweep."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
@@ -12,7 +12,7 @@ from optax_decoupled._common.checks import shown
 from optax_decoupled.sweep._landscape.landscape import Landscape
 from optax_decoupled.sweep._landscape.plot import import_extra
 from optax_decoupled.sweep._training.cell import trace_cell
-from optax_decoupled.sweep._training.interrupt import answered
+from optax_decoupled.sweep._training.interrupt import keyboard_interrupts
 from optax_decoupled.sweep._training.trainer import train
 from optax_decoupled.sweep.grid import Grid, Results, checked_axis, checked_seeds
 from optax_decoupled.sweep.store import Directory, resume
@@ -38,26 +38,27 @@ def run(
     with t folded in.
 
     Args:
-      task: what to train, see :class:`Task`.
+      task: the model, its data and its metrics.
       make_optimizer: ``(learning_rate, weight_decay) -> optimizer``, called while tracing:
         its arguments are float32 tracers. The optimizer's ``update`` gets ``value=loss``, if
         it takes that, as :func:`optax.contrib.reduce_on_plateau` does.
       learning_rates: positive, increasing.
-      weight_decays: positive, increasing. L2 coefficients, if ``make_optimizer`` takes those.
+      weight_decays: positive, increasing. They may be L2 coefficients: ``make_optimizer``
+        decides.
       seeds: distinct integers; without x64 also modulo 2³².
-      directory: where finished cells are kept as they finish. A sweep that was killed goes
-        on from there when it is run again, and ends with the same numbers. Another sweep is
-        told by its grid, versions, compiled program, the arrays that this holds, and the
-        first 4 MiB of each seed's batches. Under ``jax.distributed`` only process 0 uses it.
-      vectorize: cells that are trained at a time, on all devices together, in one vmapped
-        step. None: one for each device on CPU, where more gain little (about 10 % for a
-        small MLP) and a cell is the program that a hand-written loop runs; elsewhere as many
-        cells of a seed as fit into memory. Memory is bounded by it (without a mesh, on CPU,
-        times the number of cores), not by the grid.
-      mesh: devices to split the cells over, whatever its axes are; None for the default
-        device. Under ``jax.distributed`` a mesh over all processes, each of which runs
-        this function with the same arguments.
-      progress: whether to show a bar; or a function of (cells done, cells in all).
+      directory: keeps each cell as it finishes. A sweep that was killed goes on from there
+        when it is run again, and ends with the same numbers. A directory of another sweep is
+        refused: one with another grid, versions, compiled program or constants in it, or
+        first 4 MiB of each seed's batches. One sweep at a time uses a directory; under
+        ``jax.distributed`` only process 0 does.
+      vectorize: number of cells that are trained in one vmapped step, on all devices
+        together. It bounds the memory (without a mesh, on CPU, times the number of cores).
+        None: on CPU one for each device, which runs the program of a hand-written loop and
+        is about 10 % slower for a small MLP; elsewhere as many of a seed as fit into memory.
+      mesh: devices to split the cells over, along all axes; None for the default device.
+        Under ``jax.distributed`` a mesh over all processes, each of which runs this function
+        with the same arguments.
+      progress: whether to show a bar; or a function of (cells done, all cells).
 
     Returns:
       The :class:`Landscape` of the metrics that ``task.evaluate`` returns. A cell whose
@@ -66,15 +67,14 @@ def run(
     Raises:
       TypeError, ValueError: for a grid that is not positive and increasing, repeated
         seeds, batches that end early or change shape, an optimizer in place of
-        ``make_optimizer``, functions of the task that do not return what they should, and a
-        ``directory`` that holds another sweep (of another grid, task or version) or a cell
-        from elsewhere.
-      OSError: if the ``directory`` cannot be written or its disk is full. Like the others
-        it is raised before anything is trained.
-      KeyboardInterrupt: says how many cells are kept.
+        ``make_optimizer``, functions of the task that return something else, and a
+        ``directory`` that is in use or holds other files: another sweep, or a cell that this
+        sweep did not write. All are raised before anything is trained, except for batches.
+      OSError: if the ``directory`` cannot be written or its disk is full. It says how many
+        cells are kept, as a KeyboardInterrupt does.
 
     Examples:
-      The best rate of a quadratic whose minimum lies at 1:
+      The best learning rate of a quadratic with its minimum at 1:
 
       >>> import jax, jax.numpy as jnp, optax_decoupled as od
       >>> from optax_decoupled import sweep
@@ -103,20 +103,17 @@ def run(
         )
     if vectorize is not None:
         checks.check_whole("vectorize", vectorize, "It is a number of cells; None chooses one.")
-    cell, results = trace_cell(task, make_optimizer, grid.seeds[0]), Results(grid)
-    if directory is not None:
-        resume(results, directory, cell.fingerprint(grid.seeds), task.steps)
-    with (
-        answered(results, directory) as interrupts,
-        _reporter(progress, results) as report,
-        contextlib.closing(train(cell, results, vectorize, mesh)) as finished,
-    ):
-        for group in finished:
-            for done in group:
-                results.keep(done)
-                results.add(done)
+    results = Results(grid)
+    with keyboard_interrupts(results, directory) as interrupts, contextlib.ExitStack() as stack:
+        cell = trace_cell(task, make_optimizer, grid.seeds[0])
+        if directory is not None:
+            resume(results, directory, cell.fingerprint(grid.seeds), task.steps, stack)
+        report = stack.enter_context(_reporter(progress, results))
+        groups = stack.enter_context(contextlib.closing(train(cell, results, vectorize, mesh)))
+        for group in groups:
+            results.finish(group)
             report(results.done)
-            if interrupts:  # one that Python dropped
+            if interrupts:  # and Python dropped the exception
                 raise KeyboardInterrupt
     axes = grid.learning_rates, grid.weight_decays, np.array(grid.seeds)
     return Landscape(*axes, results.metrics, results.diverged)
@@ -126,7 +123,7 @@ def run(
 def _reporter(
     progress: bool | Callable[[int, int], None], results: Results
 ) -> Iterator[Callable[[int], None]]:
-    """Yields a function to call with the number of cells that are done."""
+    """Yields a function that shows how many cells are done."""
     total = results.finished.size
     if not progress or jax.process_index() != 0:
         yield lambda done: None

@@ -1,4 +1,4 @@
-"""What a sweep trains: a record of functions, and the names of what they pass around."""
+"""A task: the functions that a sweep trains, and the types of their arguments."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -11,11 +11,11 @@ from optax_decoupled._common import checks
 from optax_decoupled._common.checks import shown
 from optax_decoupled._common.types import Scalar
 
-# A tree of arrays that the forward pass updates, such as batch statistics, or ().
+# A tree of arrays that the forward pass updates, such as batch statistics; or ().
 ModelState = Any
 # A tree of arrays of numbers.
 Batch = Any
-# name -> a real number, of which less is better.
+# Maps names to real scalars; lower is better.
 Metrics = dict[str, jax.Array]
 # (learning rate, weight decay) -> optimizer; both are float32 tracers.
 MakeOptimizer = Callable[[Any, Any], optax.GradientTransformation]
@@ -23,11 +23,11 @@ MakeOptimizer = Callable[[Any, Any], optax.GradientTransformation]
 
 @dataclass(frozen=True)
 class Task:
-    """What is trained and measured; a sweep adds the optimizer.
+    """A model, its data and its metrics; :func:`run` adds the optimizer.
 
     Attributes:
-      init: ``key -> (params, model_state)``; ``model_state`` is what the forward pass
-        updates, such as batch statistics, or ``()``.
+      init: ``key -> (params, model_state)``. The forward pass updates ``model_state``, such
+        as batch statistics; without any it is ``()``.
       loss: ``(params, model_state, batch, key) -> (scalar, model_state)``. The key is new
         at every step, for dropout and the like.
       batches: ``seed -> iterable`` of at least ``steps`` batches: trees of arrays, all of
@@ -48,6 +48,6 @@ class Task:
             value = getattr(self, name)
             if not callable(value):
                 raise TypeError(
-                    f"{name}={shown(value)} must be a function; Task's docstring has its form."
+                    f"{name}={shown(value)} must be a function, as in Task's docstring."
                 )
         checks.check_whole("steps", self.steps, "It is the number of optimizer steps per cell.")

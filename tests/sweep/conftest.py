@@ -1,14 +1,14 @@
-"""A task of which no step may run."""
+"""The fixture `untrained`."""
 
 import jax
 import pytest
-from sweep_cases import watched
+from sweep_cases import task_that_records_steps
 
 
 @pytest.fixture
 def untrained():
-    """Fails the test if the task was trained after all."""
+    """A task; the test fails if it is trained."""
     steps = []
-    yield watched(steps)
+    yield task_that_records_steps(steps)
     jax.effects_barrier()
     assert not steps

@@ -1,4 +1,4 @@
-"""The tasks, grids and files that the tests of sweeps share."""
+"""Tasks, grids and helpers that the tests of sweeps share."""
 
 import dataclasses
 import os
@@ -14,7 +14,7 @@ from optax_decoupled import sweep
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# For the numbers: a small network with a state, noise and a schedule.
+# A small network with a state, noise and a schedule, to compare with a hand-written loop.
 STEPS = 70  # more than one call, and not a multiple of its steps
 RATES, DECAYS, SEEDS = [0.01, 0.03, 0.1], [1e-4, 1e-3], [3, 11]
 
@@ -69,7 +69,7 @@ def run_network(task=NETWORK, make_optimizer=adamw, **changes):
     return sweep.run(task, make_optimizer, **{"progress": False, **grid, **changes})
 
 
-# For all else: a quadratic that compiles fast, with data of each seed and an array inside.
+# A quadratic that compiles fast, with batches of each seed and a constant array, for the rest.
 TARGET = jnp.arange(4.0)
 TASK = sweep.Task(
     init=lambda key: (jax.random.normal(key, (4,)), ()),
@@ -90,8 +90,8 @@ def run(task=TASK, make_optimizer=sgdw, **changes):
     return sweep.run(task, make_optimizer, **{"progress": False, **GRID, **changes})
 
 
-def watched(steps):
-    """The small task, which notes in a list that a step was run."""
+def task_that_records_steps(steps):
+    """The quadratic; it appends to the list at each step."""
 
     def loss(params, state, batch, key):
         jax.debug.callback(lambda: steps.append(1))
@@ -101,7 +101,7 @@ def watched(steps):
 
 
 def files(directory):
-    """Of the kept cells: content and time of the last change."""
+    """Maps the names of kept cells to their content and the time of their last change."""
     return {
         path.name: (path.read_text(), path.stat().st_mtime_ns)
         for path in Path(directory).glob("cell-*")
@@ -114,6 +114,6 @@ def assert_same(a, b):
 
 
 def environment(**changes):
-    """For processes that import the package as this one does."""
+    """Environment variables of a process that imports this copy of the package."""
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     return {**os.environ, "PYTHONPATH": path, **changes}

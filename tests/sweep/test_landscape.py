@@ -1,5 +1,6 @@
-"""A landscape's statistics leave out what diverged; it is kept, drawn and told."""
+"""Statistics of a landscape leave out diverged cells; saving, printing and drawing one."""
 
+import dataclasses
 from xml.etree import ElementTree
 
 import numpy as np
@@ -40,7 +41,30 @@ def test_save_and_load_round_trip(landscape, tmp_path):
     np.testing.assert_array_equal(loaded.metrics["error"], landscape.metrics["error"])
 
 
-def test_a_landscape_reads_as_sentences(landscape):
+def test_saving_follows_no_link_of_a_partial_file(landscape, tmp_path):
+    (tmp_path / "precious").write_text("precious")
+    (tmp_path / "landscape.npz.partial").symlink_to(tmp_path / "precious")
+    landscape.save(str(tmp_path / "landscape.npz"))
+    assert (tmp_path / "precious").read_text() == "precious"
+
+
+def test_a_failed_save_keeps_the_file_before(landscape, tmp_path):
+    path = tmp_path / "landscape.npz"
+    landscape.save(path)
+    before = path.read_bytes()
+    broken = dataclasses.replace(landscape, metrics={"error": np.full((3, 2, 2), _Unpicklable())})
+    with pytest.raises(TypeError, match="cannot be saved"):
+        broken.save(path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+class _Unpicklable:
+    def __reduce__(self):
+        raise TypeError("cannot be saved")
+
+
+def test_a_landscape_prints_as_sentences(landscape):
     assert str(landscape) == (
         "best error 2 ± 1.4 at learning rate 0.05, weight decay 1e-4\n"
         "best loss 2e+03 ± 1.4e+03 at learning rate 0.05, weight decay 1e-4\n"
@@ -51,14 +75,14 @@ def test_a_landscape_reads_as_sentences(landscape):
     )
 
 
-def test_a_best_cell_reads_as_a_sentence(landscape):
+def test_a_best_cell_prints_as_a_sentence(landscape):
     best = landscape.best()
     assert str(best) == f"{best}" == "2 ± 1.4 at learning rate 0.05, weight decay 1e-4"
     assert repr(best).startswith("Best(learning_rate=0.05, weight_decay=0.0001, mean=2.0, spread=")
     assert str(best._replace(spread=np.nan)).startswith("2 at learning rate")  # of one seed
 
 
-def test_a_landscape_where_all_diverged_says_so():
+def test_a_landscape_where_all_cells_diverged_prints_that():
     one = np.ones(1)
     text = str(sweep.Landscape(one, one, one, {"error": np.full((1, 1, 1), np.nan)}, np.array(3)))
     assert text == (

@@ -1,4 +1,4 @@
-"""Cells on many devices, in many processes and in little memory have the numbers of one device."""
+"""Many devices, many processes or little memory give the numbers of one device."""
 
 import dataclasses
 import socket
@@ -22,7 +22,7 @@ def test_cells_on_eight_devices_give_the_numbers_of_one(axis_type, vectorize):
     single = run(weight_decays=np.geomspace(1e-4, 1e-2, 7))
     np.testing.assert_array_equal(sharded.diverged, single.diverged)
     np.testing.assert_allclose(sharded.metrics["error"], single.metrics["error"], rtol=1e-6)
-    if vectorize is None:  # a cell per device: the very same program
+    if vectorize is None:  # one cell per device: the same program
         assert_same(sharded, single)
 
 
@@ -49,7 +49,7 @@ def test_fewer_cells_at_a_time_where_memory_is_short(monkeypatch):
     assert list(dict.fromkeys(widths)) == [6, 3]  # and at last one, without vmap
     assert_same(result, run())
     with pytest.raises(jax.errors.JaxRuntimeError, match="RESOURCE_EXHAUSTED"):
-        run(task, vectorize=3)  # what was asked for is not changed
+        run(task, vectorize=3)  # an explicit width is not changed
 
 
 def _free_port():

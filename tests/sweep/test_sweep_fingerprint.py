@@ -1,4 +1,4 @@
-"""A directory knows its sweep: in every process, and from every other sweep."""
+"""A directory accepts its own sweep, in every process, and no other sweep."""
 
 import dataclasses
 import subprocess
@@ -47,11 +47,11 @@ def test_a_directory_of_another_sweep_is_refused_and_untouched(tmp_path, changes
     with pytest.raises(ValueError, match=f"holds another sweep: it differs in {difference}\\."):
         run(directory=tmp_path, **changes)
     assert files(tmp_path) == kept
-    run(directory=tmp_path)  # and still usable
+    run(directory=tmp_path)  # its own sweep still goes on
 
 
-# Of the many kinds of parameters in a jaxpr those that print in another order or with another
-# address in each process.
+# A program whose jaxpr prints sets and functions, in another order or with another address in
+# each process.
 _NAMES = """
 import functools, sys
 import jax, jax.numpy as jnp, numpy as np
@@ -87,13 +87,13 @@ task = od.sweep.Task(
     evaluate=evaluate,
     steps=2,
 )
-shown = lambda done, total: print(done)
+show = lambda done, total: print(done)
 grid = {"learning_rates": [0.1], "weight_decays": [1e-3], "seeds": [0]}
-od.sweep.run(task, od.adamw, **grid, directory=sys.argv[1], progress=shown)
+od.sweep.run(task, od.adamw, **grid, directory=sys.argv[1], progress=show)
 """
 
 
-def test_a_sweep_goes_on_in_a_process_of_other_hashes(tmp_path):
+def test_a_sweep_goes_on_in_a_process_with_another_hash_seed(tmp_path):
     def printed(seed):
         command = [sys.executable, "-W", "error", "-c", _NAMES, str(tmp_path)]
         variables = environment(PYTHONHASHSEED=str(seed))
@@ -126,14 +126,14 @@ def _saving(*names):
         (lambda: _POLICIES.everything_saveable, lambda: _POLICIES.nothing_saveable),
     ],
 )
-def test_what_is_kept_for_the_backward_pass_is_part_of_the_program(tmp_path, one, other):
+def test_the_checkpoint_policy_is_part_of_the_fingerprint(tmp_path, one, other):
     run(_remat(one()), directory=tmp_path, **ONE)
-    run(_remat(one()), directory=tmp_path, **ONE)  # made anew it is the same
+    run(_remat(one()), directory=tmp_path, **ONE)  # with a new policy object
     with pytest.raises(ValueError, match="it differs in task"):
         run(_remat(other()), directory=tmp_path, **ONE)
 
 
-def test_what_a_callback_noted_does_not_count(tmp_path):
+def test_the_state_of_a_callback_is_not_part_of_the_fingerprint(tmp_path):
     log = []
 
     def loss(params, state, batch, key):
@@ -150,7 +150,7 @@ def test_what_a_callback_noted_does_not_count(tmp_path):
 
 
 @pytest.mark.parametrize("wrap", [lambda f: f, jax.jit, jax.checkpoint])
-def test_data_that_the_task_holds_are_part_of_its_fingerprint(tmp_path, wrap):
+def test_constants_of_the_task_are_part_of_the_fingerprint(tmp_path, wrap):
     def make(target):
         loss = lambda params, state, batch, key: (jnp.sum(batch * (params - target) ** 2), state)
         return dataclasses.replace(TASK, loss=wrap(loss))

@@ -1,4 +1,4 @@
-"""A sweep has the numbers of a hand-written loop, whatever its width, and compiles once."""
+"""A sweep gives the numbers of a hand-written loop at every width, and compiles once."""
 
 import dataclasses
 import gc
@@ -76,7 +76,7 @@ def test_vectorized_cells_are_the_same(landscape):
             np.testing.assert_allclose(metrics[name], values, rtol=2e-4)
 
 
-def test_one_compilation_whatever_the_grid():
+def test_grids_of_all_sizes_compile_once():
     def compilations(rates, decays, seeds):
         count = []
         listener = lambda event, *_, **__: count.append(event)
@@ -92,13 +92,13 @@ def test_one_compilation_whatever_the_grid():
         jax.monitoring.clear_event_listeners()
         return sum("backend_compile" in event for event in count), len(traced)
 
-    compilations([0.1], [0.1], [0])  # whatever is compiled once in a process
+    compilations([0.1], [0.1], [0])  # compiles functions that the process compiles once
     small = compilations([0.1], [0.1], [0])
     assert small[0] == 2  # start and advance; init and evaluate are the task's own
     assert compilations(RATES, DECAYS, [0, 1, 2]) == small
 
 
-def test_convolutions_have_the_numbers_of_sums():
+def test_convolutions_give_the_numbers_of_sums():
     kernel = jnp.ones((3, 1, 1))
 
     def loss(params, state, batch, key):
@@ -125,7 +125,7 @@ def test_convolutions_have_the_numbers_of_sums():
 
 
 def test_convolutions_run_outside_of_loops():
-    """In a loop XLA's CPU backend runs them ten times slower. Outside, a batch is drawn a step."""
+    """XLA's CPU backend runs them ten times slower in a loop. Without one, batches come singly."""
     stepped, seen = threading.Event(), []
 
     def loss(params, state, batch, key):
@@ -219,7 +219,7 @@ class _Evaluate:
         return {"error": jnp.sum((params - self.target) ** 2)}
 
 
-def test_what_a_task_holds_needs_no_hash_and_is_let_go():
+def test_a_task_may_hold_unhashable_objects_and_releases_them():
     def make(evaluate):
         return dataclasses.replace(TASK, evaluate=evaluate)
 
@@ -232,7 +232,7 @@ def test_what_a_task_holds_needs_no_hash_and_is_let_go():
     assert np.isfinite(result.metrics["error"]).all()
 
 
-def test_equal_tasks_are_equal_whether_they_were_trained_or_not():
+def test_training_does_not_change_the_equality_of_tasks():
     trained, other = (dataclasses.replace(TASK) for _ in range(2))
     run(trained, learning_rates=[0.1])
     assert trained == other == TASK

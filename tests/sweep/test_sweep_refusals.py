@@ -1,4 +1,4 @@
-"""Bad grids, tasks and optimizers are refused in our words, before anything is trained."""
+"""Bad grids, tasks and optimizers raise errors of this package before anything is trained."""
 
 import dataclasses
 import functools
@@ -20,7 +20,7 @@ from sweep_cases import (
     loss,
     run,
     run_network,
-    watched,
+    task_that_records_steps,
 )
 
 import optax_decoupled as od
@@ -89,12 +89,12 @@ def test_bad_tasks_are_refused(field, value, message):
         ("evaluate", lambda p, s: {0: p[0]}, 'called 0; a metric\'s name must be a string'),
     ],
 )  # fmt: skip
-def test_answers_of_the_wrong_kind_are_refused(untrained, field, value, message):
+def test_returned_values_of_the_wrong_kind_are_refused(untrained, field, value, message):
     with pytest.raises(TypeError, match=message):
         run(dataclasses.replace(untrained, **{field: value}))
 
 
-def test_scalars_of_every_real_kind_are_metrics():
+def test_metrics_may_be_real_scalars_of_every_kind():
     metrics = {"a": 1, "b": 2.0, "c": True, "d": np.float32(3), "e": np.ones(()), "f": jnp.int8(4)}
     found = run(dataclasses.replace(TASK, evaluate=lambda params, state: metrics), **ONE).metrics
     assert {name: values.item() for name, values in found.items()} == metrics
@@ -115,7 +115,7 @@ def test_scalars_of_every_real_kind_are_metrics():
         (functools.partial(optax.lion, weight_decay=0.1), "takes weight_decay, .* is b1"),
     ],
 )
-def test_what_makes_no_optimizer_is_refused(untrained, make_optimizer, message):
+def test_other_values_of_make_optimizer_are_refused(untrained, make_optimizer, message):
     with pytest.raises(TypeError, match=message):
         run(untrained, make_optimizer)
 
@@ -128,7 +128,7 @@ def test_what_makes_no_optimizer_is_refused(untrained, make_optimizer, message):
         lambda learning_rate, weight_decay, **_: optax.sgd(learning_rate),
     ],
 )
-def test_all_that_makes_optimizers_is_taken(make_optimizer):
+def test_every_function_that_makes_optimizers_is_accepted(make_optimizer):
     assert np.isfinite(run(TASK, make_optimizer, **ONE).metrics["error"]).all()
 
 
@@ -145,20 +145,20 @@ def test_a_state_that_changes_at_the_first_update_is_refused(untrained):
         run(untrained, grow)
 
 
-def test_the_witness_of_training_sees_it():
+def test_steps_are_recorded():
     steps = []
-    run(watched(steps), **ONE)
+    run(task_that_records_steps(steps), **ONE)
     jax.effects_barrier()
     assert len(steps) == TASK.steps
 
 
-def test_a_task_refuses_what_is_no_function_and_no_step():
+def test_a_task_without_a_function_or_steps_is_refused():
     with pytest.raises(TypeError, match="init=None must be a function"):
         sweep.Task(None, loss, batches, evaluate, STEPS)  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="steps=0"):
         sweep.Task(init, loss, batches, evaluate, 0)
 
 
-def test_what_is_no_mesh_is_refused():
+def test_devices_in_place_of_a_mesh_are_refused():
     with pytest.raises(TypeError, match=r"mesh=\[.*must be a jax.sharding.Mesh"):
         run(mesh=jax.devices())

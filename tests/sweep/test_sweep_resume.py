@@ -1,4 +1,4 @@
-"""A sweep that was interrupted goes on, and no file of another place is believed."""
+"""A sweep that was interrupted goes on, and reads no file that it did not write."""
 
 import dataclasses
 import json
@@ -56,6 +56,8 @@ def test_diverged_cells_are_kept_with_their_step(tmp_path):
     first = run(directory=tmp_path)
     assert (first.diverged[2] > 0).all()
     assert np.isnan(first.metrics["error"][2]).all()
+    record = json.loads((tmp_path / "cell-0002-0001-0001.json").read_text())
+    assert record["metrics"] == {"error": None}  # NaN is not valid JSON
     assert_same(run(directory=tmp_path), first)
 
 
@@ -68,22 +70,17 @@ def test_progress_counts_kept_cells(tmp_path):
     assert calls == list(range(kept + 1, 13))
 
 
-@pytest.mark.parametrize(
-    ("name", "content"),
-    [
-        ("cell-0001-0001-0001.json", "{"),
-        ("cell-0001-0001-0001.json", "[]"),
-        ("cell-0001-0001-0001.json", '{"metrics": {"error": "x"}, "diverged": -1}'),
-        ("cell-0001-0001-0001.json", '{"metrics": {}, "diverged": -1}'),
-        ("cell-0009-0001-0001.json", '{"metrics": {"error": 1.0}, "diverged": -1}'),
-        ("manifest.json", "{"),
-    ],
-)
-def test_a_damaged_file_is_named(tmp_path, name, content):
+CELL = "cell-0001-0001-0001.json"
+FOREIGN = "is damaged or was not written by this sweep"
+
+
+@pytest.mark.parametrize("name", [CELL, "manifest.json"])
+@pytest.mark.parametrize("content", ["", "{", "[]", "[" * 10**5, "1" * 10**5, "\0", "\ufeff{}"])
+def test_a_damaged_file_is_refused(tmp_path, name, content):
     run(directory=tmp_path)
     damaged = tmp_path / name
     damaged.write_text(content)
-    with pytest.raises(ValueError, match=f"{re.escape(name)} is damaged: .*Delete"):
+    with pytest.raises(ValueError, match=f"{re.escape(name)} {FOREIGN}: .* [dD]elete"):
         run(directory=tmp_path)
     damaged.unlink()
     for path in list(tmp_path.iterdir()) if name == "manifest.json" else ():
@@ -91,43 +88,83 @@ def test_a_damaged_file_is_named(tmp_path, name, content):
     assert_same(run(directory=tmp_path), run())
 
 
-def test_a_file_is_believed_only_as_the_cell_that_it_says_it_is(tmp_path):
+def test_a_file_that_is_not_text_is_refused(tmp_path):
     run(directory=tmp_path)
-    a, b = (tmp_path / f"cell-000{i}-0001-0001.json" for i in range(2))
-    b.write_text(a.read_text())
-    with pytest.raises(
-        ValueError, match=r"0001-0001\.json .*learning_rate 0\.01, not 0\.1.*Delete"
-    ):
-        run(directory=tmp_path)
-    b.unlink()
-    a.rename(tmp_path / "cell-1-1-1.json")
-    with pytest.raises(ValueError, match=r"cell-1-1-1\.json .*there is no such cell"):
+    (tmp_path / CELL).write_bytes(b"\xff\xfe")
+    with pytest.raises(ValueError, match=f"{CELL} {FOREIGN}: .*Delete it"):
         run(directory=tmp_path)
 
 
-@pytest.mark.parametrize("field", ["learning_rate", "weight_decay", "seed", "task"])
-def test_a_file_that_does_not_say_which_cell_it_is_is_refused(tmp_path, field):
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"metrics": {"accuracy": 0.5}},
+        {"metrics": {"error": 0.5, "accuracy": 0.5}},
+        {"metrics": {}},
+        {"metrics": {"error": 0.5}},
+        {"metrics": {"error": float("inf")}},
+        {"metrics": {"error": None}},
+        {"metrics": {"error": 10**400}},
+        {"metrics": {"error": "0.5"}},
+        {"metrics": [0.5]},
+        {"diverged": 99},
+        {"diverged": 3},
+        {"diverged": True},
+        {"sha256": None},
+        {"seed": True},
+        {"note": "edited"},
+    ],
+)
+def test_a_cell_that_was_edited_is_refused(tmp_path, changes):
     run(directory=tmp_path)
-    path = tmp_path / "cell-0001-0001-0001.json"
-    record = json.loads(path.read_text())
-    path.write_text(json.dumps({k: v for k, v in record.items() if k != field}))
-    with pytest.raises(ValueError, match=f"is damaged: it has no '{field}'.*Delete"):
+    path = tmp_path / CELL
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    message = f"{CELL} {FOREIGN}: its content does not fit its checksum. Delete it, and its cell"
+    with pytest.raises(ValueError, match=message):
         run(directory=tmp_path)
-    path.write_text(json.dumps({**record, field: 7}))
-    with pytest.raises(ValueError, match=f"another cell than by its content .*{field} 7, not"):
+
+
+@pytest.mark.parametrize("field", ["learning_rate", "weight_decay", "seed", "task", "metrics"])
+def test_a_cell_without_an_entry_is_refused(tmp_path, field):
+    run(directory=tmp_path)
+    record = json.loads((tmp_path / CELL).read_text())
+    del record[field]
+    (tmp_path / CELL).write_text(json.dumps(record))
+    with pytest.raises(ValueError, match=f"{CELL} {FOREIGN}: .*Delete it"):
+        run(directory=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("other", "field"),
+    [("0000-0001-0001", "learning_rate"), ("0001-0000-0001", "weight_decay"),
+     ("0001-0001-0000", "seed")],
+)  # fmt: skip
+def test_a_copy_of_another_cell_is_refused(tmp_path, other, field):
+    run(directory=tmp_path)
+    (tmp_path / CELL).write_text((tmp_path / f"cell-{other}.json").read_text())
+    message = f"{CELL} {FOREIGN}: its content differs in {field}, so it was .*copied. Delete"
+    with pytest.raises(ValueError, match=message):
+        run(directory=tmp_path)
+
+
+@pytest.mark.parametrize("name", ["cell-1-1-1.json", "cell-0009-0001-0001.json", f"{CELL}.bak"])
+def test_a_cell_outside_of_the_grid_is_refused(tmp_path, name):
+    run(directory=tmp_path)
+    (tmp_path / CELL).rename(tmp_path / name)
+    message = rf"{name} {FOREIGN}: a grid of \(3, 2, 2\) has no such cell. Delete it"
+    with pytest.raises(ValueError, match=message):
         run(directory=tmp_path)
 
 
 def test_a_cell_of_another_sweep_of_the_same_grid_is_refused(tmp_path):
     run(directory=tmp_path / "a")
     run(dataclasses.replace(TASK, steps=9), directory=tmp_path / "b")
-    name = "cell-0001-0001-0001.json"
-    (tmp_path / "a" / name).write_text((tmp_path / "b" / name).read_text())
-    with pytest.raises(ValueError, match=r"copied from another place"):
+    (tmp_path / "a" / CELL).write_text((tmp_path / "b" / CELL).read_text())
+    with pytest.raises(ValueError, match=r"differs in task, so it was renamed or copied"):
         run(directory=tmp_path / "a")
 
 
-# What the processes of the slow tests run: cells of about 40 ms.
+# The program of the slow test. Its cells take about 40 ms.
 KILLED = """
 import sys, time
 import jax, jax.numpy as jnp, numpy as np
@@ -155,7 +192,7 @@ landscape.save(sys.argv[-1])
 
 
 def _kill_during_training(command, directory, rng):
-    """Kills a process at a random moment, mostly after it has kept its first new cell."""
+    """Kills a process at a random moment, mostly after it kept its first new cell."""
 
     def kept():
         return len(list(directory.glob("cell-*")))

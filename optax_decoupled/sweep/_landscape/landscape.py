@@ -1,8 +1,9 @@
-"""What a sweep returns: metrics over (learning rate, weight decay, seed), and how to read them."""
+"""The result of a sweep: metrics over (learning rate, weight decay, seed)."""
 
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy as np
 from optax_decoupled.sweep._landscape.numbers import mean_of_finite, number, tied, with_spread
 from optax_decoupled.sweep._landscape.plot import Axes, Picture, draw, table
 from optax_decoupled.sweep._landscape.valley import ValleySlope, valley_slope
+from optax_decoupled.sweep.files import replacement
 
 
 class Best(NamedTuple):
@@ -18,7 +20,7 @@ class Best(NamedTuple):
     Attributes:
       learning_rate: its learning rate.
       weight_decay: its weight decay.
-      mean: that of the metric over seeds.
+      mean: the mean of the metric over seeds.
       spread: the metric's sample standard deviation over seeds; NaN for one seed.
     """
 
@@ -28,14 +30,14 @@ class Best(NamedTuple):
     spread: float
 
     def __str__(self) -> str:
-        where = f"learning rate {number(self.learning_rate)}, "
-        where += f"weight decay {number(self.weight_decay)}"
-        return f"{with_spread(self.mean, self.spread)} at {where}"
+        cell = f"learning rate {number(self.learning_rate)}, "
+        cell += f"weight decay {number(self.weight_decay)}"
+        return f"{with_spread(self.mean, self.spread)} at {cell}"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Landscape:
-    """Metrics over a grid, of which less is better.
+    """Metrics over a grid; lower is better.
 
     Attributes:
       learning_rates: [L], increasing.
@@ -49,7 +51,7 @@ class Landscape:
       >>> import numpy as np
       >>> from optax_decoupled.sweep import Landscape
       >>> rates, decays = 2.0 ** np.arange(-3, 3), 2.0 ** np.arange(-12, 0)
-      >>> distance = np.log2(rates[:, None] * decays) + 6  # the product counts
+      >>> distance = np.log2(rates[:, None] * decays) + 6  # the best decay is 2⁻⁶ / rate
       >>> error = 5 + distance[..., None] ** 2 + np.zeros(4)
       >>> landscape = Landscape(rates, decays, np.arange(4), {"error": error})
       >>> assert landscape.best().mean == 5
@@ -100,11 +102,11 @@ class Landscape:
         return " × ".join(f"{n} {name}{'s' if n > 1 else ''}" for n, name in parts)
 
     def mean(self, metric: str = "error") -> np.ndarray:
-        """[L, W], over the seeds that did not diverge; NaN where all did."""
+        """The mean over the seeds that did not diverge, [L, W]; NaN where all did."""
         return mean_of_finite(self._values(metric))
 
     def spread(self, metric: str = "error") -> np.ndarray:
-        """[L, W], the sample standard deviation over seeds; NaN for fewer than two."""
+        """The sample standard deviation over the same seeds, [L, W]; NaN for fewer than two."""
         values = self._values(metric)
         count = np.isfinite(values).sum(-1)
         variance = mean_of_finite((values - self.mean(metric)[..., None]) ** 2)
@@ -113,7 +115,7 @@ class Landscape:
     def best(self, metric: str = "error") -> Best:
         """The cell of the lowest mean among those where no seed diverged.
 
-        It is chosen and measured on the same seeds, hence slightly optimistic.
+        Its mean is slightly optimistic: the same seeds choose the cell and measure it.
 
         Raises:
           ValueError: if a seed diverged in every cell.
@@ -135,14 +137,14 @@ class Landscape:
     def valley_slope(self, metric: str = "error") -> ValleySlope:
         r"""How :math:`\log_2` of the best decay moves per doubling of the learning rate.
 
-        The least-squares slope through the best decay of each rate, which is found in the
-        smoothed ranks of its row and interpolated between cells.
-        A rate does not count if its best decay lies on the grid's edge, or if even its best
-        cell is worse than the grid's median cell: nobody would train there.
+        The least-squares slope through the best decay of each learning rate. That is the
+        minimum of the smoothed ranks of the rate's cells, interpolated between cells. A rate
+        is left out if its best decay is on the edge of the grid, or if its best cell is worse
+        than the median cell of the grid, so that nobody would train there.
 
         Raises:
-          ValueError: if fewer than three rates count, for all seeds together or in most
-            of the resamples behind the interval. It says which do not, and why.
+          ValueError: if fewer than three rates are left, for all seeds together or in most
+            of the bootstrap resamples. It names the rates that are left out, and why.
         """
         return valley_slope(self._values(metric), self.learning_rates, self.weight_decays)
 
@@ -160,19 +162,19 @@ class Landscape:
         """Draws the mean over seeds as a heatmap, a row for each learning rate.
 
         Args:
-          metric: which metric.
+          metric: the metric to draw.
           ax: Matplotlib axes; None makes a figure.
-          vmin: the metric of the brightest colour; None: the best cell's.
-          vmax: the metric of the darkest colour; None: the median cell's, or twice the
-            best, whichever is more. Everything worse looks the same.
-          mark: how many of the best cells are marked, the first by a star and the others by
-            dots; None: a tenth of the cells, at most ten.
-          title: None: the best cell.
-          colorbar: whether to draw one beside the axes.
+          vmin: the value of the brightest colour; None: the best cell's.
+          vmax: the value of the darkest colour, which all higher values get too; None: the
+            median cell's, or twice the best, whichever is higher.
+          mark: number of the best cells to mark, the first by a star and the others by dots;
+            None: a tenth of the cells, at most ten.
+          title: None names the best cell's metric.
+          colorbar: whether to draw a colour bar beside the axes.
 
         Returns:
-          The axes. Their image (``axes.images[0]``) can feed a common colour bar. Cells in
-          which every seed diverged are grey and hatched; those in which some did have a cross.
+          The axes; ``axes.images[0]`` is the image, for a common colour bar. A cell is grey
+          and hatched if every seed diverged, and has a cross if some did.
         """
         best = self.best(metric)
         title = title or f"best {metric} {with_spread(best.mean, best.spread)}"
@@ -180,17 +182,15 @@ class Landscape:
         return draw(picture, ax, vmin, vmax, mark, colorbar)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes everything to one ``.npz`` file, replacing it at once if it exists."""
-        temporary = f"{os.fspath(path)}.partial"
+        """Writes the landscape to an ``.npz`` file. An existing file is replaced at the end."""
         arrays = {**vars(self), **{f"metric:{name}": x for name, x in self.metrics.items()}}
         del arrays["metrics"]
-        with open(temporary, "wb") as file:
+        with replacement(Path(path)) as file:
             np.savez(file, **arrays)
-        os.replace(temporary, path)
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> "Landscape":
-        """Reads what :meth:`save` wrote."""
+        """Reads a file that :meth:`save` wrote."""
         with np.load(path) as file:
             arrays = dict(file)
         names = [name for name in arrays if name.startswith("metric:")]

@@ -1,20 +1,20 @@
-"""Metrics that may be missing, ties between them, and numbers as text."""
+"""Statistics of metrics that may be NaN, and numbers as text."""
 
 import numpy as np
 
-# Relative; a mean of float32 metrics is exact to about a tenth of it.
+# Relative; about ten times the rounding error of a mean of float32 metrics.
 _ROUNDING = 1e-6
 
 
 def mean_of_finite(values: np.ndarray) -> np.ndarray:
-    """Over the last axis; NaN, without a warning, where nothing is finite."""
+    """The mean over the last axis; NaN, without a warning, if no value is finite."""
     finite = np.isfinite(values)
     with np.errstate(invalid="ignore"):  # 0 / 0
         return np.where(finite, values, 0.0).sum(-1) / finite.sum(-1)
 
 
 def tied(values: np.ndarray) -> np.ndarray:
-    """With values that differ by float32's rounding alone made equal, as equal counts are."""
+    """The values, where those that differ only by the rounding of float32 are made equal."""
     ordered = np.sort(values, axis=None)
     with np.errstate(invalid="ignore"):  # inf - inf
         new = np.append(True, np.diff(ordered) > _ROUNDING * abs(ordered[:-1]))
@@ -23,7 +23,7 @@ def tied(values: np.ndarray) -> np.ndarray:
 
 
 def number(x: float) -> str:
-    """To three digits: 0.05, 12, 1e-3, 2.44e-4."""
+    """A number as text, to three digits: 0.05, 12, 1e-3, 2.44e-4."""
     if not np.isfinite(x) or 0.01 <= abs(x) < 1e5 or x == 0:
         return f"{x:.3g}"
     mantissa, exponent = f"{x:.2e}".split("e")
@@ -31,5 +31,5 @@ def number(x: float) -> str:
 
 
 def with_spread(mean: float, spread: float) -> str:
-    """Such as 6.12 ± 0.43; the mean alone if there is no spread."""
+    """Text such as "6.12 ± 0.43"; the mean alone if the spread is NaN."""
     return number(mean) + (f" ± {spread:.2g}" if np.isfinite(spread) else "")

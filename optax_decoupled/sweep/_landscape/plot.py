@@ -1,4 +1,4 @@
-"""How a landscape is drawn: a heatmap for Matplotlib, a table for notebooks."""
+"""Drawings of a landscape: a Matplotlib heatmap, and an HTML table for notebooks."""
 
 import html
 import importlib
@@ -9,19 +9,19 @@ import numpy as np
 
 from optax_decoupled.sweep._landscape.numbers import number
 
-# Matplotlib's, which is an extra.
+# Matplotlib's classes; Matplotlib is an extra.
 Axes = Any
 Axis = Any
 
 
 class Picture(NamedTuple):
-    """What there is to draw of one metric."""
+    """One metric of a landscape, prepared for drawing."""
 
     learning_rates: np.ndarray  # [L], the rows
     weight_decays: np.ndarray  # [W], the columns
     mean: np.ndarray  # [L, W], NaN where every seed diverged
-    diverged: np.ndarray  # [L, W], whether any seed did
-    ranked: Sequence[tuple[int, int]]  # the cells where none did, the best first
+    diverged: np.ndarray  # [L, W], whether any seed diverged
+    ranked: Sequence[tuple[int, int]]  # the cells where no seed diverged, the best first
     title: str  # the best cell in words
     label: str  # the metric's name
 
@@ -57,7 +57,7 @@ def draw(
 
 
 def table(picture: Picture) -> str:
-    """The means as HTML, the highest learning rate on top as in the plot; the best in bold."""
+    """An HTML table of the means. The highest learning rate is on top, and the best is bold."""
     cell = lambda tag, text: f"<{tag}>{text}</{tag}>"
     head = ["rate \\ decay", *map(number, picture.weight_decays)]
     rows = ["".join(cell("th", text) for text in head)]
@@ -76,7 +76,7 @@ def _mark(ax: Axes, cells: np.ndarray, marker: str, **style: str | float) -> Non
 
 
 def _label_axis(axis: Axis, values: np.ndarray, most: int) -> None:
-    """At most so many ticks, at the centres of cells; all are powers of 2 or none is."""
+    """Sets at most `most` ticks, at the centres of cells, as powers of 2 if all values are."""
     mantissas, exponents = np.frexp(values)
     powers = np.all(mantissas == 0.5)
     labels = [f"$2^{{{k - 1}}}$" for k in exponents] if powers else [f"{x:.2g}" for x in values]

@@ -1,4 +1,4 @@
-"""The valley of a landscape: the best decay at each learning rate, and how it moves with it."""
+"""The best weight decay at each learning rate, and the slope of the line through them."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -8,19 +8,19 @@ import numpy as np
 from optax_decoupled.sweep._landscape.numbers import mean_of_finite, number, tied
 
 _RESAMPLES = 1000
-_FEWEST = 3  # rates that a slope needs
+_FEWEST = 3  # learning rates that a slope needs
 
 
 class ValleySlope(NamedTuple):
     """How log₂ of the best decay moves per doubling of the learning rate.
 
     Attributes:
-      slope: 0 where rate and decay can be tuned one after the other; -1 where their
-        product is what counts.
-      low: lower end of the 95 % seed bootstrap interval. It is too short for fewer than
-        three seeds, and empty for one.
-      high: its upper end.
-      learning_rates: the rates that counted.
+      slope: 0 if rate and decay can be tuned one after the other; -1 if the best decay is
+        inversely proportional to the rate.
+      low: lower end of the 95 % bootstrap interval over seeds. The interval is too narrow for
+        two seeds, and empty for one.
+      high: upper end of the interval.
+      learning_rates: the rates that the slope is fitted to.
       weight_decays: the best decay at each of them, interpolated.
     """
 
@@ -41,19 +41,19 @@ class ValleySlope(NamedTuple):
 
 
 class Valley(NamedTuple):
-    """Where the best decay of each learning rate lies."""
+    """The best decay of each learning rate."""
 
     rows: np.ndarray  # the rates whose best decay is inside the grid
     log_decays: np.ndarray  # log₂ of the best decay of each of those
-    smallest: np.ndarray  # the other rates that train, whose best decay is the grid's smallest
-    largest: np.ndarray  # likewise
-    untrained: np.ndarray  # the rates at which even the best cell is worse than the median
+    smallest: np.ndarray  # the rates that train, but whose best decay is the grid's smallest
+    largest: np.ndarray  # those whose best decay is the grid's largest
+    untrained: np.ndarray  # the rates whose best cell is worse than the grid's median
 
 
 def valley_slope(
     values: np.ndarray, learning_rates: np.ndarray, weight_decays: np.ndarray
 ) -> ValleySlope:
-    """See :meth:`Landscape.valley_slope`; of a metric's values, [L, W, S]."""
+    """See :meth:`Landscape.valley_slope`. `values` are those of a metric, [L, W, S]."""
     rates, decays = np.log2(learning_rates), np.log2(weight_decays)
     valley = _find(mean_of_finite(values), decays)
     outside = _outside(valley, learning_rates, weight_decays)
@@ -79,7 +79,7 @@ def valley_slope(
 
 
 def _outside(valley: Valley, learning_rates: np.ndarray, weight_decays: np.ndarray) -> str:
-    """Which learning rates do not count, why, and what would make them count."""
+    """Sentences that name the learning rates that are left out, the reason and the way out."""
     rates = lambda rows: f"learning rates {', '.join(map(number, learning_rates[rows]))}"
     smallest, largest = number(weight_decays[0]), number(weight_decays[-1])
     sentences = [
@@ -95,11 +95,11 @@ def _outside(valley: Valley, learning_rates: np.ndarray, weight_decays: np.ndarr
 
 
 def _find(mean: np.ndarray, log_decays: np.ndarray) -> Valley:
-    """Locates the best decay in each row.
+    """Finds the best decay of each row (learning rate).
 
-    Only the order within a row counts: ranks, capped at half the row, so that neither the
-    metric's scale nor cliffs nor diverged cells pull on the minimum. They are smoothed by
-    (1, 2, 1)/4 against the noise, and a parabola interpolates between the cells.
+    A row's values are replaced by their ranks, capped at half its length. So the minimum does
+    not depend on the metric's scale, on cliffs or on diverged cells. The ranks are smoothed
+    by (1, 2, 1)/4 to reduce noise. The minimum is that of a parabola through three cells.
     """
     mean = tied(np.where(np.isnan(mean), np.inf, mean))
     smooth = _smoothed(np.minimum(_ranks(mean), mean.shape[1] / 2))
@@ -118,7 +118,7 @@ def _find(mean: np.ndarray, log_decays: np.ndarray) -> Valley:
 
 
 def _ranks(rows: np.ndarray) -> np.ndarray:
-    """How many cells of its row a cell exceeds; a tie counts as half."""
+    """For each cell the number of cells of its row that it exceeds; a tie counts as half."""
     exceeds = rows[:, :, None] > rows[:, None, :]
     ties = rows[:, :, None] == rows[:, None, :]
     return exceeds.sum(-1) + 0.5 * (ties.sum(-1) - 1)
@@ -130,7 +130,7 @@ def _smoothed(rows: np.ndarray) -> np.ndarray:
 
 
 def _bootstrap_slopes(values: np.ndarray, rates: np.ndarray, decays: np.ndarray) -> Sequence[float]:
-    """Slopes of the valley for resampled seeds, where enough rates locate it."""
+    """The slopes of resampled seeds; resamples with too few rates are left out."""
     rng = np.random.default_rng(0)
     seeds = values.shape[-1]
     slopes = []

@@ -1,4 +1,4 @@
-"""A task's batches: that each seed has its own, of one kind, and the same at every call."""
+"""Checks and fingerprints of a task's batches."""
 
 import hashlib
 import itertools
@@ -10,12 +10,12 @@ import numpy as np
 
 from optax_decoupled.sweep.task import Batch, Task
 
-# Of the batches of a seed, so many tell one sweep from another.
-_BYTES_OF_FINGERPRINT = 4 * 2**20
+# The fingerprint of a sweep covers the first 4 MiB of each seed's batches.
+_FINGERPRINT_BYTES = 4 * 2**20
 
 
 def first_batch(task: Task, seed: int) -> Batch:
-    """A seed's first batch, of numbers and the same at every call."""
+    """Returns a seed's first batch; refuses random keys and batches that differ between calls."""
     missing = object()
     batch, again = (next(iter(task.batches(seed)), missing) for _ in range(2))
     if batch is missing:
@@ -28,7 +28,7 @@ def first_batch(task: Task, seed: int) -> Batch:
             f"A batch of task.batches({seed}) holds random keys; it must hold arrays of numbers. "
             "loss gets a new key at every step."
         )
-    if again is missing or digest(batch) != digest(again):
+    if again is missing or _digest(batch) != _digest(again):
         raise ValueError(
             f"task.batches({seed}) gave another first batch when it was called again; every cell "
             "of a seed must see the same batches. Return a new iterable at each call, and make "
@@ -37,18 +37,17 @@ def first_batch(task: Task, seed: int) -> Batch:
     return batch
 
 
-def fingerprints(task: Task, seed: int) -> Iterator[str]:
-    """Of a seed's batches: of at least one, and of no more than some bytes of them."""
-    left = _BYTES_OF_FINGERPRINT
+def batch_digests(task: Task, seed: int) -> Iterator[str]:
+    """Yields the digests of a seed's batches until they reach `_FINGERPRINT_BYTES`."""
+    size = 0
     for batch in itertools.islice(task.batches(seed), task.steps):
-        yield digest(batch)
-        left -= sum(np.asarray(x).nbytes for x in jax.tree.leaves(batch))
-        if left <= 0:
+        yield _digest(batch)
+        size += sum(np.asarray(x).nbytes for x in jax.tree.leaves(batch))
+        if size >= _FINGERPRINT_BYTES:
             return
 
 
-def digest(batch: Batch) -> str:
-    """SHA-256 of the values of its arrays."""
+def _digest(batch: Batch) -> str:
     total = hashlib.sha256()
     for leaf in map(np.asarray, jax.tree.leaves(batch)):
         total.update(f"{leaf.dtype}{leaf.shape}".encode())

@@ -1,4 +1,4 @@
-"""Ctrl-C during a sweep: heard whenever it comes, and answered in one sentence."""
+"""Ctrl-C during a sweep."""
 
 import contextlib
 import signal
@@ -11,33 +11,36 @@ from optax_decoupled.sweep.store import Directory
 
 
 @contextlib.contextmanager
-def answered(results: Results, directory: Directory | None) -> Iterator[list[int]]:
-    """Lets an interrupt say what is kept; yields a list that holds it, should it be lost.
+def keyboard_interrupts(results: Results, directory: Directory | None) -> Iterator[list[int]]:
+    """Makes a KeyboardInterrupt say how many cells are kept, and yields a list of interrupts.
 
-    Python drops what is raised in callbacks, such as those of JAX at each garbage
-    collection, and with it an interrupt that comes while one runs.
+    Python drops an exception that is raised in a callback, such as those that JAX runs at
+    each garbage collection. An interrupt that is lost in this way is still in the list.
     """
-    came: list[int] = []
+    interrupts: list[int] = []
 
-    def hear(number: int, frame: FrameType | None) -> None:
-        came.append(number)
+    def handle(number: int, frame: FrameType | None) -> None:
+        interrupts.append(number)
         signal.default_int_handler(number, frame)
 
     main = threading.current_thread() is threading.main_thread()
-    ours = main and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    replaces = main and signal.getsignal(signal.SIGINT) is signal.default_int_handler
     try:
-        if ours:
-            signal.signal(signal.SIGINT, hear)
-        yield came
+        if replaces:
+            signal.signal(signal.SIGINT, handle)
+        yield interrupts
     except KeyboardInterrupt:
-        done, total = results.done, results.finished.size
-        raise KeyboardInterrupt(
-            f"stopped after {done} of {total} cells; none is kept. Pass directory= to keep them "
-            "and to go on later."
-            if directory is None
-            else f"stopped; {done} of {total} cells are kept in {str(directory)!r}. Run the same "
-            "sweep again to go on."
-        ) from None
+        raise KeyboardInterrupt(_message(results, directory)) from None
     finally:
-        if ours:
+        if replaces:
             signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _message(results: Results, directory: Directory | None) -> str:
+    if directory is None:
+        way_out = "Pass directory= to keep them and to go on later"
+        return f"stopped after {results.count()}; none is kept. {way_out}."
+    way_out = "Run the same sweep again to go on"
+    if not results.loaded:
+        return f"stopped before training; {str(directory)!r} keeps its cells. {way_out}."
+    return f"stopped; {results.count()} are kept in {str(directory)!r}. {way_out}."

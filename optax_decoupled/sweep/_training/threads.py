@@ -1,6 +1,6 @@
-"""Work in threads that end when nobody waits for it any longer.
+"""Threads that end as soon as their results are no longer needed.
 
-A pool of `concurrent.futures` that is interrupted while it starts a thread never ends.
+A pool of `concurrent.futures` hangs if it is interrupted while it starts a thread.
 """
 
 import os
@@ -18,9 +18,9 @@ _Result = TypeVar("_Result")
 def in_threads(
     work: Callable[[_Item], _Result], items: Sequence[_Item], workers: int, stop: threading.Event
 ) -> Iterator[_Result]:
-    """Yields the results of `work` as they are done, or raises the first error.
+    """Yields the results of `work` in the order in which they finish, or raises the first error.
 
-    `stop` is set at the end and when this is closed; `work` may look at it to give up.
+    `stop` is set when the iterator ends or is closed; `work` may check it to end early.
     """
     todo: queue.SimpleQueue[_Item] = queue.SimpleQueue()
     done: queue.SimpleQueue[_Result | BaseException] = queue.SimpleQueue()
@@ -43,10 +43,10 @@ def in_threads(
         for thread in threads:
             thread.start()
         for _ in items:
-            answer = done.get()
-            if isinstance(answer, BaseException):
-                raise answer
-            yield answer
+            result = done.get()
+            if isinstance(result, BaseException):
+                raise result
+            yield result
     finally:
         stop.set()
         for thread in threads:
@@ -54,8 +54,8 @@ def in_threads(
                 thread.join()
 
 
-def settings_reach_threads() -> bool:
-    """Not so in a context such as `with jax.enable_x64(True)`."""
+def same_settings() -> bool:
+    """Whether new threads have the settings of this one: not in `with jax.enable_x64(True)`."""
     theirs = next(in_threads(lambda _: _settings(), [None], 1, threading.Event()))
     return theirs == _settings()
 
@@ -65,6 +65,5 @@ def _settings() -> tuple[object, ...]:
     return (*values, jax.sharding.get_abstract_mesh())
 
 
-def cores() -> int:
-    """That this process may use."""
+def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,8 +1,8 @@
-"""How a sweep trains: a cell's functions, compiled once for a group of cells, and their loop.
+"""The training loop: cells are trained in groups, by functions that are compiled once.
 
-All arrays of a group have a leading axis of `width` cells. On each device a group of one
-cell runs without `vmap`, so that it does what a hand-written loop does; larger ones run
-under `vmap`, and a mesh splits the axis over its devices under `shard_map`.
+All arrays of a group have a leading axis of `width` cells, which a mesh splits over its
+devices by `shard_map`. Several cells on one device run under `vmap`. A single cell runs
+without it, as the program of a hand-written loop.
 """
 
 import functools
@@ -17,29 +17,29 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from optax_decoupled.sweep._training.cell import Cell, initial, seed_keys
-from optax_decoupled.sweep._training.threads import cores, in_threads, settings_reach_threads
+from optax_decoupled.sweep._training.cell import Cell, initial_values, seed_keys
+from optax_decoupled.sweep._training.threads import available_cores, in_threads, same_settings
 from optax_decoupled.sweep.grid import Finished, Grid, Index, Results
 from optax_decoupled.sweep.task import Batch, Task
 
 _Function = Callable[..., Any]
 
-# The step of a small network takes less time than a call from Python: a call makes up to
-# so many steps, of batches that take up to so many bytes.
+# The step of a small network takes less time than a call from Python, so a call takes up to
+# 50 steps, of batches of up to 64 MiB together.
 _STEPS_PER_CALL = 50
 _BYTES_PER_CALL = 64 * 2**20
 
-# id of a task -> what was compiled for all its sweeps, while the task lives. By identity,
-# because what a task holds may have no hash; the values hold its functions and not itself.
+# Maps a task's id to functions that were compiled for all its sweeps, until the task is
+# collected. The id is the key because a task need not be hashable.
 _COMPILED: dict[int, dict[object, _Function]] = {}
 
 
 def train(
     cell: Cell, results: Results, vectorize: int | None, mesh: Mesh | None
 ) -> Generator[list[Finished]]:
-    """Trains what is not done; where `vectorize` is None, as many cells at a time as fit.
+    """Trains the unfinished cells and yields them in groups, until it is closed.
 
-    Close it to cancel the rest.
+    If `vectorize` is None, the groups shrink until they fit into memory.
     """
     devices = mesh.size if mesh else 1
     whole_seed = results.grid.shape[0] * results.grid.shape[1]
@@ -48,7 +48,9 @@ def train(
     while groups := results.groups(width):
         trainer = _Trainer(cell, results.grid, width, mesh)
         try:
-            first = trainer.train(groups[0])  # alone, so that only one thread compiles
+            first = trainer.train(
+                groups[0]
+            )  # before the threads start, of which each would compile
         except jax.errors.JaxRuntimeError as error:
             if vectorize or width <= devices or "RESOURCE_EXHAUSTED" not in str(error):
                 raise
@@ -60,35 +62,36 @@ def train(
 
 
 class _Trainer:
-    """The compiled functions of a sweep, and the loop that feeds them.
+    """The compiled functions for groups of `width` cells, and their loop.
 
-    A group has `width` cells, a multiple of the number of the mesh's devices, which share it.
+    The devices of the mesh share a group, so `width` is a multiple of their number.
     """
 
     def __init__(self, cell: Cell, grid: Grid, width: int, mesh: Mesh | None):
         task = cell.task
         self.task, self.grid, self.width = task, grid, width
-        # Threads, each of which drives a group of its own until it is told to give up.
+        # Each thread trains a group of its own, until `stop` is set.
         threaded = jax.default_backend() == "cpu" and cell.looped and mesh is None
-        self.workers = cores() if threaded else 1
+        self.workers = available_cores() if threaded else 1
         self.stop = threading.Event()
         self.steps_per_call = _steps_per_call(cell)
-        self.kind = _kind(jax.tree.map(lambda x: np.stack([x] * self.steps_per_call), cell.batch))
+        copies = lambda x: np.stack([x] * self.steps_per_call)
+        self.expected = _structure_and_types(jax.tree.map(copies, cell.batch))
         over = functools.partial(_over_cells, width=width, mesh=mesh)
         self.split = NamedSharding(mesh, PartitionSpec(mesh.axis_names)) if mesh else None
-        self.whole = NamedSharding(mesh, PartitionSpec()) if mesh else None  # on every process
-        init = functools.partial(initial, task.init)
-        self.init = _jit_once(task, ("init", mesh), init, self.whole)
+        self.replicated = NamedSharding(mesh, PartitionSpec()) if mesh else None
+        init = functools.partial(initial_values, task.init)
+        self.init = _jit_once(task, ("init", mesh), init, self.replicated)
         self.start = jax.jit(over(cell.start))
         self.advance = jax.jit(over(cell.steps), donate_argnums=0)
         evaluate = task.evaluate
         measure = over(lambda own: evaluate(*own))
-        self.evaluate = _jit_once(task, ("evaluate", width, mesh), measure, self.whole)
+        self.evaluate = _jit_once(task, ("evaluate", width, mesh), measure, self.replicated)
 
     def train_all(self, groups: Sequence[list[Index]]) -> Iterator[list[Finished]]:
-        """Trains groups and yields each as it finishes."""
-        if self.workers == 1 or not settings_reach_threads():
-            yield from map(self.train, groups)  # in order, as all processes of a mesh must
+        """Yields the groups as they finish."""
+        if self.workers == 1 or not same_settings():
+            yield from map(self.train, groups)  # in one order, the same on all processes
         else:
             yield from in_threads(self.train, groups, self.workers, self.stop)
 
@@ -102,9 +105,9 @@ class _Trainer:
         carry = self.start(hyper, self.init(init_key))
         for first, count, stacked in self._calls(seed):
             if self.stop.is_set():
-                raise InterruptedError("the sweep was closed")  # which nobody waits to hear
+                raise InterruptedError("the sweep was closed")  # nobody waits for this thread
             carry = self.advance(carry, (stacked, count, first, loss_key))
-        diverged = jax.device_put(carry.diverged, self.whole)
+        diverged = jax.device_put(carry.diverged, self.replicated)
         measured = self.evaluate((carry.params, carry.model_state), ())
         metrics, diverged = jax.device_get((measured, diverged))
         finite = np.all([np.isfinite(values) for values in metrics.values()], axis=0)
@@ -132,7 +135,7 @@ class _Trainer:
         filled = chunk + chunk[-1:] * (self.steps_per_call - len(chunk))
         try:
             stacked = jax.tree.map(lambda *x: np.stack(x), *filled)
-            if _kind(stacked) == self.kind:
+            if _structure_and_types(stacked) == self.expected:
                 return stacked
         except ValueError:
             pass  # other shapes or another structure
@@ -149,15 +152,14 @@ def _steps_per_call(cell: Cell) -> int:
     return fit if cell.looped else 1
 
 
-def _kind(batch: Batch) -> tuple[Any, Any]:
-    """Shapes and dtypes of the leaves, and their structure."""
+def _structure_and_types(batch: Batch) -> tuple[Any, Any]:
     return jax.tree.flatten(jax.tree.map(jax.typeof, batch))
 
 
 def _jit_once(
     task: Task, key: object, function: _Function, sharding: NamedSharding | None
 ) -> _Function:
-    """`function` compiled once for all the sweeps of a task; it must not hold the task."""
+    """Compiles a function once for all sweeps of a task; it must not refer to the task."""
     if id(task) not in _COMPILED:
         _COMPILED[id(task)] = {}
         weakref.finalize(task, _COMPILED.pop, id(task))
@@ -165,9 +167,10 @@ def _jit_once(
 
 
 def _over_cells(function: _Function, width: int, mesh: Mesh | None) -> _Function:
-    """`function(own, *shared)` of one cell as one of `width` cells, split over the mesh.
+    """Turns `function(own, *shared)` of one cell into a function of `width` cells.
 
-    It is called with `(own, shared)`: the cells' own, stacked as its results are, and a tuple.
+    That one takes `(own, shared)`: the stacked arguments of the cells, and a tuple of the
+    arguments that all cells share. It returns stacked results.
     """
 
     def mapped(own: Any, shared: tuple[Any, ...]) -> Any:

@@ -1,5 +1,7 @@
-"""What a sweep shows: progress, public names, what is missing, and what is kept at Ctrl-C."""
+"""Progress, public names, missing extras, and messages at Ctrl-C."""
 
+import contextlib
+import dataclasses
 import re
 import signal
 import subprocess
@@ -7,7 +9,7 @@ import sys
 
 import numpy as np
 import pytest
-from sweep_cases import ROOT, environment, files, run
+from sweep_cases import ROOT, TASK, assert_same, environment, files, run
 
 import optax_decoupled as od
 from optax_decoupled import sweep
@@ -83,7 +85,7 @@ od.sweep.run(task, od.adamw, **grid, seeds=[0], directory=sys.argv[1] or None, p
 
 
 def _interrupted(*arguments, cells):
-    """The last line of a sweep that is interrupted after so many cells."""
+    """The last line of output of a sweep that is interrupted after `cells` cells."""
     command = [sys.executable, "-c", _LONG, *arguments]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, env=environment(), **pipes) as process:
@@ -99,7 +101,7 @@ def _interrupted(*arguments, cells):
 
 
 @pytest.mark.parametrize("cells", [1, 5])  # while the threads start, and later
-def test_an_interrupt_says_what_is_kept(tmp_path, cells):
+def test_an_interrupt_counts_the_kept_cells(tmp_path, cells):
     last = _interrupted(str(tmp_path), cells=cells)
     kept = len(files(tmp_path))
     assert cells <= kept < 2000
@@ -109,7 +111,7 @@ def test_an_interrupt_says_what_is_kept(tmp_path, cells):
     )
 
 
-def test_an_interrupt_without_a_directory_says_that_nothing_is_kept():
+def test_an_interrupt_without_a_directory_suggests_one():
     last = _interrupted("", cells=2)
     assert re.fullmatch(
         r"KeyboardInterrupt: stopped after \d+ of 2000 cells; none is kept\. Pass directory= to "
@@ -118,28 +120,68 @@ def test_an_interrupt_without_a_directory_says_that_nothing_is_kept():
     )
 
 
-class _Loses:
-    """Lets an interrupt come where Python drops what is raised."""
+@pytest.mark.parametrize("call", range(1, 6))
+def test_an_interrupt_before_the_first_cell_is_explained(tmp_path, call):
+    """The calls of `batches`: two for checks, two for the fingerprint, and one for training."""
+    run(directory=tmp_path)
+    kept = files(tmp_path)
+    for name in list(kept)[4:]:
+        (tmp_path / name).unlink()
+    calls = []
+
+    def batches(seed):
+        calls.append(seed)
+        if len(calls) == call:
+            signal.raise_signal(signal.SIGINT)
+        return TASK.batches(seed)
+
+    message = f"stopped; 4 of 12 cells are kept in '{tmp_path}'. Run the same sweep again to go on."
+    if call < 5:
+        message = f"stopped before training; '{tmp_path}' keeps its cells. Run the same sweep again"
+    with default_interrupts(), pytest.raises(KeyboardInterrupt, match=re.escape(message)):
+        run(dataclasses.replace(TASK, batches=batches), directory=tmp_path)
+    assert len(files(tmp_path)) == 4
+    assert_same(run(directory=tmp_path), run())
+
+
+@pytest.mark.parametrize("traced", ["init", "loss", "evaluate"])
+def test_an_interrupt_while_a_task_is_traced_is_explained(traced):
+    def interrupted(*arguments):
+        signal.raise_signal(signal.SIGINT)
+
+    task = dataclasses.replace(TASK, **{traced: interrupted})
+    with default_interrupts(), pytest.raises(KeyboardInterrupt, match="stopped after 0 of 12"):
+        run(task)
+
+
+@contextlib.contextmanager
+def default_interrupts():
+    """Python's handling of interrupts, which must be there again at the end."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+class _InterruptsWhenDeleted:
+    """Raises an interrupt in `__del__`, where Python drops exceptions."""
 
     def __del__(self):
         signal.raise_signal(signal.SIGINT)
 
 
-def test_an_interrupt_that_python_drops_is_heard_at_the_next_cell(monkeypatch):
+def test_an_interrupt_that_python_drops_stops_the_sweep(monkeypatch):
     dropped, done = [], []
 
     def progress(cells, total):
         done.append(cells)
         if cells == 3:
-            _Loses()
+            _InterruptsWhenDeleted()
 
     monkeypatch.setattr(sys, "unraisablehook", lambda lost: dropped.append(lost.exc_type))
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        with pytest.raises(KeyboardInterrupt, match="stopped after 3 of 12 cells"):
-            run(progress=progress)
-        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    finally:
-        signal.signal(signal.SIGINT, before)
+    with default_interrupts(), pytest.raises(KeyboardInterrupt, match="after 3 of 12 cells"):
+        run(progress=progress)
     assert dropped == [KeyboardInterrupt]
     assert done == [1, 2, 3]
