@@ -197,39 +197,3 @@ def test_a_decay_schedule_in_the_weight_decay_argument():
         THETA, gradient, [1.0] * STEPS, 0.01, decay=[DECAY * e for e in values]
     )
     _assert_equal(lambda: od.adamw(0.01, lambda count: DECAY * eta(count)), expected, "float64")
-
-
-# What must not hold: each pair below would pass as one if the code confused them.
-
-
-def _distance(a, b):
-    with jax.enable_x64(True):
-        return relative_error(train(a, "float64"), train(b, "float64"))
-
-
-def test_coupled_and_decoupled_differ():
-    l2 = od.convert.to_l2(DECAY, 0.01)
-    assert _distance(od.adam_l2(0.01, l2), od.adamw(0.01, DECAY)) > 0.01
-    assert _distance(od.sgd_l2(0.01, l2), od.sgdw(0.01, DECAY)) > 0.01
-
-
-def test_lr_coupled_and_independent_decay_agree_at_one_peak_and_differ_at_another():
-    pytorch = od.convert.to_pytorch(DECAY, 0.01)
-    assert _distance(optax.adamw(0.01, weight_decay=pytorch), od.adamw(0.01, DECAY)) < 1e-10
-    assert _distance(optax.adamw(0.04, weight_decay=pytorch), od.adamw(0.04, DECAY)) > 0.01
-
-
-def test_the_two_momentum_buffers_agree_only_while_the_schedule_rests():
-    eta, _ = _both("cosine")
-    first, second = (od.sgdw(0.04, DECAY, scale_before_momentum=before) for before in (True, False))
-    assert _distance(first, second) < 1e-10
-    first, second = (
-        od.sgdw(0.04, DECAY, schedule=eta, scale_before_momentum=before) for before in (True, False)
-    )
-    assert _distance(first, second) > 1e-4
-
-
-def test_the_decay_follows_the_schedule():
-    eta, _ = _both("cosine")
-    constant = od.adamw(0.01, DECAY, schedule=eta, decay_schedule=1.0)
-    assert _distance(od.adamw(0.01, DECAY, schedule=eta), constant) > 0.01
