@@ -8,7 +8,7 @@ import optax
 
 from optax_decoupled import _foreign
 from optax_decoupled._explain import report, run, text, verdict
-from optax_decoupled._explain.arguments import STEP, STEPS, check_arguments, whole
+from optax_decoupled._explain.arguments import STEP, STEPS, WithLoss, check_arguments, whole_number
 from optax_decoupled._explain.probe import Probe
 from optax_decoupled._explain.report import DecayReport, DecayRow
 
@@ -90,7 +90,8 @@ def explain_weight_decay(
     """
     tx, own_state = _foreign.transform_and_state(tx)
     check_arguments(tx, params, state, grads)
-    step, steps = whole("step", step, 0, STEP), whole("steps", steps, 1, STEPS)
+    tx, step = WithLoss(tx), whole_number("step", step, 0, STEP)
+    steps = whole_number("steps", steps, 1, STEPS)
     state = own_state if state is None else state
     params, state, grads = (_foreign.without_boxes(tree) for tree in (params, state, grads))
     probe = Probe(tx, params, state, grads, step)

@@ -19,6 +19,8 @@ from optax_decoupled._explain.sharing import Leaves
 
 # Gradients at the large amplitude are scaled down, so a decay that depends on them shows.
 FAINT = 2.0**-6
+# Gradients so small that L2 turns a step of one size.
+_FAINTEST = 2.0**-40
 # Two fractions that differ by more, relative, are different; rounding comes on top.
 TOLERANCE = 1e-2
 # The amplitude at which momentum and squared gradients both show L2, from 1e-7 to 1.
@@ -187,7 +189,15 @@ def depends_on_no_gradient(p: Probe, start: optax.OptState) -> np.ndarray:
     return same & (one.size > noise)
 
 
-def measure_memory(p: Probe, start: optax.OptState, at_large: Response) -> Memory:
+def hides_l2(p: Probe, start: optax.OptState, c: np.ndarray) -> np.ndarray:
+    """Whether more decays beside faint gradients: L2 that turns steps of one size, not seen else."""
+    faint = response(p, _at_rest(p, start), p.natural, factor=_FAINTEST)
+    return faint.fraction > c * (1 + TOLERANCE) + faint.fraction_noise
+
+
+def measure_memory(
+    p: Probe, start: optax.OptState, at_large: Response, at_natural: Response
+) -> Memory:
     """Compares the updates that follow one at +v with those that follow one at -v."""
     c, large, vv = at_large.fraction, p.large, _dot(p.v, p.v) + TINY
 
@@ -212,7 +222,10 @@ def measure_memory(p: Probe, start: optax.OptState, at_large: Response) -> Memor
     if remembered.any():
         remembers = odd_part(large)[1] / large
         as_l2 = [odd_part(p.natural, k * large)[:2] / large for k in _COEFFICIENTS]
-        decoupled = _beside_l2(c, remembers, np.array(as_l2))
+        middle_c, scales = middle / _MEMORABLE, (at_natural.fraction_noise, noise)
+        near = zip((at_natural.fraction, middle_c), scales, strict=True)
+        is_linear = np.all([abs(c - x) < TOLERANCE * abs(c) + n for x, n in near], axis=0)
+        decoupled = _beside_l2(c, remembers, np.array(as_l2), is_linear)
         decoupled = np.where(remembered & (decoupled > at_large.fraction_noise), decoupled, 0.0)
         if decoupled.any():  # unless steps grow with the parameters: then L2 explains more there
             most = odd_part(large, _COEFFICIENTS[-1] * large)[0] / large
@@ -222,23 +235,32 @@ def measure_memory(p: Probe, start: optax.OptState, at_large: Response) -> Memor
     return Memory(remembered, leak, second, decoupled, middle / _MEMORABLE, noise)
 
 
-def _beside_l2(fraction: np.ndarray, leak: np.ndarray, as_l2: np.ndarray) -> np.ndarray:
+def _beside_l2(
+    fraction: np.ndarray, leak: np.ndarray, as_l2: np.ndarray, is_linear: np.ndarray
+) -> np.ndarray:
     """The decoupled part beside L2, 0 where L2 alone explains what was measured.
 
     Pure L2 of coefficient k acts as a gradient k·v: some k explains both the fraction
     and the leak. With a decoupled part there is none. Either the fraction is out of
     reach (a preconditioner limits the step of L2, not that of decay), or, if the
-    response is linear in k, fraction and leak ask for different ones.
+    response is linear in k, fraction and leak ask for different ones. If it is linear in
+    the parameters alone, a clip of the gradients limits k·v: then the smallest k is asked.
     """
     fractions, leaks = as_l2.swapaxes(0, 1)
     most, most_leak = fractions.max(0), abs(leaks).max(0)
     out_of_reach = (fraction > most) & (abs(leak) < 1.1 * most_leak)
     linear = fractions[-1] > 0.9 * _COEFFICIENTS[-1] / _COEFFICIENTS[-2] * fractions[-2]
-    share = np.divide(leak, leaks[-1], out=np.ones_like(leak), where=leaks[-1] != 0)
-    of_l2 = np.where(linear, share * fractions[-1], np.where(out_of_reach, most, fraction))
+    of_linear, of_smallest = (_shared(leak, leaks[i], fractions[i]) for i in (-1, 0))
+    beyond = np.where(is_linear, of_smallest, np.where(out_of_reach, most, fraction))
+    of_l2 = np.where(linear, of_linear, beyond)
     rest = fraction - of_l2
     valid = (fraction > 0) & np.isfinite(as_l2).all((0, 1)) & np.isfinite(leak)
     return np.where(valid & (rest > _SIGNIFICANT * fraction), rest, 0.0)
+
+
+def _shared(leak: np.ndarray, of_unit: np.ndarray, fraction: np.ndarray) -> np.ndarray:
+    """The fraction that belongs to a leak, if this one belongs to that of a unit."""
+    return fraction * np.divide(leak, of_unit, out=np.ones_like(leak), where=of_unit != 0)
 
 
 def steady_fraction(p: Probe, start: optax.OptState) -> np.ndarray:

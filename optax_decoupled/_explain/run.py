@@ -95,7 +95,7 @@ class _Decay:
             update, after, _ = p.all_calls(call, grads, before, params, p.calls_per_step)
             return update, _foreign.makes_update(before, after)
 
-        return arguments.told(jax.vmap(at), _AT_MANY_COUNTS, _WAY_OUT, counts)
+        return arguments.with_context(jax.vmap(at), _AT_MANY_COUNTS, _WAY_OUT, counts)
 
 
 def _along(plus: jax.Array, minus: jax.Array, v: np.ndarray) -> tuple[Any, Any, Any]:

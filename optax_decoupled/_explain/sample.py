@@ -110,6 +110,13 @@ def sampled(x: Any, shape: Shape) -> Any:
     return x if x.shape == shape else np.resize(x, shape)
 
 
+def any_nonzero(x: Any) -> Any:
+    """Whether an array has an element that is not 0, of all processes."""
+    if np.any(sampled(x, reduced(jnp.shape(x), *_SAMPLES[0]))):
+        return True
+    return jax.jit(jnp.any)(x) if isinstance(x, jax.Array) else np.any(x)
+
+
 def is_device_array(x: Any) -> bool:
     return isinstance(x, jax.Array) and _is_plain(x)
 

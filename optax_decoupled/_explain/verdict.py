@@ -41,10 +41,12 @@ def examine(p: Probe) -> Findings:
         return _nothing_moves(sizes)
     at_large = measure.response(p, start, p.large, factor=FAINT)
     at_natural = measure.response(p, start, p.natural)
-    memory = measure.measure_memory(p, start, at_large)
+    memory = measure.measure_memory(p, start, at_large, at_natural)
     cautious, share = measure.is_cautious(p, start, at_large)
     traits = _traits(p, start, at_large, at_natural, memory)
     traits = traits._replace(cautious=cautious & ~traits.coupled)
+    hidden = _hides_l2(p, start, at_large.fraction, traits)
+    traits = traits._replace(coupled=traits.coupled | hidden)
     is_one_call = silent + p.calls_per_step == 1
     whole = at_large if is_one_call else measure.response(p, p.start, p.large, factor=FAINT)
     fraction = _fractions(whole.fraction, at_natural, memory, traits)
@@ -55,7 +57,7 @@ def examine(p: Probe) -> Findings:
         kind=_kinds(p, start, at_large, traits),
         fraction=fraction,
         steady=steady,
-        double=memory.decoupled > 0,
+        double=(memory.decoupled > 0) | hidden,
         moves=(at_natural.update != 0) | (sizes == 0),
         finite=np.isfinite(at_large.update),
         share=share,
@@ -142,6 +144,12 @@ def _traits(
         linear=memory.remembered & ~(uneven | held),
         cautious=np.zeros_like(uneven),
     )
+
+
+def _hides_l2(p: Probe, start: optax.OptState, c: np.ndarray, traits: _Traits) -> np.ndarray:
+    """Whether a decay that seems decoupled stands beside L2 that these gradients hide."""
+    seems = ~(traits.nothing | traits.held | traits.coupled | traits.cautious) & (c > 0)
+    return seems & measure.hides_l2(p, start, c) if seems.any() else seems
 
 
 def _kinds(p: Probe, start: optax.OptState, at_large: Response, traits: _Traits) -> np.ndarray:
