@@ -191,7 +191,7 @@ def depends_on_no_gradient(p: Probe, start: optax.OptState) -> np.ndarray:
 
 def hides_l2(p: Probe, start: optax.OptState, c: np.ndarray) -> np.ndarray:
     """Whether more decays beside faint gradients: L2 that turns steps of one size, not seen else."""
-    faint = response(p, _at_rest(p, start), p.natural, factor=_FAINTEST)
+    faint = response(p, start, p.natural, factor=_FAINTEST)
     return faint.fraction > c * (1 + TOLERANCE) + faint.fraction_noise
 
 
