@@ -90,16 +90,17 @@ def explain_weight_decay(
     """
     tx, own_state = _foreign.transform_and_state(tx)
     check_arguments(tx, params, state, grads)
-    tx, step = WithLoss(tx), whole_number("step", step, 0, STEP)
+    step = whole_number("step", step, 0, STEP)
     steps = whole_number("steps", steps, 1, STEPS)
     state = own_state if state is None else state
     params, state, grads = (_foreign.without_boxes(tree) for tree in (params, state, grads))
-    probe = Probe(tx, params, state, grads, step)
+    optimizer = WithLoss(tx)
+    probe = Probe(optimizer, params, state, grads, step)
     found, whole_run = verdict.examine(probe), None
     if steps is not None and found.start is not None:
         whole_run = run.measure_run(probe, found, steps)
     elif steps is not None:  # at the end of a schedule, say: the run is still one
-        first = Probe(tx, params, None, grads)
+        first = Probe(optimizer, params, None, grads)
         whole_run = run.measure_run(first, verdict.examine(first), steps)
     rows = report.make_rows(params, probe.kept_as, found, whole_run)
     return DecayReport(

@@ -33,8 +33,8 @@ STEP = (
 )
 STEPS = "It is the number of updates in the run, or None."
 _LOOKAHEAD = (
-    "optax.lookahead cannot be explained: it keeps a pair of fast and slow parameters, and a report "
-    "is about one set. Pass the optimizer inside it, with the fast ones as params: "
+    "optax.lookahead cannot be explained: it keeps a pair of fast and slow parameters, and a "
+    "report is about one set. Pass the optimizer inside it, with the fast ones as params: "
     "explain_weight_decay(fast_optimizer, params.fast). Each synchronization keeps slow_step_size "
     "of what it removes."
 )

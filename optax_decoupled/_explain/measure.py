@@ -96,6 +96,11 @@ def is_odd(p: Probe, found: Response) -> np.ndarray:
     return (found.size > found.noise) | (straight & (found.size > found.own_noise))
 
 
+def is_same_fraction(c: np.ndarray, *others: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+    """Whether c equals all others, each with what rounding does to it."""
+    return np.all([abs(c - x) < TOLERANCE * abs(c) + noise for x, noise in others], axis=0)
+
+
 def is_cautious(
     p: Probe, start: optax.OptState, at_large: Response
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -138,14 +143,14 @@ def holds_norm(p: Probe, start: optax.OptState, at_natural: Response) -> np.ndar
     vv = _dot(p.v, p.v)
     unit = 4 * at_natural.update / (np.sqrt(vv) + TINY)
     unit = np.where((unit > 0) & np.isfinite(unit), unit, p.natural)
-    held, norms = np.ones_like(unit, bool), []
+    keeps_norm, norms = np.ones_like(unit, bool), []
     for amplitude in (unit, unit / 2):
         update = p.until_moving(start, amplitude)[0]
         uu, gain = _dot(update, update), 2 * amplitude * _dot(update, p.v)
-        held &= (abs(uu + gain) < TOLERANCE * uu) & (uu > 0)
+        keeps_norm &= (abs(uu + gain) < TOLERANCE * uu) & (uu > 0)
         norms.append(amplitude**2 * vv + uu + gain)
     constant = (abs(norms[0] - norms[1]) < 1e-3 * norms[0]) & (at_natural.update > 0)
-    return held | constant
+    return keeps_norm | constant
 
 
 def is_pulled(p: Probe, start: optax.OptState, c: np.ndarray) -> np.ndarray:
@@ -190,7 +195,7 @@ def depends_on_no_gradient(p: Probe, start: optax.OptState) -> np.ndarray:
 
 
 def hides_l2(p: Probe, start: optax.OptState, c: np.ndarray) -> np.ndarray:
-    """Whether more decays beside faint gradients: L2 that turns steps of one size, not seen else."""
+    """Whether faint gradients let more decay: L2 that turns steps of one size, else not seen."""
     faint = response(p, start, p.natural, factor=_FAINTEST)
     return faint.fraction > c * (1 + TOLERANCE) + faint.fraction_noise
 
@@ -222,9 +227,8 @@ def measure_memory(
     if remembered.any():
         remembers = odd_part(large)[1] / large
         as_l2 = [odd_part(p.natural, k * large)[:2] / large for k in _COEFFICIENTS]
-        middle_c, scales = middle / _MEMORABLE, (at_natural.fraction_noise, noise)
-        near = zip((at_natural.fraction, middle_c), scales, strict=True)
-        is_linear = np.all([abs(c - x) < TOLERANCE * abs(c) + n for x, n in near], axis=0)
+        small = at_natural.fraction, at_natural.fraction_noise
+        is_linear = is_same_fraction(c, small, (middle / _MEMORABLE, noise))
         decoupled = _beside_l2(c, remembers, np.array(as_l2), is_linear)
         decoupled = np.where(remembered & (decoupled > at_large.fraction_noise), decoupled, 0.0)
         if decoupled.any():  # unless steps grow with the parameters: then L2 explains more there
@@ -266,7 +270,7 @@ def _shared(leak: np.ndarray, of_unit: np.ndarray, fraction: np.ndarray) -> np.n
 def steady_fraction(p: Probe, start: optax.OptState) -> np.ndarray:
     """What momentum adds up to: the fraction that each of many updates removes.
 
-    While the parameters are held, the fraction grows towards it by a geometric series, of
+    While the parameters are held fixed, the fraction grows towards it by a geometric series, of
     which three terms tell the limit. NaN if they are not of one, or of one so slow that the
     parameters would not stay as they are.
     """

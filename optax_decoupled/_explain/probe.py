@@ -47,7 +47,7 @@ class Probe:
     follows: set[Any]  # paths of copies in the state that move with them: schedule-free's z
     references: set[Any]  # of copies that stay: what they are pulled to, or measured from
     is_sampled: bool  # whether the arrays are samples
-    held: Any = None  # a state whose counts all others keep: at the end of a schedule
+    counts_of: Any = None  # a state whose counts all others keep: at the end of a schedule
     calls_per_step: int  # calls of tx.update that make one update, 1 but for SAM
     sharing: Sharing  # finds equal leaves
 
@@ -224,11 +224,11 @@ class Probe:
         )
 
     def _call(self, *trees: Any) -> tuple[Leaves, optax.OptState]:
-        updates, after = self.known(*self._update(*self.sharing.distinct(*trees)))
+        updates, after = self.dense(*self._update(*self.sharing.distinct(*trees)))
         return [np.asarray(u) for u in updates], after
 
-    def known(self, updates: optax.Updates, after: Any) -> tuple[Leaves, optax.OptState]:
-        """The update of each parameter, 0 of those that have none; and the state."""
+    def dense(self, updates: optax.Updates, after: Any) -> tuple[Leaves, optax.OptState]:
+        """An array for each parameter, 0 where it has no update; and the state."""
         leaves = zip(self.treedef.flatten_up_to(updates), self.v, self.decays, strict=True)
         return [
             u if decays and u is not None else np.zeros(v.shape, np.float32)
@@ -246,7 +246,9 @@ class Probe:
         """The update for these trees, and the state after it."""
         trees = self.trees(state, amplitude, **kwargs)
         total, after, self.calls_per_step = self.all_calls(self._call, *trees)
-        return total, after if self.held is None else _foreign.at_count_of(after, self.held)
+        return total, after if self.counts_of is None else _foreign.at_count_of(
+            after, self.counts_of
+        )
 
     def all_calls(
         self, call: Callable[..., Any], grads: Any, state: Any, params: Any, calls: int = 0

@@ -71,9 +71,9 @@ _INVERTED = (
     "(or a multiplier above 0) selects what decays. Pass mask=decay_mask unless this is intended."
 )
 _LARGE = (
-    "One update changes {} by more than a quarter of its value; the paper's best decays are 1e-5 to "
-    "1e-3. Check the units of weight_decay, and whether the optimizer constrains or replaces its "
-    "parameters."
+    "One update changes {} by more than a quarter of its value; the paper's best decays are 1e-5 "
+    "to 1e-3. Check the units of weight_decay, and whether the optimizer constrains or replaces "
+    "its parameters."
 )
 _OVERSHOT = (
     "One update changes {} by more than the whole difference from what they are pulled to. Check "
@@ -87,8 +87,8 @@ _NO_GRADIENT = (
 _BROKEN = (
     "The update of {} is not finite, so its decay cannot be measured. Check the hyperparameters: "
     "optax.inject_hyperparams keeps them in the parameters' dtype, and in bfloat16 b2=0.999 rounds "
-    "to 1; there pass hyperparam_dtype=jnp.float32. optax.contrib.prodigy and dadapt_adamw divide 0 "
-    "by 0 in a warmup from 0: begin it above 0."
+    "to 1; there pass hyperparam_dtype=jnp.float32. optax.contrib.prodigy and dadapt_adamw divide "
+    "0 by 0 in a warmup from 0: begin it above 0."
 )
 _LOST = (
     "The decay of {} is lost to rounding: {} cannot represent a change below {:.2g} of a weight, "
