@@ -44,14 +44,15 @@ def explain_weight_decay(
 
     Args:
       tx: the optimizer; its ``update`` is called as ``tx.update(grads, state, params)``,
-        under ``jit``.
+        under ``jit``, and with ``value=1`` if it asks for a loss.
       params: the parameter tree, leaves of any shape and dtype. Their values only set the
         amplitude of a second measurement; shapes (:class:`jax.ShapeDtypeStruct`) will do.
         Flax NNX states and their variables are fine.
       state: the optimizer's state for ``params``, so that schedules are those of its
         step; also ``nnx.Optimizer.opt_state``. None: the initial one.
-      grads: gradients like ``params``, on which coupled fractions depend. None: synthetic
-        ones of size about 1.
+      grads: gradients like ``params``, on which coupled fractions depend. A parameter
+        that decays while its gradient is 0 everywhere is warned of. None: synthetic ones
+        of size about 1.
       step: the count of the update to report, 0 for the first: every counter of the state
         (fields named ``count`` or ``gradient_step``) is set to it, moments stay. None: the
         state's own.
@@ -67,8 +68,8 @@ def explain_weight_decay(
     Raises:
       TypeError: if ``tx`` is no Optax transformation, or the arrays are traced.
       TypeError, ValueError: if ``step`` or ``steps`` is no whole number, or out of range.
-      ValueError: if ``tx.init`` or ``tx.update`` fails, or ``state`` or ``grads`` does not
-        fit ``params``.
+      ValueError: if ``tx.init`` or ``tx.update`` fails, ``state`` or ``grads`` does not
+        fit ``params``, or ``tx`` is ``optax.lookahead``.
 
     Examples:
       >>> import jax.numpy as jnp, optax, optax_decoupled as od

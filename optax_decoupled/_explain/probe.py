@@ -289,8 +289,10 @@ class Probe:
 
     def _moves(self, updates: Leaves, state: optax.OptState) -> bool:
         """Whether an update from this state is more than the rounding of copies."""
-        if not self.follows or not any(map(np.any, updates)):
-            return any(map(np.any, updates))
+        moves = any(map(np.any, updates))
+        if not moves or not self.follows:
+            return moves
+        leaves = sample.leaves_by_path(state)
+        coarsest = max(float(jnp.finfo(leaves[path].dtype).eps) for path in self.follows)
         small, _ = self.step(state, _SMALL)
-        least = 32 * _SMALL * self.epsilon
-        return any(np.any(abs(u) > x) for u, x in zip(small, least, strict=True))
+        return any(np.any(abs(u) > 32 * coarsest * _SMALL) for u in small)
