@@ -152,8 +152,8 @@ class Probe:
 
     def gradient_is_zero(self) -> np.ndarray:
         """Whether each parameter was given a gradient that is 0 everywhere: bool[parameters]."""
-        is_zero = lambda g: g is not None and not np.any(sample.any_nonzero(g))
-        return np.array([bool(is_zero(g)) for g in self._given], bool)
+        given = zip(self._given, self.decays, strict=True)
+        return np.array([k and g is not None and sample.is_all_zero(g) for g, k in given], bool)
 
     def params(self, amplitude: Amplitude, dtypes: Sequence[Any] | None = None) -> optax.Params:
         """amplitude·v, equal leaves as one array."""
@@ -246,9 +246,9 @@ class Probe:
         """The update for these trees, and the state after it."""
         trees = self.trees(state, amplitude, **kwargs)
         total, after, self.calls_per_step = self.all_calls(self._call, *trees)
-        return total, after if self.counts_of is None else _foreign.at_count_of(
-            after, self.counts_of
-        )
+        if self.counts_of is not None:
+            after = _foreign.at_count_of(after, self.counts_of)
+        return total, after
 
     def all_calls(
         self, call: Callable[..., Any], grads: Any, state: Any, params: Any, calls: int = 0

@@ -110,11 +110,12 @@ def sampled(x: Any, shape: Shape) -> Any:
     return x if x.shape == shape else np.resize(x, shape)
 
 
-def any_nonzero(x: Any) -> Any:
-    """Whether an array has an element that is not 0, of all processes."""
+def is_all_zero(x: Any) -> bool:
+    """Whether an array is 0 everywhere, as far as this process holds it."""
     if np.any(sampled(x, reduced(jnp.shape(x), *_SAMPLES[0]))):
-        return True
-    return jax.jit(jnp.any)(x) if isinstance(x, jax.Array) else np.any(x)
+        return False
+    parts = [shard.data for shard in x.addressable_shards] if isinstance(x, jax.Array) else [x]
+    return bool(parts) and not any(bool(jnp.any(part)) for part in parts)
 
 
 def is_device_array(x: Any) -> bool:

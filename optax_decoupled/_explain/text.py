@@ -81,7 +81,7 @@ _OVERSHOT = (
 )
 _NO_GRADIENT = (
     "The gradients of {} are 0 everywhere, and yet these parameters decay: frozen or unused? Decay "
-    "alone shrinks them update after update. Leave them out of the mask, or freeze them with "
+    "alone changes them, update after update. Leave them out of the mask, or freeze them with "
     "optax.set_to_zero."
 )
 _BROKEN = (
