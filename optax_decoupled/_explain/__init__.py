@@ -7,7 +7,7 @@ The optimizer is a black box: `sample` and `probe` ask it for updates of small s
 import optax
 
 from optax_decoupled._explain import report, run, text, verdict
-from optax_decoupled._explain.arguments import STEP, STEPS, check_arguments, whole
+from optax_decoupled._explain.arguments import STEP, STEPS, WithLoss, check_arguments, whole_number
 from optax_decoupled._explain.probe import Probe
 from optax_decoupled._explain.report import DecayReport, DecayRow
 from optax_decoupled._state import foreign
@@ -44,14 +44,15 @@ def explain_weight_decay(
 
     Args:
       tx: the optimizer; its ``update`` is called as ``tx.update(grads, state, params)``,
-        under ``jit``.
+        under ``jit``, and with ``value=1`` if it asks for a loss.
       params: the parameter tree, leaves of any shape and dtype. Their values only set the
         amplitude of a second measurement; shapes (:class:`jax.ShapeDtypeStruct`) will do.
         Flax NNX states and their variables are fine.
       state: the optimizer's state for ``params``, so that schedules are those of its
         step; also ``nnx.Optimizer.opt_state``. None: the initial one.
-      grads: gradients like ``params``, on which coupled fractions depend. None: synthetic
-        ones of size about 1.
+      grads: gradients like ``params``, on which coupled fractions depend. A parameter
+        that decays while its gradient is 0 everywhere is warned of. None: synthetic ones
+        of size about 1.
       step: the count of the update to report, 0 for the first: every counter of the state
         (fields named ``count`` or ``gradient_step``) is set to it, moments stay. None: the
         state's own.
@@ -67,8 +68,8 @@ def explain_weight_decay(
     Raises:
       TypeError: if ``tx`` is no Optax transformation, or the arrays are traced.
       TypeError, ValueError: if ``step`` or ``steps`` is no whole number, or out of range.
-      ValueError: if ``tx.init`` or ``tx.update`` fails, or ``state`` or ``grads`` does not
-        fit ``params``.
+      ValueError: if ``tx.init`` or ``tx.update`` fails, ``state`` or ``grads`` does not
+        fit ``params``, or ``tx`` is ``optax.lookahead``.
 
     Examples:
       >>> import jax.numpy as jnp, optax, optax_decoupled as od
@@ -90,15 +91,17 @@ def explain_weight_decay(
     """
     tx, own_state = foreign.transform_and_state(tx)
     check_arguments(tx, params, state, grads)
-    step, steps = whole("step", step, 0, STEP), whole("steps", steps, 1, STEPS)
+    step = whole_number("step", step, 0, STEP)
+    steps = whole_number("steps", steps, 1, STEPS)
     state = own_state if state is None else state
     params, state, grads = (foreign.without_boxes(tree) for tree in (params, state, grads))
-    probe = Probe(tx, params, state, grads, step)
+    optimizer = WithLoss(tx)
+    probe = Probe(optimizer, params, state, grads, step)
     found, whole_run = verdict.examine(probe), None
     if steps is not None and found.start is not None:
         whole_run = run.measure_run(probe, found, steps)
     elif steps is not None:  # at the end of a schedule, say: the run is still one
-        first = Probe(tx, params, None, grads)
+        first = Probe(optimizer, params, None, grads)
         whole_run = run.measure_run(first, verdict.examine(first), steps)
     rows = report.make_rows(params, probe.kept_as, found, whole_run)
     return DecayReport(

@@ -1,4 +1,4 @@
-"""What is passed to `explain_weight_decay`, checked; and errors of the optimizer, told."""
+"""Checks of the arguments of `explain_weight_decay`, and errors of the optimizer in context."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -33,10 +33,36 @@ STEP = (
     "It is the number of updates before the one to report: 0 for the first, None for the state's."
 )
 STEPS = "It is the number of updates in the run, or None."
+_LOOKAHEAD = (
+    "optax.lookahead cannot be explained: it keeps a pair of fast and slow parameters, and a "
+    "report is about one set. Pass the optimizer inside it, with the fast ones as params: "
+    "explain_weight_decay(fast_optimizer, params.fast). Each synchronization keeps slow_step_size "
+    "of what it removes."
+)
+_NEEDS_LOSS = "missing 1 required keyword-only argument: 'value'"
+
+
+class WithLoss:
+    """An optimizer whose update is passed a loss, ``value=1``, if it asks for one."""
+
+    def __init__(self, tx: optax.GradientTransformation):
+        self.init, self._update = tx.init, tx.update
+        self.was_passed = False
+
+    def update(self, *trees: Any) -> tuple[Any, Any]:
+        try:
+            return self._update(*trees)
+        except TypeError as error:
+            if _NEEDS_LOSS not in str(error):
+                raise
+        self.was_passed = True
+        return self._update(*trees, value=jnp.float32(1.0))  # pyright: ignore[reportCallIssue]
 
 
 def check_arguments(tx: object, *trees: object) -> None:
     checks.check_transformation("tx", tx, _FACTORY)
+    if isinstance(trees[0], optax.LookaheadParams):
+        raise ValueError(_LOOKAHEAD)
     is_key = lambda x: jnp.issubdtype(getattr(x, "dtype", np.float32), jax.dtypes.prng_key)
     keys = [path for path, x in named_leaves(trees[0])[0] if is_key(x)]
     if keys:
@@ -51,8 +77,8 @@ def check_arguments(tx: object, *trees: object) -> None:
         )
 
 
-def whole(name: str, value: object, least: int, way_out: str) -> int | None:
-    """A known number of updates, as an int; or None."""
+def whole_number(name: str, value: object, least: int, way_out: str) -> int | None:
+    """A number of updates as an int; or None."""
     if value is None:
         return None
     number = np.asarray(value).item() if checks.is_known(value) else value
@@ -64,22 +90,26 @@ def whole(name: str, value: object, least: int, way_out: str) -> int | None:
     return int(number)
 
 
-def told(function: Callable[..., Any], what: str, way_out: str, *arguments: Any) -> Any:
-    """The function's result, or a ValueError that shows its error."""
+def with_context(function: Callable[..., Any], what: str, way_out: str, *arguments: Any) -> Any:
+    """The function's result, or a ValueError that quotes its error."""
     try:
         return function(*arguments)
     except Exception as error:
-        known = "static_args" in str(error) or not came_through_injection(error)
-        hint = "" if known else f" {inject_hint('mask')}"
+        has_hint = "static_args" in str(error) or not came_through_injection(error)
+        hint = "" if has_hint else f" {inject_hint('mask')}"
         text = f"{what} with {type(error).__name__}: {error}{hint}{way_out}"
         raise ValueError(text) from error
 
 
-def fitting(state: optax.OptState | None, expected: Iterable[optax.OptState]) -> optax.OptState:
-    """The first of the expected states, or the first of this one's structure; shapes must fit."""
+def check_state_fits(
+    state: optax.OptState | None, expected: Iterable[optax.OptState]
+) -> optax.OptState:
+    """The first expected state, or the first with this one's structure; shapes must be equal."""
     seen: list[optax.OptState] = []
     for like in expected:
         seen.append(like)
+        if any(map(_is_lookahead, jax.tree.leaves(like, is_leaf=_is_lookahead))):
+            raise ValueError(_LOOKAHEAD)
         if state is None or same_structure(state, like):
             check_shapes("state", state, like)
             return like
@@ -92,6 +122,10 @@ def fitting(state: optax.OptState | None, expected: Iterable[optax.OptState]) ->
         "Pass tx.init(params) or a later state of the same optimizer; that of Flax's nnx.Optimizer "
         "is its opt_state, for nnx.state(model, nnx.Param) as params."
     )
+
+
+def _is_lookahead(node: Any) -> bool:
+    return isinstance(node, optax.LookaheadState)
 
 
 def same_structure(tree: Any, other: Any) -> bool:

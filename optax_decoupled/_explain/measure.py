@@ -19,6 +19,8 @@ from optax_decoupled._explain.sharing import Leaves
 
 # Gradients at the large amplitude are scaled down, so a decay that depends on them shows.
 FAINT = 2.0**-6
+# Gradients so small that L2 turns a step of one size.
+_FAINTEST = 2.0**-40
 # Two fractions that differ by more, relative, are different; rounding comes on top.
 TOLERANCE = 1e-2
 # The amplitude at which momentum and squared gradients both show L2, from 1e-7 to 1.
@@ -94,6 +96,11 @@ def is_odd(p: Probe, found: Response) -> np.ndarray:
     return (found.size > found.noise) | (straight & (found.size > found.own_noise))
 
 
+def is_same_fraction(c: np.ndarray, *others: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+    """Whether c equals all others, each with what rounding does to it."""
+    return np.all([abs(c - x) < TOLERANCE * abs(c) + noise for x, noise in others], axis=0)
+
+
 def is_cautious(
     p: Probe, start: optax.OptState, at_large: Response
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -136,14 +143,14 @@ def holds_norm(p: Probe, start: optax.OptState, at_natural: Response) -> np.ndar
     vv = _dot(p.v, p.v)
     unit = 4 * at_natural.update / (np.sqrt(vv) + TINY)
     unit = np.where((unit > 0) & np.isfinite(unit), unit, p.natural)
-    held, norms = np.ones_like(unit, bool), []
+    keeps_norm, norms = np.ones_like(unit, bool), []
     for amplitude in (unit, unit / 2):
         update = p.until_moving(start, amplitude)[0]
         uu, gain = _dot(update, update), 2 * amplitude * _dot(update, p.v)
-        held &= (abs(uu + gain) < TOLERANCE * uu) & (uu > 0)
+        keeps_norm &= (abs(uu + gain) < TOLERANCE * uu) & (uu > 0)
         norms.append(amplitude**2 * vv + uu + gain)
     constant = (abs(norms[0] - norms[1]) < 1e-3 * norms[0]) & (at_natural.update > 0)
-    return held | constant
+    return keeps_norm | constant
 
 
 def is_pulled(p: Probe, start: optax.OptState, c: np.ndarray) -> np.ndarray:
@@ -187,7 +194,15 @@ def depends_on_no_gradient(p: Probe, start: optax.OptState) -> np.ndarray:
     return same & (one.size > noise)
 
 
-def measure_memory(p: Probe, start: optax.OptState, at_large: Response) -> Memory:
+def hides_l2(p: Probe, start: optax.OptState, c: np.ndarray) -> np.ndarray:
+    """Whether faint gradients let more decay: L2 that turns steps of one size, else not seen."""
+    faint = response(p, start, p.natural, factor=_FAINTEST)
+    return faint.fraction > c * (1 + TOLERANCE) + faint.fraction_noise
+
+
+def measure_memory(
+    p: Probe, start: optax.OptState, at_large: Response, at_natural: Response
+) -> Memory:
     """Compares the updates that follow one at +v with those that follow one at -v."""
     c, large, vv = at_large.fraction, p.large, _dot(p.v, p.v) + TINY
 
@@ -212,7 +227,9 @@ def measure_memory(p: Probe, start: optax.OptState, at_large: Response) -> Memor
     if remembered.any():
         remembers = odd_part(large)[1] / large
         as_l2 = [odd_part(p.natural, k * large)[:2] / large for k in _COEFFICIENTS]
-        decoupled = _beside_l2(c, remembers, np.array(as_l2))
+        small = at_natural.fraction, at_natural.fraction_noise
+        is_linear = is_same_fraction(c, small, (middle / _MEMORABLE, noise))
+        decoupled = _beside_l2(c, remembers, np.array(as_l2), is_linear)
         decoupled = np.where(remembered & (decoupled > at_large.fraction_noise), decoupled, 0.0)
         if decoupled.any():  # unless steps grow with the parameters: then L2 explains more there
             most = odd_part(large, _COEFFICIENTS[-1] * large)[0] / large
@@ -222,29 +239,38 @@ def measure_memory(p: Probe, start: optax.OptState, at_large: Response) -> Memor
     return Memory(remembered, leak, second, decoupled, middle / _MEMORABLE, noise)
 
 
-def _beside_l2(fraction: np.ndarray, leak: np.ndarray, as_l2: np.ndarray) -> np.ndarray:
+def _beside_l2(
+    fraction: np.ndarray, leak: np.ndarray, as_l2: np.ndarray, is_linear: np.ndarray
+) -> np.ndarray:
     """The decoupled part beside L2, 0 where L2 alone explains what was measured.
 
     Pure L2 of coefficient k acts as a gradient k·v: some k explains both the fraction
     and the leak. With a decoupled part there is none. Either the fraction is out of
     reach (a preconditioner limits the step of L2, not that of decay), or, if the
-    response is linear in k, fraction and leak ask for different ones.
+    response is linear in k, fraction and leak ask for different ones. If it is linear in
+    the parameters alone, a clip of the gradients limits k·v: then the smallest k is asked.
     """
     fractions, leaks = as_l2.swapaxes(0, 1)
     most, most_leak = fractions.max(0), abs(leaks).max(0)
     out_of_reach = (fraction > most) & (abs(leak) < 1.1 * most_leak)
     linear = fractions[-1] > 0.9 * _COEFFICIENTS[-1] / _COEFFICIENTS[-2] * fractions[-2]
-    share = np.divide(leak, leaks[-1], out=np.ones_like(leak), where=leaks[-1] != 0)
-    of_l2 = np.where(linear, share * fractions[-1], np.where(out_of_reach, most, fraction))
+    of_linear, of_smallest = (_shared(leak, leaks[i], fractions[i]) for i in (-1, 0))
+    beyond = np.where(is_linear, of_smallest, np.where(out_of_reach, most, fraction))
+    of_l2 = np.where(linear, of_linear, beyond)
     rest = fraction - of_l2
     valid = (fraction > 0) & np.isfinite(as_l2).all((0, 1)) & np.isfinite(leak)
     return np.where(valid & (rest > _SIGNIFICANT * fraction), rest, 0.0)
 
 
+def _shared(leak: np.ndarray, of_unit: np.ndarray, fraction: np.ndarray) -> np.ndarray:
+    """The fraction that belongs to a leak, if this one belongs to that of a unit."""
+    return fraction * np.divide(leak, of_unit, out=np.ones_like(leak), where=of_unit != 0)
+
+
 def steady_fraction(p: Probe, start: optax.OptState) -> np.ndarray:
     """What momentum adds up to: the fraction that each of many updates removes.
 
-    While the parameters are held, the fraction grows towards it by a geometric series, of
+    While the parameters are held fixed, the fraction grows towards it by a geometric series, of
     which three terms tell the limit. NaN if they are not of one, or of one so slow that the
     parameters would not stay as they are.
     """

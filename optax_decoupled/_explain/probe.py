@@ -29,6 +29,8 @@ FULL_SIZE = 2**24
 _LARGE = 2.0**20
 # Copies of the parameters in the state may be in float16, which ends at 2**16.
 _LARGE_COPIED = 2.0**14
+# Here an update that is a difference of copies has no rounding that hides a step.
+_SMALL = 2.0**-40
 
 
 class Probe:
@@ -45,13 +47,13 @@ class Probe:
     follows: set[Any]  # paths of copies in the state that move with them: schedule-free's z
     references: set[Any]  # of copies that stay: what they are pulled to, or measured from
     is_sampled: bool  # whether the arrays are samples
-    held: Any = None  # a state whose counts all others keep: at the end of a schedule
+    counts_of: Any = None  # a state whose counts all others keep: at the end of a schedule
     calls_per_step: int  # calls of tx.update that make one update, 1 but for SAM
     sharing: Sharing  # finds equal leaves
 
     def __init__(
         self,
-        tx: optax.GradientTransformation,
+        tx: arguments.WithLoss,
         params: optax.Params,
         state: optax.OptState | None,
         grads: optax.Updates | None,
@@ -66,10 +68,10 @@ class Probe:
         self.epsilon = np.array([float(jnp.finfo(d).eps) if k else 0.0 for d, k in dtypes])
         # With a state of its own, no parameter is like another.
         self.sharing = Sharing(state is None)
-        self._init = jax.jit(functools.partial(arguments.told, tx.init, arguments.INIT, ""))
+        self._init = jax.jit(functools.partial(arguments.with_context, tx.init, arguments.INIT, ""))
         self._update = jax.jit(self._update_distinct, static_argnums=0)
         self._leaves, self._full = leaves, [jnp.shape(x) for x in leaves]
-        like = arguments.fitting(state, self._states(self._full))
+        like = arguments.check_state_fits(state, self._states(self._full))
         way_out = "Pass what you pass to tx.update, or None."
         self._given = [None] * len(leaves)
         if grads is not None:
@@ -117,7 +119,7 @@ class Probe:
         state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)
         yield state
         for _ in range(2):
-            state = jax.eval_shape(self._told_update, params, state, params)[1]
+            state = jax.eval_shape(self._update_in_context, params, state, params)[1]
             yield state
 
     def _program(self, shapes: list[sample.Shape], *trees: Any) -> sample.Fingerprint:
@@ -126,13 +128,13 @@ class Probe:
         update = self._update.trace(*self.sharing.distinct(*trees)).jaxpr
         return [*sample.fingerprint(init), *sample.fingerprint(update)]
 
-    def _told_update(self, *trees: Any) -> tuple[Any, Any]:
-        return arguments.told(self.tx.update, arguments.UPDATE, arguments.BIND, *trees)
+    def _update_in_context(self, *trees: Any) -> tuple[Any, Any]:
+        return arguments.with_context(self.tx.update, arguments.UPDATE, arguments.BIND, *trees)
 
     def _update_distinct(self, layout: Layout, distinct: Leaves) -> tuple[Any, Any]:
         """tx.update on trees whose equal leaves are given once, and so compiled once."""
         index, structure = layout
-        return self._told_update(*structure.unflatten(distinct[i] for i in index))
+        return self._update_in_context(*structure.unflatten(distinct[i] for i in index))
 
     def _set_units(self, shapes: list[sample.Shape]) -> None:
         like = list(zip(self._leaves, shapes, strict=True))
@@ -147,6 +149,11 @@ class Probe:
         first: dict[Any, int] = {}
         alike = [first.setdefault(key, i) for i, key in enumerate(keys)]
         self._alike = alike if self.sharing.active else list(range(len(shapes)))
+
+    def gradient_is_zero(self) -> np.ndarray:
+        """Whether each parameter was given a gradient that is 0 everywhere: bool[parameters]."""
+        given = zip(self._given, self.decays, strict=True)
+        return np.array([k and g is not None and sample.is_all_zero(g) for g, k in given], bool)
 
     def params(self, amplitude: Amplitude, dtypes: Sequence[Any] | None = None) -> optax.Params:
         """amplitude·v, equal leaves as one array."""
@@ -217,11 +224,11 @@ class Probe:
         )
 
     def _call(self, *trees: Any) -> tuple[Leaves, optax.OptState]:
-        updates, after = self.known(*self._update(*self.sharing.distinct(*trees)))
+        updates, after = self.dense(*self._update(*self.sharing.distinct(*trees)))
         return [np.asarray(u) for u in updates], after
 
-    def known(self, updates: optax.Updates, after: Any) -> tuple[Leaves, optax.OptState]:
-        """The update of each parameter, 0 of those that have none; and the state."""
+    def dense(self, updates: optax.Updates, after: Any) -> tuple[Leaves, optax.OptState]:
+        """An array for each parameter, 0 where it has no update; and the state."""
         leaves = zip(self.treedef.flatten_up_to(updates), self.v, self.decays, strict=True)
         return [
             u if decays and u is not None else np.zeros(v.shape, np.float32)
@@ -239,7 +246,9 @@ class Probe:
         """The update for these trees, and the state after it."""
         trees = self.trees(state, amplitude, **kwargs)
         total, after, self.calls_per_step = self.all_calls(self._call, *trees)
-        return total, after if self.held is None else foreign.at_count_of(after, self.held)
+        if self.counts_of is not None:
+            after = foreign.at_count_of(after, self.counts_of)
+        return total, after
 
     def all_calls(
         self, call: Callable[..., Any], grads: Any, state: Any, params: Any, calls: int = 0
@@ -274,6 +283,16 @@ class Probe:
         while True:
             updates, after = self.step(state, amplitude, **kwargs)
             steps, calls = steps + 1, calls + self.calls_per_step
-            if any(map(np.any, updates)) or not any(self.decays) or steps > MAX_STEPS:
+            if self._moves(updates, state) or not any(self.decays) or steps > MAX_STEPS:
                 return updates, state, after, calls
             state = after
+
+    def _moves(self, updates: Leaves, state: optax.OptState) -> bool:
+        """Whether an update from this state is more than the rounding of copies."""
+        moves = any(map(np.any, updates))
+        if not moves or not self.follows:
+            return moves
+        leaves = sample.leaves_by_path(state)
+        coarsest = max(float(jnp.finfo(leaves[path].dtype).eps) for path in self.follows)
+        small, _ = self.step(state, _SMALL)
+        return any(np.any(abs(u) > 32 * coarsest * _SMALL) for u in small)

@@ -1,11 +1,13 @@
 """What `explain_weight_decay` returns: rows, warnings and their printed table."""
 
 import dataclasses
+import functools
 import html
 import math
 import re
 import textwrap
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import jax.numpy as jnp
@@ -176,9 +178,8 @@ def _weights(rows: Sequence[DecayRow]) -> int:
 
 
 def _table(rows: Sequence[DecayRow], steps: int | None) -> list[str]:
-    groups = _groups(rows, steps)
-    lines = [_cells([rows[i] for i in group], steps) for group in groups]
-    names = _distinct([name for name, *_ in lines], [first for first, *_ in groups])
+    first, lines = map(list, zip(*_lines(rows, steps), strict=True)) if rows else ([], [])
+    names = _distinct([name for name, *_ in lines], first)
     header = _HEADER if steps is None else _HEADER_OF_RUN
     widths = [max(map(len, column)) for column in zip(header, *lines, strict=True)]
     room = WIDTH - sum(widths[1:]) - len(_GAP) * (len(widths) - 1)
@@ -189,34 +190,40 @@ def _table(rows: Sequence[DecayRow], steps: int | None) -> list[str]:
     return [*_block(header[0], header[1:], widths), *_cut(blocks)]
 
 
-def _groups(rows: Sequence[DecayRow], steps: int | None) -> list[list[int]]:
-    """Indices of rows that share a line: alike, of paths that differ in their integers alone."""
-    groups: dict[tuple[Any, ...], list[int]] = {}
+def _lines(rows: Sequence[DecayRow], steps: int | None) -> Iterator[tuple[int, tuple[str, ...]]]:
+    """The index of the first row of each line, and its cells.
+
+    Rows share a line if they are alike and their paths differ in their integers alone.
+    """
+    groups: dict[tuple[str, tuple[str, ...]], list[int]] = {}
     for i, row in enumerate(rows):
-        key = (_INTEGER.sub("#", row.path), *_cells([row], steps)[2:])
-        groups.setdefault(key, []).append(i)
-    split = []
-    for group in groups.values():
+        groups.setdefault((_INTEGER.sub("#", row.path), _cells(row, steps)), []).append(i)
+    for (_, cells), group in groups.items():
         complete = math.prod(map(len, _slots([rows[i] for i in group]))) == len(group)
-        split += [group] if complete else [[i] for i in group]
-    return split
+        for part in [group] if complete else [[i] for i in group]:
+            name = _merged([rows[i] for i in part]) or "(the array)"
+            yield part[0], (name, str(len(part)), *cells)
 
 
-def _cells(group: Sequence[DecayRow], steps: int | None) -> tuple[str, ...]:
-    row, decays = group[0], group[0].kind not in ("none", "constrained")
-    dtype = jnp.dtype(row.dtype).name.replace("float", "f").replace("uint", "u").replace("int", "i")
-    dtype = "" if dtype == "f32" else f" {dtype}"
+def _cells(row: DecayRow, steps: int | None) -> tuple[str, ...]:
+    """All but the name and the number of parameters."""
+    decays, dtype = row.kind not in ("none", "constrained"), _short_name(row.dtype)
     of_run = decays or row.budget != 0.0
     life = "lost" if row.lost_to_rounding else _steps(row.half_life)
     return (
-        _merged(group) or "(the array)",
-        str(len(group)),
         _shortened("x".join(map(str, row.shape)) or "scalar", 16 - len(dtype)) + dtype,
         row.kind,
         f"{row.decay_per_step:.2e}" if decays else "",
         life if decays else "",
         *(() if steps is None else map(_amount, (row.budget, row.left)) if of_run else ("", "")),
     )
+
+
+@functools.cache
+def _short_name(dtype: Any) -> str:
+    """Of a dtype, after a space; nothing for float32."""
+    name = jnp.dtype(dtype).name.replace("float", "f").replace("uint", "u").replace("int", "i")
+    return "" if name == "f32" else f" {name}"
 
 
 def _amount(x: float) -> str:
@@ -256,8 +263,9 @@ def _steps(half_life: float) -> str:
 def _distinct(names: Sequence[str], indices: Sequence[int]) -> list[str]:
     """Names that fit the page; those that would read the same end in their row's index."""
     short = [_shortened(name, WIDTH) for name in names]
+    times = Counter(short)
     return [
-        name if short.count(name) == 1 else _shortened(name, WIDTH - len(f" [{i}]")) + f" [{i}]"
+        name if times[name] == 1 else _shortened(name, WIDTH - len(f" [{i}]")) + f" [{i}]"
         for name, i in zip(short, indices, strict=True)
     ]
 

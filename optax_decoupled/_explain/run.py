@@ -88,14 +88,14 @@ class _Decay:
         """The update with each count, and whether there is one."""
         (index, structure), p = layout, self.p
         grads, state, params = structure.unflatten(distinct[i] for i in index)
-        call = lambda *trees: p.known(*p.tx.update(*trees))
+        call = lambda *trees: p.dense(*p.tx.update(*trees))
 
         def at(count: jax.Array) -> tuple[Leaves, jax.Array]:
             before = foreign.at_count(state, count)
             update, after, _ = p.all_calls(call, grads, before, params, p.calls_per_step)
             return update, foreign.makes_update(before, after)
 
-        return arguments.told(jax.vmap(at), _AT_MANY_COUNTS, _WAY_OUT, counts)
+        return arguments.with_context(jax.vmap(at), _AT_MANY_COUNTS, _WAY_OUT, counts)
 
 
 def _along(plus: jax.Array, minus: jax.Array, v: np.ndarray) -> tuple[Any, Any, Any]:
@@ -140,8 +140,8 @@ def _errors(counts: np.ndarray, decay: np.ndarray) -> np.ndarray:
     change = np.maximum(change, np.maximum(beside[:-2], beside[2:]))
     bound = change * (width - 1) / 2
     total = _sum(counts, abs(decay))
-    known = np.isfinite(total) & (total > 0)
-    return (bound[:, known] / total[known]).max(1, initial=0.0)
+    is_summed = np.isfinite(total) & (total > 0)
+    return (bound[:, is_summed] / total[is_summed]).max(1, initial=0.0)
 
 
 def _between(counts: np.ndarray, errors: np.ndarray) -> np.ndarray:

@@ -110,6 +110,14 @@ def sampled(x: Any, shape: Shape) -> Any:
     return x if x.shape == shape else np.resize(x, shape)
 
 
+def is_all_zero(x: Any) -> bool:
+    """Whether an array is 0 everywhere, as far as this process holds it."""
+    if np.any(sampled(x, reduced(jnp.shape(x), *_SAMPLES[0]))):
+        return False
+    parts = [shard.data for shard in x.addressable_shards] if isinstance(x, jax.Array) else [x]
+    return bool(parts) and not any(bool(jnp.any(part)) for part in parts)
+
+
 def is_device_array(x: Any) -> bool:
     return isinstance(x, jax.Array) and _is_plain(x)
 
@@ -158,12 +166,14 @@ def gradients(
     given: Sequence[Any], units: Sequence[np.ndarray], shapes: Sequence[Shape]
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """The caller's, their zeros filled by small synthetic ones; and others of their size."""
-    known = [None if g is None else sampled(g, s) for g, s in zip(given, shapes, strict=True)]
-    size = np.array([0.0 if g is None else root_mean_square(g) for g in known])
+    given_samples = [
+        None if g is None else sampled(g, s) for g, s in zip(given, shapes, strict=True)
+    ]
+    size = np.array([0.0 if g is None else root_mean_square(g) for g in given_samples])
     size[size == 0] = size.max(initial=0) or 1.0
     # Of other relative sizes: with equal ones Adam's memory is invisible.
     others = [z / 3 * np.flip(unit) for z, unit in zip(size, units, strict=True)]
     return [
         z * unit if g is None else np.where(g == 0, z * unit / 1024, g)
-        for g, unit, z in zip(known, units, size, strict=True)
+        for g, unit, z in zip(given_samples, units, size, strict=True)
     ], others

@@ -11,7 +11,7 @@ import optax
 from optax_decoupled._common.checks import PYTORCH_SCALE
 from optax_decoupled._common.dtypes import is_narrow
 from optax_decoupled._explain.probe import MAX_STEPS, Probe
-from optax_decoupled._explain.report import DecayRow, smallest_change
+from optax_decoupled._explain.report import DECAYING, DecayRow, smallest_change
 from optax_decoupled._explain.run import Run
 from optax_decoupled._explain.verdict import Findings
 from optax_decoupled._select.names import listing
@@ -72,13 +72,24 @@ _INVERTED = (
     "unless this is intended."
 )
 _LARGE = (
-    "One update changes {} by more than a quarter of its value, which no weight decay does. Check "
-    "the units of weight_decay, and whether the optimizer constrains or replaces its parameters."
+    "One update changes {} by more than a quarter of its value; the paper's best decays are 1e-5 "
+    "to 1e-3. Check the units of weight_decay, and whether the optimizer constrains or replaces "
+    "its parameters."
+)
+_OVERSHOT = (
+    "One update changes {} by more than the whole difference from what they are pulled to. Check "
+    "the units of weight_decay and its schedule."
+)
+_NO_GRADIENT = (
+    "The gradients of {} are 0 everywhere, and yet these parameters decay: frozen or unused? Decay "
+    "alone changes them, update after update. Leave them out of the mask, or freeze them with "
+    "optax.set_to_zero."
 )
 _BROKEN = (
     "The update of {} is not finite, so its decay cannot be measured. Check the hyperparameters: "
     "optax.inject_hyperparams keeps them in the parameters' dtype, and in bfloat16 b2=0.999 rounds "
-    "to 1; there pass hyperparam_dtype=jnp.float32."
+    "to 1; there pass hyperparam_dtype=jnp.float32. optax.contrib.prodigy and dadapt_adamw divide "
+    "0 by 0 in a warmup from 0: begin it above 0."
 )
 _LOST = (
     "The decay of {} is lost to rounding: {} cannot represent a change below {:.2g} of a weight, "
@@ -117,6 +128,7 @@ _CAUTIOUS = (
 _TOWARD = "Pulled to given values, and not to 0: {}. Fractions are of the difference from them."
 _CONSTRAINED = "The update holds a norm fixed, so no decay can change it: {}."
 _COPIES = "The state keeps copies of the parameters; they were probed together with them."
+_LOSS = "Measured with a loss of 1: the update of this optimizer takes value=."
 _SYNTHETIC = (
     "Coupled fractions depend on the gradients, here synthetic ones of size 1; pass grads= to use "
     "yours."
@@ -142,35 +154,41 @@ _VECTORS = (
 _MASK_NAME = re.compile(r"(^|_)mask$")
 # A decay that leaves half of a weight after seven million updates is seldom meant.
 _FAINT = 1e-7 * (1 - 1e-3)  # less what rounding takes
-# No weight decay changes a weight by more in one update.
-_LARGEST = 0.25
+# A constant weight decay that removes more in one update is a mistake; a pull may remove all.
+_LARGEST, _WHOLE = 0.25, 1.0 + 1e-3
 # From here on a fraction looks like PyTorch's, less what rounding takes.
 _PYTORCH = PYTORCH_SCALE * (1 - 1e-3)
 
 
 def warnings(rows: Sequence[DecayRow], found: Findings, probe: Probe) -> tuple[str, ...]:
     """One text for each thing that is wrong. Of the state only the structure is looked at."""
-    state, count = probe.start, probe.count
-    broken, double = _chosen(rows, ~found.finite), _chosen(rows, found.double)
-    unwanted, decaying = _unwanted(rows), [row for row in rows if row.decay_per_step > 0]
-    nonlinear = _of_kind(rows, "nonlinear")
-    spared = _chosen(rows, found.moves & (found.kind == "none"))
-    is_inverted = unwanted == decaying and any(len(row.shape) > 1 for row in spared)
+    state, kind = probe.start, found.kind
+    decays, unwanted, pulled = found.fraction > 0, _unwanted(rows), kind == "toward"
+    spared = any(len(row.shape) > 1 for row in _chosen(rows, found.moves & (kind == "none")))
+    is_inverted = spared and np.array_equal(unwanted, decays)
+    large, overshot = (abs(found.fraction) > most for most in (_LARGEST, _WHOLE))
     texts = [_MASK_CALLED] if _mask_was_called(state) else []
-    if not (texts or broken) and all(row.kind == "none" for row in rows):
-        still = _STILL.format(MAX_STEPS) if count is None else _STILL_THERE.format(count)
-        texts.append(still if found.silent is None else _NOTHING)
-    named = (
-        (_BROKEN, broken),
-        (_OURS_GROWING if _ours(state) else _GROWING, _of_kind(rows, "growing")),
-        (_DOUBLE, double),
-        (_COUPLED, [row for row in _of_kind(rows, "coupled") if row not in double]),
-        (_NONLINEAR, [] if _holds_length(state) else nonlinear),
+    if not texts and found.finite.all() and (kind == "none").all():
+        texts.append(_nothing_decays(found, probe.count))
+    table = (
+        (_BROKEN, ~found.finite),
+        (_OURS_GROWING if _our_states(state) else _GROWING, kind == "growing"),
+        (_DOUBLE, found.double),
+        (_COUPLED, (kind == "coupled") & ~found.double),
+        (_NONLINEAR, (kind == "nonlinear") & (not _may_hold_length(state))),
         (_INVERTED if is_inverted else _UNWANTED, unwanted),
-        (_LARGE, [row for row in rows if abs(row.decay_per_step) > _LARGEST]),
+        (_NO_GRADIENT, np.isin(kind, DECAYING) & probe.gradient_is_zero()),
+        (_LARGE, large & ~pulled),
+        (_OVERSHOT, overshot & pulled),
     )
-    texts += [text.format(_listing(chosen)) for text, chosen in named if chosen]
+    texts += [text.format(_listing(_chosen(rows, mask))) for text, mask in table if mask.any()]
     return *texts, *_units_warning(rows), *_lost_warning(rows, found)
+
+
+def _nothing_decays(found: Findings, count: int | None) -> str:
+    if found.silent is not None:
+        return _NOTHING
+    return _STILL.format(MAX_STEPS) if count is None else _STILL_THERE.format(count)
 
 
 def notes(
@@ -178,7 +196,7 @@ def notes(
 ) -> tuple[str, ...]:
     """How the numbers were measured, where that is not obvious; `synthetic`: the gradients are."""
     still, coupled = _chosen(rows, ~found.moves), _of_kind(rows, "coupled")
-    pulled = _of_kind(rows, "nonlinear") if _holds_length(probe.start) else []
+    pulled = _of_kind(rows, "nonlinear") if _may_hold_length(probe.start) else []
     later = _LATER.format((found.silent or 0) + 1) + _ANOTHER * (probe.count is None)
     repeated = np.any((found.fraction != found.steady) & (found.kind == "coupled"))
     share = found.share[found.kind == "cautious"]
@@ -195,6 +213,7 @@ def notes(
         (found.period > 1, _PERIOD.format(found.period)),
         (0 < len(still) < len(rows), f"Not moved by this update: {_listing(still)}."),
         (probe.follows, _COPIES),
+        (probe.tx.was_passed, _LOSS),
         (synthetic and coupled, _SYNTHETIC),
         (probe.is_sampled and coupled, _SAMPLED),
         (repeated, _REPEATED),
@@ -222,10 +241,12 @@ def _of_kind(rows: Sequence[DecayRow], kind: str) -> list[DecayRow]:
     return [row for row in rows if row.kind == kind]
 
 
-def _unwanted(rows: Sequence[DecayRow]) -> list[DecayRow]:
+def _unwanted(rows: Sequence[DecayRow]) -> np.ndarray:
+    """Whether each row decays though decay_mask would spare it: bool[rows]."""
     paths = [tuple(row.path.split("/")) if row.path else () for row in rows]
     spared = are_spared(paths, [row.shape for row in rows])
-    return [row for row in _chosen(rows, spared) if row.decay_per_step > 0]
+    decays = [row.decay_per_step > 0 for row in rows]
+    return np.array(spared, bool) & np.array(decays, bool)
 
 
 def _vectors_if_all_decay(rows: Sequence[DecayRow]) -> list[DecayRow]:
@@ -233,13 +254,13 @@ def _vectors_if_all_decay(rows: Sequence[DecayRow]) -> list[DecayRow]:
     decaying = [row for row in rows if jnp.issubdtype(row.dtype, jnp.inexact)]
     vectors = [row for row in decaying if len(row.shape) < 2]
     spared = any(row.decay_per_step <= 0 for row in decaying)
-    return [] if spared or len(vectors) == len(decaying) or _unwanted(rows) else vectors
+    return [] if spared or len(vectors) == len(decaying) or _unwanted(rows).any() else vectors
 
 
 def _units_warning(rows: Sequence[DecayRow]) -> list[str]:
     """As the constructors of this package warn, whoever made the optimizer."""
-    known = ("decoupled", "cautious", "toward")
-    high = [row for row in rows if row.kind in known and _PYTORCH <= row.decay_per_step <= _LARGEST]
+    kinds = ("decoupled", "cautious")
+    high = [row for row in rows if row.kind in kinds and _PYTORCH <= row.decay_per_step <= _LARGEST]
     smallest = min((row.decay_per_step for row in high), default=0.0)
     return [_UNITS.format(smallest, _listing(high))] if high else []
 
@@ -264,13 +285,13 @@ def _mask_was_called(state: optax.OptState) -> bool:
     )
 
 
-def _ours(state: optax.OptState) -> list[DecoupledWeightDecayState | PulledWeightDecayState]:
+def _our_states(state: optax.OptState) -> list[DecoupledWeightDecayState | PulledWeightDecayState]:
     """The states of this package's decay."""
     is_ours = lambda x: isinstance(x, DecoupledWeightDecayState | PulledWeightDecayState)
     return list(filter(is_ours, jax.tree.leaves(state, is_leaf=is_ours)))
 
 
-def _holds_length(state: optax.OptState) -> bool:
+def _may_hold_length(state: optax.OptState) -> bool:
     """Whether a toward_rms may act, for which a decay that is not linear is meant."""
-    kept = [x.reference for x in _ours(state) if isinstance(x, PulledWeightDecayState)]
+    kept = [x.reference for x in _our_states(state) if isinstance(x, PulledWeightDecayState)]
     return any(x is None or (isinstance(x, dict) and x.keys() == {"rms"}) for x in kept)

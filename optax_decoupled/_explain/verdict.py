@@ -41,10 +41,12 @@ def examine(p: Probe) -> Findings:
         return _nothing_moves(sizes)
     at_large = measure.response(p, start, p.large, factor=FAINT)
     at_natural = measure.response(p, start, p.natural)
-    memory = measure.measure_memory(p, start, at_large)
+    memory = measure.measure_memory(p, start, at_large, at_natural)
     cautious, share = measure.is_cautious(p, start, at_large)
     traits = _traits(p, start, at_large, at_natural, memory)
     traits = traits._replace(cautious=cautious & ~traits.coupled)
+    hidden = _hides_l2(p, start, at_large.fraction, traits)
+    traits = traits._replace(coupled=traits.coupled | hidden)
     is_one_call = silent + p.calls_per_step == 1
     whole = at_large if is_one_call else measure.response(p, p.start, p.large, factor=FAINT)
     fraction = _fractions(whole.fraction, at_natural, memory, traits)
@@ -55,7 +57,7 @@ def examine(p: Probe) -> Findings:
         kind=_kinds(p, start, at_large, traits),
         fraction=fraction,
         steady=steady,
-        double=memory.decoupled > 0,
+        double=(memory.decoupled > 0) | hidden,
         moves=(at_natural.update != 0) | (sizes == 0),
         finite=np.isfinite(at_large.update),
         share=share,
@@ -78,12 +80,12 @@ def _where_it_moves(p: Probe) -> tuple[optax.OptState | None, int, int]:
     later, _, _, period = p.until_moving(after, p.natural)
     pairs = zip(later, first, strict=True)
     if any(_peak(x) <= _ENDED * _peak(y) > 0 for x, y in pairs):
-        p.held = start  # a schedule ends here, and is measured as if it went on
-    if p.held is not None or p.count is not None:
+        p.counts_of = start  # a schedule ends here, and is measured as if it went on
+    if p.counts_of is not None or p.count is not None:
         accumulated = p.until_moving(foreign.at_count_of(after, start), p.natural)[3]
         if p.count is not None and silent >= accumulated:
             return None, silent, 1
-        period = period if p.held is None else accumulated
+        period = period if p.counts_of is None else accumulated
     return start, silent, period
 
 
@@ -104,7 +106,7 @@ class _Traits(NamedTuple):
 
     nothing: np.ndarray
     sign: np.ndarray
-    held: np.ndarray
+    keeps_norm: np.ndarray
     remembered: np.ndarray
     coupled: np.ndarray  # or nonlinear
     nonlinear: np.ndarray
@@ -120,36 +122,42 @@ def _traits(
     odd_when_small = at_natural.size > at_natural.noise + 8 * p.epsilon * at_natural.extent
     straight = at_large.residual < TOLERANCE + at_large.noise / (at_large.size + TINY)
     others = ((small_c, at_natural.fraction_noise), (memory.middle, memory.noise))
-    same = np.all([abs(c - x) < TOLERANCE * abs(c) + noise for x, noise in others], axis=0)
-    held = measure.holds_norm(p, start, at_natural)
+    is_constant = measure.is_same_fraction(c, *others)
+    keeps_norm = measure.holds_norm(p, start, at_natural)
     # A step whose size depends on the parameters turns with their sign, but not along them.
     both = (at_large, at_natural)
     along = np.any([abs(x.fraction) * x.extent > x.own_noise for x in both], axis=0)
     seen = odd | odd_when_small
-    unclear = seen & ~(along & straight & same) & ~(memory.remembered | held)
-    free = np.zeros_like(seen)
+    unclear = seen & ~(along & straight & is_constant) & ~(memory.remembered | keeps_norm)
+    ignores_gradients = np.zeros_like(seen)
     if unclear.any():
-        free = measure.depends_on_no_gradient(p, start)
-    nothing = ~(seen & (along | free) | memory.remembered | held)
-    uneven = ~(straight & same) & ~nothing & ~held
+        ignores_gradients = measure.depends_on_no_gradient(p, start)
+    nothing = ~(seen & (along | ignores_gradients) | memory.remembered | keeps_norm)
+    uneven = ~(straight & is_constant) & ~nothing & ~keeps_norm
     return _Traits(
         nothing=nothing,
         sign=np.sign(np.where(odd, c, np.where(odd_when_small, small_c, memory.leak))),
-        held=held,
-        remembered=memory.remembered & ~held,
-        coupled=(memory.remembered & ~held) | uneven,
-        nonlinear=uneven & free & ~memory.remembered,
-        linear=memory.remembered & ~(uneven | held),
+        keeps_norm=keeps_norm,
+        remembered=memory.remembered & ~keeps_norm,
+        coupled=(memory.remembered & ~keeps_norm) | uneven,
+        nonlinear=uneven & ignores_gradients & ~memory.remembered,
+        linear=memory.remembered & ~(uneven | keeps_norm),
         cautious=np.zeros_like(uneven),
     )
 
 
+def _hides_l2(p: Probe, start: optax.OptState, c: np.ndarray, traits: _Traits) -> np.ndarray:
+    """Whether a decay that seems decoupled stands beside L2 that these gradients hide."""
+    seems = ~(traits.nothing | traits.keeps_norm | traits.coupled | traits.cautious) & (c > 0)
+    return seems & measure.hides_l2(p, start, c) if seems.any() else seems
+
+
 def _kinds(p: Probe, start: optax.OptState, at_large: Response, traits: _Traits) -> np.ndarray:
     toward = np.zeros_like(traits.nothing)
-    if not (traits.nothing | traits.held | traits.coupled).all():
+    if not (traits.nothing | traits.keeps_norm | traits.coupled).all():
         toward = measure.is_pulled(p, start, at_large.fraction)
     table = (
-        (traits.held, "constrained"),
+        (traits.keeps_norm, "constrained"),
         (traits.nothing, "none"),
         (traits.sign < 0, "growing"),
         (traits.nonlinear, "nonlinear"),
@@ -165,7 +173,7 @@ def _fractions(c: np.ndarray, at_natural: Response, memory: Memory, traits: _Tra
     # Adam's first step hides L2 all but for its eps: then the second one counts.
     visible = abs(small_c) > np.maximum(at_natural.fraction_noise, _HIDDEN * memory.second)
     table = (
-        (traits.nothing | traits.held, 0.0),
+        (traits.nothing | traits.keeps_norm, 0.0),
         (traits.cautious, 2 * c),
         (~traits.coupled, c),
         (traits.nonlinear, small_c),

@@ -1,5 +1,7 @@
 """What is wrong with the arguments is said by name."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -64,3 +66,54 @@ def test_errors_of_the_optimizer_are_shown_with_their_type():
     tx = optax.inject_hyperparams(optax.adamw)(LR, mask=lambda params: params["dense"].items())
     with pytest.raises(ValueError, match=r'tx.init fails .*Error: .*static_args=\("mask",\)'):
         od.explain_weight_decay(tx, params)
+
+
+@pytest.mark.parametrize("wrap", [lambda tx: tx, lambda tx: optax.chain(tx), optax.apply_if_finite])
+@pytest.mark.parametrize("pair", [True, False])
+def test_lookahead_is_named_and_what_to_pass_instead(wrap, pair):
+    fast = optax.adamw(LR, weight_decay=0.1)
+    tx = optax.lookahead(fast, 5, 0.5)
+    tx = wrap(tx, 3) if wrap is optax.apply_if_finite else wrap(tx)
+    params = optax.LookaheadParams.init_synced(small_params())
+    with pytest.raises(
+        ValueError, match=r"optax.lookahead cannot .*explain_weight_decay\(fast_opt"
+    ):
+        od.explain_weight_decay(tx, params if pair else small_params())
+    rows = od.explain_weight_decay(fast, params.fast).rows
+    assert [row.decay_per_step for row in rows] == pytest.approx([1e-4, 1e-4], rel=1e-3)
+
+
+NEED_A_LOSS = {
+    "momo": (lambda: optax.contrib.momo(0.1), "none", 0.0),
+    "momo_adam": (
+        lambda: optax.contrib.momo_adam(0.01, weight_decay=0.1),
+        "decoupled",
+        1e-3 / (1 + 1e-3),
+    ),
+    "Polyak": (
+        lambda: optax.chain(optax.polyak_sgd(), od.add_decoupled_weight_decay(1e-4)),
+        "decoupled",
+        1e-4,
+    ),
+    "plateau": (
+        lambda: optax.chain(
+            optax.adamw(LR, weight_decay=0.1), optax.contrib.reduce_on_plateau(cooldown=1)
+        ),
+        "decoupled",
+        1e-4,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NEED_A_LOSS)
+@pytest.mark.parametrize("bound", [True, False])
+def test_an_update_that_takes_a_loss_is_passed_one(name, bound):
+    make, kind, c = NEED_A_LOSS[name]
+    tx = make()
+    if bound:
+        tx = optax.GradientTransformation(tx.init, functools.partial(tx.update, value=2.0))
+    report = od.explain_weight_decay(tx, small_params(), steps=10)
+    assert {row.kind for row in report.rows} == {kind}
+    for row in report.rows:
+        assert (row.decay_per_step, row.budget) == pytest.approx((c, 10 * c), rel=1e-3)
+    assert any("with a loss of 1" in note for note in report.notes) != bound

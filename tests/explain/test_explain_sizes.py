@@ -11,6 +11,7 @@ from explaining import LR, by_path, cases, small_params, trained
 
 import optax_decoupled as od
 from optax_decoupled._explain import probe, sample
+from optax_decoupled._explain.arguments import WithLoss
 from optax_decoupled._explain.probe import Probe
 
 WIDE = {"w": jax.random.normal(jax.random.key(0), (512, 384)), "b": jnp.zeros(384)}
@@ -31,7 +32,7 @@ SIZES = {
 
 @pytest.mark.parametrize(("make", "most"), cases(SIZES))
 def test_common_optimizers_are_measured_on_samples(make, most):
-    found = Probe(make(), WIDE, None, None)
+    found = Probe(WithLoss(make()), WIDE, None, None)
     assert found.is_sampled
     assert max(v.size for v in found.v) <= most
 
@@ -48,7 +49,7 @@ def test_samples_are_smaller_and_keep_the_order_of_the_sides(shape):
 def test_a_state_that_has_gained_leaves_is_sampled_too():
     tx = optax.chain(optax.adamw(LR), optax.monitor({"norm": optax.tree.norm}))
     _, state = trained(tx, WIDE, 1)
-    assert Probe(tx, WIDE, state, None).is_sampled
+    assert Probe(WithLoss(tx), WIDE, state, None).is_sampled
 
 
 def _scaled(coefficient):

@@ -104,6 +104,58 @@ def test_copies_of_the_parameters_are_probed_with_them():
     assert any("copies of the parameters" in note for note in report.notes)
 
 
+def _after_warmup(number, peak=1e-2, steps=10, b1=0.9):
+    """What update `number` (from 1) of a schedule-free optimizer passes on of its inner one's.
+
+    Of the step of z: b1·c + 1 - b1, with c the weight of z in the average x, which is the
+    square of the rate, of the sum of the weights (arXiv:2405.15682).
+    """
+    rates = peak * np.minimum(np.arange(1, number + 1) / steps, 1)
+    return b1 * rates[-1] ** 2 / np.sum(rates**2) + 1 - b1
+
+
+RATE = optax.linear_schedule(0.0, 1e-2, 10)
+SCHEDULE_FREE = {
+    "AdamW": lambda decay: optax.contrib.schedule_free_adamw(
+        1e-2, warmup_steps=10, weight_decay=decay
+    ),
+    "SGD": lambda decay: optax.contrib.schedule_free_sgd(1e-2, warmup_steps=10, weight_decay=decay),
+    "wrapped": lambda decay: optax.contrib.schedule_free(
+        optax.adamw(RATE, b1=0.0, weight_decay=decay), RATE
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULE_FREE)
+@pytest.mark.parametrize("count", [None, 1, 4])
+def test_a_schedule_free_warmup_has_the_decay_of_its_count(name, count):
+    """Its first update moves nothing but by rounding, which is no step."""
+    tx = SCHEDULE_FREE[name](0.1)
+    state = None if count is None else trained(tx, small_params(), count)[1]
+    report = od.explain_weight_decay(tx, small_params(), state=state)
+    assert kinds(report) == {"decoupled"}
+    count = count or 1
+    c = 0.1 * 1e-2 * count / 10 * _after_warmup(count + 1)
+    np.testing.assert_allclose([row.decay_per_step for row in report.rows], c, rtol=1e-2)
+    assert any("quarter" in text for text in report.warnings) is False
+
+
+@pytest.mark.parametrize("name", SCHEDULE_FREE)
+def test_a_schedule_free_warmup_without_decay_has_none(name):
+    report = od.explain_weight_decay(SCHEDULE_FREE[name](0.0), small_params())
+    assert kinds(report) == {"none"}
+    (row, _) = od.explain_weight_decay(SCHEDULE_FREE[name](0.1), small_params(), step=0).rows
+    assert row.kind == "none"
+
+
+def test_a_pull_beside_a_schedule_free_warmup_is_one():
+    pull = od.add_decoupled_weight_decay(1e-3, toward=od.toward_init())
+    tx = optax.chain(SCHEDULE_FREE["wrapped"](0.0), pull)
+    report = od.explain_weight_decay(tx, small_params())
+    assert kinds(report) == {"toward"}
+    np.testing.assert_allclose([row.decay_per_step for row in report.rows], 1e-3, rtol=1e-2)
+
+
 def test_the_state_is_left_alone():
     tx = od.adamw(LR, 1e-4, schedule=optax.cosine_decay_schedule(1.0, 20))
     params, state = trained(tx, small_params(), 10)
