@@ -464,6 +464,18 @@ def test_a_memory_as_small_as_rounding_is_none(size, kind):
     assert kinds(od.explain_weight_decay(tx, small_params())) == {kind}
 
 
+def test_every_parameter_that_decay_mask_spares_is_named_where_it_decays():
+    mixer = {"A_log": jnp.ones((2, 3)), "D": jnp.ones(2), "in_proj": {"kernel": jnp.ones((2, 2))}}
+    params = {"mixer": mixer, "temperature": jnp.ones(())}
+    (warning,) = od.explain_weight_decay(od.adamw(LR, 1e-4), params).warnings
+    assert warning.startswith("Biases, norms or other parameters that decay_mask spares decay")
+    for path in ("mixer/A_log", "mixer/D", "temperature"):
+        assert repr(path) in warning
+    assert "in_proj" not in warning
+    assert not od.explain_weight_decay(od.adamw(LR, 1e-4, mask=od.decay_mask), params).warnings
+    assert not od.explain_weight_decay(od.adamw(LR, 1e-4), jnp.ones(())).warnings  # has no name
+
+
 def test_an_inverted_mask_is_named():
     vectors = lambda params: jax.tree.map(lambda p: p.ndim < 2, params)
     report = od.explain_weight_decay(od.adamw(LR, 1e-4, mask=vectors), small_params())
