@@ -25,8 +25,10 @@ def replacement(path: Path) -> Iterator[IO[bytes]]:
     is not a link.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    # Outside of `try`: if this fails, the file of that name is not ours to delete.
+    file = open(temporary, "xb")  # noqa: SIM115
     try:
-        with open(temporary, "xb") as file:
+        with file:
             yield file
             file.flush()
             os.fsync(file.fileno())

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import resource
+import secrets
 import shutil
 import signal
 import subprocess
@@ -14,6 +15,8 @@ import sys
 
 import pytest
 from sweep_cases import ROOT, assert_same, environment, files, run
+
+from optax_decoupled.sweep.files import replacement
 
 
 def test_other_versions_are_refused(tmp_path, untrained):
@@ -103,6 +106,25 @@ def test_no_link_of_a_partial_file_is_followed(tmp_path, name):
     assert_same(run(directory=tmp_path / "sweep"), run())
     assert (tmp_path / "precious").read_text() == "precious"
     assert not (tmp_path / "sweep" / name).is_symlink()
+
+
+def test_writers_of_one_file_share_no_partial_file(tmp_path):
+    path = tmp_path / "file"
+    with replacement(path) as first, replacement(path) as second:
+        first.write(b"first")
+        second.write(b"second")
+    assert path.read_bytes() == b"first"  # it is closed last
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_link_in_place_of_a_new_file_is_neither_followed_nor_deleted(tmp_path, monkeypatch):
+    monkeypatch.setattr(secrets, "token_hex", lambda size: "00" * size)
+    (tmp_path / "precious").write_text("precious")
+    (tmp_path / ".file.00000000.partial").symlink_to(tmp_path / "precious")
+    with pytest.raises(FileExistsError), replacement(tmp_path / "file") as file:
+        file.write(b"")
+    assert (tmp_path / "precious").read_text() == "precious"
+    assert (tmp_path / ".file.00000000.partial").is_symlink()
 
 
 def test_partial_files_of_killed_processes_are_deleted_and_no_others(tmp_path):
