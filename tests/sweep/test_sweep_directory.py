@@ -19,11 +19,13 @@ from sweep_cases import ROOT, assert_same, environment, files, run
 from optax_decoupled.sweep.files import replacement
 
 
-def test_other_versions_are_refused(tmp_path, untrained):
+@pytest.mark.parametrize("name", ["optax_decoupled", "jax", "jaxlib", "optax", "numpy"])
+def test_other_versions_are_refused(tmp_path, untrained, name):
     run(directory=tmp_path)
     path = tmp_path / "manifest.json"
     manifest = json.loads(path.read_text())
-    manifest["versions"]["optax"] = "0.0"
+    assert manifest["versions"][name] == sys.modules[name].__version__
+    manifest["versions"][name] = "0.0"
     path.write_text(json.dumps(manifest))
     with pytest.raises(ValueError, match="it differs in versions"):
         run(directory=tmp_path)
