@@ -50,7 +50,8 @@ def is_static_zero(value: object) -> bool:
 def is_known(value: object) -> bool:
     """True also for a scalar on a device."""
     if isinstance(value, jax.Array) and not isinstance(value, jax.core.Tracer):
-        return value.shape == () and value.is_fully_addressable
+        is_number = jnp.issubdtype(value.dtype, jnp.number)  # a random key is none
+        return value.shape == () and is_number and value.is_fully_addressable
     return is_static(value)
 
 
