@@ -31,17 +31,20 @@ def _loss(outputs):
     return jnp.mean((outputs - Y) ** 2)
 
 
+@functools.cache
 def nnx_state():
     graph, params = nnx.split(NNXNetwork(nnx.Rngs(0)), nnx.Param)
     return params, lambda params: _loss(nnx.merge(graph, params)(X))
 
 
+@functools.cache
 def linen_params():
     network = LinenNetwork()
     params = network.init(jax.random.key(1), X)["params"]
     return params, lambda params: _loss(network.apply({"params": params}, X))
 
 
+@functools.cache
 def plain_dict():
     normal = np.random.default_rng(2).normal
     params = {"dense": {"kernel": normal(size=(3, 4)), "bias": normal(size=4)}}
