@@ -212,9 +212,8 @@ def _in_full_precision(
     u = jnp.asarray(u)
     with jax.numpy_dtype_promotion("standard"):
         dtype = jnp.result_type(*(jnp.result_type(widen(x)) for x in (u, p)), jnp.float32)
-    c = jnp.asarray(c, jnp.finfo(dtype).dtype)
-    wide = [jnp.asarray(x, dtype) for x in (u, p, *others)]
-    return fn(*wide[:2], c, *wide[2:]).astype(u.dtype)
+    wide = [jnp.asarray(x, dtype) for x in (u, p, c, *others)]
+    return fn(*wide).astype(u.dtype)
 
 
 def _same_direction(u: jax.Array, p: jax.Array) -> jax.Array:

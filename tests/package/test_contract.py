@@ -16,6 +16,25 @@ import optax_decoupled as od
 every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 
 
+@pytest.fixture(autouse=True)
+def strict_modes(request):
+    """Runs the suite in JAX's strict modes; `test_modes_of_jax.py` has them one by one.
+
+    Exceptions: Optax's own Adam and MultiSteps mix dtypes; one test makes NaNs on purpose;
+    and JAX donates no buffers while it looks for NaNs.
+    """
+    test = request.node.originalname or request.node.name
+    case = getattr(request.node, "callspec", None) and request.node.callspec.params.get("case")
+    is_strict = "accumulation" not in test and (case is None or case.strict)
+    with (
+        jax.numpy_dtype_promotion("strict" if is_strict else "standard"),
+        jax.numpy_rank_promotion("raise"),
+        jax.enable_checks(True),
+        jax.debug_nans("broken_gradient" not in test and "donation" not in test),
+    ):
+        yield
+
+
 def _parabola(dtype):
     target = jnp.array([1.0, -1.0, 1.0], dtype) * (1 + 1j if jnp.iscomplexobj(dtype) else 1)
     return jnp.array([-1.0, 10.0, 1.0], dtype), target, _distance(target)
