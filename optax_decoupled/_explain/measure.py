@@ -41,7 +41,7 @@ class Response(NamedTuple):
     """Two updates at opposite parameters, and d, half their difference, for each leaf."""
 
     pair: tuple[Leaves, Leaves]
-    odd: Leaves  # d
+    odd_part: Leaves  # d
     fraction: np.ndarray  # the c of the best fit d = -c·v
     size: np.ndarray  # the norm of d
     residual: np.ndarray  # the norm of d + c·v, relative to that of d
@@ -49,7 +49,7 @@ class Response(NamedTuple):
     extent: np.ndarray  # the norm of the parameters
     own_noise: np.ndarray  # the norm of d that rounding of the updates may cause
     noise: np.ndarray  # the norm of d that any rounding may cause
-    fraction_noise: np.ndarray  # the same as a fraction
+    fraction_noise: np.ndarray  # the norm that any rounding may cause, as a fraction
 
 
 class Memory(NamedTuple):
@@ -72,7 +72,7 @@ def response(p: Probe, state: optax.OptState, amplitude: Amplitude, **kwargs: An
     noise = rounding(p, update, extent)
     return Response(
         pair=(plus, minus),
-        odd=odd,
+        odd_part=odd,
         fraction=-dv / (extent * np.sqrt(vv) + TINY),
         size=np.sqrt(dd),
         residual=np.sqrt(np.clip(1 - dv**2 / (vv * dd + TINY), 0, 1)),
@@ -188,10 +188,10 @@ def depends_on_no_gradient(p: Probe, start: optax.OptState) -> np.ndarray:
     after, amplitude = p.until_moving(_at_rest(p, start), p.natural)[2], 4 * p.natural
     one = response(p, after, amplitude)
     other = response(p, after, amplitude, other=True)
-    change = [a - b for a, b in zip(one.odd, other.odd, strict=True)]
+    change = [a - b for a, b in zip(one.odd_part, other.odd_part, strict=True)]
     noise = one.noise + other.noise
-    same = np.sqrt(_dot(change, change)) < TOLERANCE * one.size + noise
-    return same & (one.size > noise)
+    is_equal = np.sqrt(_dot(change, change)) < TOLERANCE * one.size + noise
+    return is_equal & (one.size > noise)
 
 
 def hides_l2(p: Probe, start: optax.OptState, c: np.ndarray) -> np.ndarray:
