@@ -41,7 +41,7 @@ class Response(NamedTuple):
     """Two updates at opposite parameters, and d, half their difference, for each leaf."""
 
     pair: tuple[Leaves, Leaves]
-    odd: Leaves  # d
+    odd_part: Leaves  # d
     fraction: np.ndarray  # the c of the best fit d = -c·v
     size: np.ndarray  # the norm of d
     residual: np.ndarray  # the norm of d + c·v, relative to that of d
@@ -49,7 +49,7 @@ class Response(NamedTuple):
     extent: np.ndarray  # the norm of the parameters
     own_noise: np.ndarray  # the norm of d that rounding of the updates may cause
     noise: np.ndarray  # the norm of d that any rounding may cause
-    fraction_noise: np.ndarray  # the same as a fraction
+    fraction_noise: np.ndarray  # the norm that any rounding may cause, as a fraction
 
 
 class Memory(NamedTuple):
@@ -72,7 +72,7 @@ def response(p: Probe, state: optax.OptState, amplitude: Amplitude, **kwargs: An
     noise = rounding(p, update, extent)
     return Response(
         pair=(plus, minus),
-        odd=odd,
+        odd_part=odd,
         fraction=-dv / (extent * np.sqrt(vv) + TINY),
         size=np.sqrt(dd),
         residual=np.sqrt(np.clip(1 - dv**2 / (vv * dd + TINY), 0, 1)),
@@ -188,10 +188,10 @@ def depends_on_no_gradient(p: Probe, start: optax.OptState) -> np.ndarray:
     after, amplitude = p.until_moving(_at_rest(p, start), p.natural)[2], 4 * p.natural
     one = response(p, after, amplitude)
     other = response(p, after, amplitude, other=True)
-    change = [a - b for a, b in zip(one.odd, other.odd, strict=True)]
+    change = [a - b for a, b in zip(one.odd_part, other.odd_part, strict=True)]
     noise = one.noise + other.noise
-    same = np.sqrt(_dot(change, change)) < TOLERANCE * one.size + noise
-    return same & (one.size > noise)
+    is_equal = np.sqrt(_dot(change, change)) < TOLERANCE * one.size + noise
+    return is_equal & (one.size > noise)
 
 
 def hides_l2(p: Probe, start: optax.OptState, c: np.ndarray) -> np.ndarray:
@@ -247,24 +247,20 @@ def _beside_l2(
     Pure L2 of coefficient k acts as a gradient k·v: some k explains both the fraction
     and the leak. With a decoupled part there is none. Either the fraction is out of
     reach (a preconditioner limits the step of L2, not that of decay), or, if the
-    response is linear in k, fraction and leak ask for different ones. If it is linear in
-    the parameters alone, a clip of the gradients limits k·v: then the smallest k is asked.
+    response is linear in k, fraction and leak ask for different ones. So they do behind a
+    clip of the gradients, which limits k·v and not L2, but keeps the ratio of the two.
     """
     fractions, leaks = as_l2.swapaxes(0, 1)
     most, most_leak = fractions.max(0), abs(leaks).max(0)
     out_of_reach = (fraction > most) & (abs(leak) < 1.1 * most_leak)
     linear = fractions[-1] > 0.9 * _COEFFICIENTS[-1] / _COEFFICIENTS[-2] * fractions[-2]
-    of_linear, of_smallest = (_shared(leak, leaks[i], fractions[i]) for i in (-1, 0))
-    beyond = np.where(is_linear, of_smallest, np.where(out_of_reach, most, fraction))
-    of_l2 = np.where(linear, of_linear, beyond)
+    ratios = np.divide(fractions, leaks, out=np.zeros_like(leaks), where=leaks != 0)
+    linear |= is_linear & (abs(ratios - ratios[-1]) < TOLERANCE * abs(ratios[-1])).all(0)
+    share = np.divide(leak, leaks[-1], out=np.ones_like(leak), where=leaks[-1] != 0)
+    of_l2 = np.where(linear, share * fractions[-1], np.where(out_of_reach, most, fraction))
     rest = fraction - of_l2
     valid = (fraction > 0) & np.isfinite(as_l2).all((0, 1)) & np.isfinite(leak)
     return np.where(valid & (rest > _SIGNIFICANT * fraction), rest, 0.0)
-
-
-def _shared(leak: np.ndarray, of_unit: np.ndarray, fraction: np.ndarray) -> np.ndarray:
-    """The fraction that belongs to a leak, if this one belongs to that of a unit."""
-    return fraction * np.divide(leak, of_unit, out=np.ones_like(leak), where=of_unit != 0)
 
 
 def steady_fraction(p: Probe, start: optax.OptState) -> np.ndarray:

@@ -48,8 +48,8 @@ def examine(p: Probe) -> Findings:
     hidden = _hides_l2(p, start, at_large.fraction, traits)
     traits = traits._replace(coupled=traits.coupled | hidden)
     is_one_call = silent + p.calls_per_step == 1
-    whole = at_large if is_one_call else measure.response(p, p.start, p.large, factor=FAINT)
-    fraction = _fractions(whole.fraction, at_natural, memory, traits)
+    from_start = at_large if is_one_call else measure.response(p, p.start, p.large, factor=FAINT)
+    fraction = _fractions(from_start.fraction, at_natural, memory, traits)
     steady = np.where(traits.remembered | traits.nonlinear, np.nan, fraction)
     if traits.linear.any():
         steady = np.where(traits.linear, measure.steady_fraction(p, start), steady)
@@ -118,7 +118,7 @@ def _traits(
     p: Probe, start: optax.OptState, at_large: Response, at_natural: Response, memory: Memory
 ) -> _Traits:
     c, small_c = at_large.fraction, at_natural.fraction
-    odd = measure.is_odd(p, at_large)
+    odd_when_large = measure.is_odd(p, at_large)
     odd_when_small = at_natural.size > at_natural.noise + 8 * p.epsilon * at_natural.extent
     straight = at_large.residual < TOLERANCE + at_large.noise / (at_large.size + TINY)
     others = ((small_c, at_natural.fraction_noise), (memory.middle, memory.noise))
@@ -127,16 +127,16 @@ def _traits(
     # A step whose size depends on the parameters turns with their sign, but not along them.
     both = (at_large, at_natural)
     along = np.any([abs(x.fraction) * x.extent > x.own_noise for x in both], axis=0)
-    seen = odd | odd_when_small
-    unclear = seen & ~(along & straight & is_constant) & ~(memory.remembered | keeps_norm)
-    ignores_gradients = np.zeros_like(seen)
+    is_odd = odd_when_large | odd_when_small
+    unclear = is_odd & ~(along & straight & is_constant) & ~(memory.remembered | keeps_norm)
+    ignores_gradients = np.zeros_like(is_odd)
     if unclear.any():
         ignores_gradients = measure.depends_on_no_gradient(p, start)
-    nothing = ~(seen & (along | ignores_gradients) | memory.remembered | keeps_norm)
+    nothing = ~(is_odd & (along | ignores_gradients) | memory.remembered | keeps_norm)
     uneven = ~(straight & is_constant) & ~nothing & ~keeps_norm
     return _Traits(
         nothing=nothing,
-        sign=np.sign(np.where(odd, c, np.where(odd_when_small, small_c, memory.leak))),
+        sign=np.sign(np.where(odd_when_large, c, np.where(odd_when_small, small_c, memory.leak))),
         keeps_norm=keeps_norm,
         remembered=memory.remembered & ~keeps_norm,
         coupled=(memory.remembered & ~keeps_norm) | uneven,

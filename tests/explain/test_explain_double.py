@@ -69,6 +69,14 @@ def test_steps_that_depend_on_faint_gradients_hide_nothing(direction):
     assert _is_double(tx) == (False, {"decoupled"})
 
 
+@pytest.mark.parametrize("toward", [None, od.toward_init()])
+@pytest.mark.parametrize("make", [optax.contrib.cocob, optax.sgd])
+def test_a_pull_by_the_optimizer_itself_is_not_double(make, toward):
+    """COCOB sets the parameters anew at each step, by what its state remembers of the start."""
+    pull = od.add_decoupled_weight_decay(1e-4, toward=toward)
+    assert not _is_double(optax.chain(make(LR), pull))[0]
+
+
 def test_a_sign_hides_l2_of_some_parameters_alone():
     only = {"dense": {"kernel": True, "bias": False}}
     tx = optax.chain(optax.masked(L2, only), optax.sign_sgd(LR), DECAY)
