@@ -411,7 +411,7 @@ REFUSED = {
     "the function": (
         lambda: od.adamw(0.1, DECAY, toward=od.toward_init),
         TypeError,
-        r"toward=<function.*what toward_init\(\)",
+        r"toward=<function.*result of toward_init\(\)",
     ),
     "no argument": (
         lambda: _pull(od.toward_argument("teacher"), {}),
