@@ -24,6 +24,7 @@ SUPPORTED, CONTRADICTED, UNDECIDED = "supported", "contradicted", "undecided"
 
 def sentences(where: str, row: Row, claimed_slopes: dict[str, int]) -> list[str]:
     """All the answers that the optimizers of a row allow."""
+    row = with_control(row)
     pairs = [(l2, decoupled) for decoupled, l2 in PAIRS.items() if {l2, decoupled} <= set(row)]
     found = [slope_sentence(where, row, claimed_slopes)]
     for l2, decoupled in pairs:
@@ -69,9 +70,26 @@ def about(claim: float, interval: Interval | None) -> str:
 def above_zero(difference: sweep.Estimate, *optimizers: dict[str, Any]) -> str:
     """Supported by an interval above 0, contradicted by one below."""
     found = _interval(difference)
-    if any(map(best_on_edge, optimizers)) or found.holds(0, 0) or not np.isfinite(found).all():
+    if any(map(tells_nothing, optimizers)) or found.holds(0, 0) or not np.isfinite(found).all():
         return UNDECIDED
     return SUPPORTED if found.value > 0 else CONTRADICTED
+
+
+def with_control(row: Row) -> Row:
+    """The row, with each optimizer's gain over no decay where the row has one without."""
+    gains = {}
+    for name, optimizer in row.items():
+        control = row.get(name.removesuffix("W").removesuffix("+L2"))
+        if control is not None and control is not optimizer:
+            gain = sweep.advantage(landscape(control), landscape(optimizer)).best
+            gains[name] = {"gain": gain}
+    return {name: optimizer | gains.get(name, {}) for name, optimizer in row.items()}
+
+
+def tells_nothing(optimizer: dict[str, Any]) -> bool:
+    """Whether its best cell lies on the grid's edge, or it gains nothing over no decay."""
+    no_gain = "gain" in optimizer and above_zero(optimizer["gain"]) != SUPPORTED
+    return no_gain or best_on_edge(optimizer)
 
 
 def best_on_edge(optimizer: dict[str, Any]) -> bool:
@@ -107,7 +125,8 @@ def costs(names: str, l2: dict[str, Any], decoupled: dict[str, Any]) -> Iterator
         ("rate, then decay", "rate_first"),
     ):
         a, b, c = (getattr(x, order) for x in (kept, theirs, ratio))
-        small = SUPPORTED if _interval(a.worst).high < limit else UNDECIDED
+        told = _interval(a.worst).high < limit and not tells_nothing(decoupled)
+        small = SUPPORTED if told else UNDECIDED
         yield (
             f"Cost of tuning the {what}, {names}, in points of error, worst (mean) of all starts: "
             f"λ kept {_text(a.worst)} ({_text(a.mean)}), λ/α kept {_text(c.worst)} "
@@ -127,7 +146,7 @@ def improvements(where: str, l2: dict[str, Any], decoupled: dict[str, Any]) -> I
         percent = _scaled(gain, 100)
         told = {REPRODUCED: SUPPORTED, REFUTED: CONTRADICTED}
         word = told.get(verdict(AT_LEAST_15, _interval(percent)), UNDECIDED)
-        if any(map(best_on_edge, (l2, decoupled))):
+        if tells_nothing(l2) or tells_nothing(decoupled):
             word = UNDECIDED
         yield (
             f"AdamW's improvement over Adam+L2 {where}, {place}: {_text(percent)} %; "
@@ -139,11 +158,10 @@ def shear_sentence(where: str, l2: dict[str, Any], decoupled: dict[str, Any]) ->
     found = sweep.shear(landscape(l2), landscape(decoupled), momentum=MOMENTUM)
     correlation, distance = _interval(found.correlation), _interval(found.distance)
     limit = TOLERANCE * decoupled["best"]["mean"]
-    word = UNDECIDED
-    if correlation.value >= 0.9 and distance.value <= limit:
-        word = SUPPORTED
-    elif correlation.value < 0.9 and distance.value > limit:
-        word = CONTRADICTED
+    alike = correlation.value >= 0.9, distance.value <= limit
+    word = {(True, True): SUPPORTED, (False, False): CONTRADICTED}.get(alike, UNDECIDED)
+    if tells_nothing(l2) or tells_nothing(decoupled):
+        word = UNDECIDED
     return (
         f"SGD+L2's landscape {where} is SGDW's, sheared by λ = αλ′/(1 - momentum): correlation "
         f"{correlation.text()} over {found.covered} cells, mean absolute difference "
@@ -154,14 +172,11 @@ def shear_sentence(where: str, l2: dict[str, Any], decoupled: dict[str, Any]) ->
 def gains(where: str, row: Row) -> Iterator[str]:
     """The positive control: what decay gains over none."""
     for name, optimizer in row.items():
-        control = row.get(name.removesuffix("W").removesuffix("+L2"))
-        if control is None or control is optimizer:
-            continue
-        gain = sweep.advantage(landscape(control), landscape(optimizer)).best
-        yield (
-            f"Gain of {name} over no decay {where}: {_text(gain)} points; "
-            f"above 0: {above_zero(gain)}."
-        )
+        if "gain" in optimizer:
+            yield (
+                f"Gain of {name} over no decay {where}: {_text(optimizer['gain'])} points; "
+                f"above 0: {above_zero(optimizer['gain'])}."
+            )
 
 
 def _scaled(x: sweep.Estimate, factor: float) -> sweep.Estimate:

@@ -107,6 +107,16 @@ def test_the_positive_control_compares_with_no_decay():
     assert _verdicts(row, "Gain of AdamW")[0].endswith("above 0: contradicted.")
 
 
+def test_optimizers_that_gain_nothing_leave_their_comparisons_undecided():
+    row = _row(_record(-1.0, rates=1.5), _record(0.0, rates=4))
+    assert _verdicts(row, "Share of cells")[1].endswith("supported.")
+    for control, expected in ((4.0, "undecided."), (9.0, "supported.")):
+        with_control = row | {"Adam": _record(best=control)}
+        assert _verdicts(with_control, "Share of cells")[1].endswith(expected)
+        first = _verdicts(with_control, "Cost of tuning the decay")[1]
+        assert first.endswith(f"λ's cost is small: {expected}")
+
+
 def test_the_figure_concludes_for_every_part():
     row = _row(_record(-1.0), _record(0.0)) | {"SGD": _record(best=9), "Adam": _record(best=9)}
     parts = {name: {"optimizers": row} for name in ("batch norm", figure2_mnist1d.PLAIN)}
