@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import optax
 
 from optax_decoupled._common import checks
-from optax_decoupled._common.checks import shown
+from optax_decoupled._common.checks import brief
 from optax_decoupled._common.dtypes import widen
 from optax_decoupled._common.products import check_decay, is_product, product, product_schedule
 from optax_decoupled._common.types import Leaf, Mask, PyTree, Scalar, ScalarOrSchedule
@@ -167,7 +167,7 @@ def _cautious(u: jax.Array, p: jax.Array, c: jax.Array, *r: jax.Array) -> jax.Ar
 def _check_toward(toward: object) -> None:
     if toward is not None and not isinstance(toward, Toward):
         raise TypeError(
-            f"toward={shown(toward)} must be None (0) or the result of toward_init(), "
+            f"toward={brief(toward)} must be None (0) or the result of toward_init(), "
             "toward_argument(name) or toward_rms(rms). To decay to a tree of your own, use "
             "toward_argument()."
         )

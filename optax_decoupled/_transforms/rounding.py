@@ -9,7 +9,7 @@ import numpy as np
 import optax
 from jax.sharding import AxisType
 
-from optax_decoupled._common.checks import shown
+from optax_decoupled._common.checks import brief
 from optax_decoupled._common.dtypes import cast_like, is_narrow, widen
 from optax_decoupled._common.types import Leaf, PyTree
 
@@ -95,7 +95,7 @@ def _check_key(key: object) -> None:
     raw = dtype == jnp.uint32 and len(shape or ()) == 1  # as jax.random.PRNGKey makes it
     if not (typed or raw):
         raise TypeError(
-            f"key={shown(key)} must be one JAX random key, new at each step, e.g. "
+            f"key={brief(key)} must be one JAX random key, new at each step, e.g. "
             "jax.random.fold_in(jax.random.key(0), step)."
         )
 
