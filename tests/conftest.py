@@ -2,6 +2,8 @@
 
 import hypothesis
 import jax
+import pytest
+from fast_subset import is_left_to_the_slow_tests
 
 collect_ignore = ["ecosystem/golden"]  # a script that needs PyTorch
 
@@ -11,3 +13,11 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # The same examples in every run; no deadline, because the first one compiles.
 hypothesis.settings.register_profile("seeded", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("seeded")
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest selects by mark
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        test, _, case = item.name.partition("[")
+        if is_left_to_the_slow_tests(item.path.name, test, case.removesuffix("]")):
+            item.add_marker(pytest.mark.slow)
