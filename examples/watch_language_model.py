@@ -76,9 +76,8 @@ keys = jax.random.split(jax.random.key(1), STEPS)
 print(f"loss {loss(params, jax.random.key(2)):.2f} nats per character")
 
 # %%
-# Queries and keys rotate as predicted and are a third longer; so is the embedding. Without a norm
-# the MLP's first matrix is one and a half times as long as predicted, and the head three times as
-# long.
+# Queries and keys rotate as predicted and are a third longer; so is the embedding. Without a norm,
+# the MLP's first matrix is 1.5 times as long as predicted, and the head three times as long.
 
 names = ("query", "key", "value", "up", "down", "embed", "head")
 leaves = [nnx.to_flat_state(tree) for tree in measured]  # of the blocks the last counts
