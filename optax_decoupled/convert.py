@@ -8,7 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from optax_decoupled._common import checks
-from optax_decoupled._common.checks import shown
+from optax_decoupled._common.checks import brief
 from optax_decoupled._common.types import Scalar
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
 ]
 
 _BUDGET = "It measures the training budget."
+_SHARE = "It is the fraction of a weight removed per step."
 
 
 def from_pytorch(weight_decay: Scalar, learning_rate: Scalar) -> Any:
@@ -167,7 +168,7 @@ def to_half_life(weight_decay: Scalar) -> Any:
       >>> import optax_decoupled as od
       >>> assert round(od.convert.to_half_life(3e-5)) == 23_105
     """
-    decay = _check_share(weight_decay)
+    decay = checks.check_share("weight_decay", weight_decay, _SHARE)
     if not checks.is_static(decay):
         return -math.log(2.0) / jnp.log1p(-jnp.asarray(decay))
     if decay in (0, 1):
@@ -194,7 +195,7 @@ def to_timescale(weight_decay: Scalar) -> Any:
     References:
       Wang & Aitchison, arXiv:2405.13698.
     """
-    decay = _check_share(weight_decay)
+    decay = checks.check_share("weight_decay", weight_decay, _SHARE)
     return math.inf if checks.is_static_zero(decay) else 1.0 / decay
 
 
@@ -341,16 +342,6 @@ def _checked(weight_decay: Scalar, learning_rate: Scalar) -> tuple[Any, Any]:
     )
 
 
-def _check_share(weight_decay: Scalar) -> Any:
-    return checks.check_number(
-        "weight_decay",
-        weight_decay,
-        "a number in [0, 1]",
-        lambda x: 0.0 <= x <= 1.0,
-        "It is the fraction of a weight removed per step.",
-    )
-
-
 def _check_norm(norm: Scalar) -> Any:
     return checks.check_nonnegative("norm", norm, "The paper's best are 0.025 to 0.05.")
 
@@ -360,7 +351,7 @@ def _factor(
 ) -> Any:
     """The old over the new of a pair of sizes, to a power; 1 for None."""
     way_out = "See its argument for usual values."
-    checks.check_number(power, exponent, "a finite number", math.isfinite, way_out)
+    checks.check_finite(power, exponent, way_out)
     if sizes is None:
         if checks.is_static(exponent) and exponent != default:
             text = f"{power}={exponent} does nothing without {name}=(old, new). Pass that too."
@@ -368,7 +359,7 @@ def _factor(
         return 1.0
     if not (isinstance(sizes, tuple | list) and len(sizes) == 2):
         raise TypeError(
-            f"{name}={shown(sizes)} must be a pair (old, new), e.g. {name}=(1000, 4000)."
+            f"{name}={brief(sizes)} must be a pair (old, new), e.g. {name}=(1000, 4000)."
         )
     old, new = (checks.check_positive(name, size, "Pass a pair (old, new).") for size in sizes)
     return (old / new) ** exponent

@@ -307,8 +307,8 @@ def rms_over_run(
 
 def _checked(learning_rate: Any, weight_decay: Any) -> tuple[Any, Any]:
     checks.check_positive("learning_rate", learning_rate, "It is the step size.")
-    rule, way_out = "a number in (0, 1)", "Without decay there is no equilibrium."
-    checks.check_number("weight_decay", weight_decay, rule, lambda x: 0.0 < x < 1.0, way_out)
+    way_out = "Without decay there is no equilibrium."
+    checks.check_inner_fraction("weight_decay", weight_decay, way_out)
     return learning_rate, weight_decay
 
 

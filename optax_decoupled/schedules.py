@@ -13,7 +13,7 @@ import numpy as np
 
 from optax_decoupled import convert
 from optax_decoupled._common import checks
-from optax_decoupled._common.checks import shown
+from optax_decoupled._common.checks import brief
 from optax_decoupled._common.products import peak_of
 from optax_decoupled._common.types import Scalar, Schedule
 
@@ -228,7 +228,7 @@ def split_schedule(
     """
     if not callable(learning_rate_schedule):
         raise TypeError(
-            f"learning_rate_schedule={shown(learning_rate_schedule)} must be a schedule "
+            f"learning_rate_schedule={brief(learning_rate_schedule)} must be a schedule "
             "(step -> learning rate). A constant needs no splitting: pass it as learning_rate."
         )
     alpha = checks.check_positive("peak", peak, "It is the learning rate of a full step.")

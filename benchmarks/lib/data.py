@@ -1,4 +1,4 @@
-"""Data for the benchmarks: scikit-learn's digits, and CIFAR-10 from a directory that holds it."""
+"""Data for the benchmarks: scikit-learn's digits, MNIST-1D, and CIFAR-10 from a directory."""
 
 import hashlib
 from pathlib import Path
@@ -12,7 +12,8 @@ import numpy as np
 class Images(NamedTuple):
     """Images [N, ...] and their labels [N], int32.
 
-    Digits are float32 in [0, 1], CIFAR-10 uint8 [N, 32, 32, 3] as it is stored.
+    Digits are float32 in [0, 1], MNIST-1D float32 [N, 40, 1] of zero mean and unit variance,
+    CIFAR-10 uint8 [N, 32, 32, 3] as it is stored.
     """
 
     images: np.ndarray
@@ -40,6 +41,21 @@ def digits() -> Images:
 
     images, labels = load_digits(return_X_y=True)
     return Images((images / 16).astype(np.float32), labels.astype(np.int32))
+
+
+def mnist1d() -> Images:
+    """The default MNIST-1D (arXiv:2011.14439): 5000 curves of 40 numbers in ten classes.
+
+    The package `mnist1d` computes them in a second, from its own seed and without a download.
+    Its split into 4000 and 1000 is not used: all examples have the same distribution. It seeds
+    the global random generators of NumPy and of Python.
+    """
+    from mnist1d.data import get_dataset_args, make_dataset  # imports requests and pyplot
+
+    made = make_dataset(get_dataset_args())
+    curves = np.concatenate([made["x"], made["x_test"]])[..., None]
+    labels = np.concatenate([made["y"], made["y_test"]])
+    return Images(curves.astype(np.float32), labels.astype(np.int32))
 
 
 def cifar10(directory: Path) -> Cifar10:

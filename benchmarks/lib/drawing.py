@@ -24,7 +24,11 @@ COLORS = {
 
 
 def draw_landscapes(landscapes: Landscapes, titles: dict[str, str], path: Path) -> None:
-    """A row of heatmaps for each group, under one colour scale."""
+    """A row of heatmaps for each group, under one colour scale; none for a single decay."""
+    landscapes = {
+        group: {name: x for name, x in row.items() if len(x.weight_decays) > 1}
+        for group, row in landscapes.items()
+    }
     widest = max(map(len, landscapes.values()))
     figure = plt.figure(figsize=(3.75 * widest, 4 * len(landscapes)), layout="constrained")
     parts = np.ravel(figure.subfigures(len(landscapes), 1, squeeze=False))

@@ -15,7 +15,10 @@ import jax
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
-_PACKAGES = ("optax-decoupled", "jax", "jaxlib", "optax", "flax", "numpy", "scikit-learn", "torch")
+_PACKAGES = (
+    *("optax-decoupled", "jax", "jaxlib", "optax", "flax", "numpy"),
+    *("scikit-learn", "mnist1d", "torch"),
+)
 
 
 def environment() -> dict[str, Any]:

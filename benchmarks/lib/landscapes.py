@@ -1,8 +1,9 @@
 """Which optimizers do the figures compare, over which grids? Trains their landscapes."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import optax
@@ -47,9 +48,15 @@ class Job(NamedTuple):
         return len(self.learning_rates) * len(self.weight_decays) * self.seeds
 
 
-def landscape_job(task: Task, name: str, size: Size, schedule: optax.Schedule) -> Job:
+def landscape_job(
+    task: Task,
+    name: str,
+    size: Size,
+    schedule: optax.Schedule,
+    contestants: Mapping[str, Contestant] = MappingProxyType(CONTESTANTS),
+) -> Job:
     """A contestant over its grid, η_t given, decay on kernels only."""
-    contestant = CONTESTANTS[name]
+    contestant = contestants[name]
     rates = contestant.rates[:: size.rate_stride]
     decays = contestant.decays[:: size.decay_stride]
 

@@ -64,6 +64,12 @@ def summary(x: Landscape) -> dict[str, Any]:
     }
 
 
+def landscape(optimizer: dict[str, Any]) -> Landscape:
+    """The landscape of which `summary` made this record."""
+    axes = (np.array(optimizer[x]) for x in ("learning_rates", "weight_decays", "seeds"))
+    return Landscape(*axes, {"error": np.array(optimizer["error_percent"], float)})
+
+
 def lowest(optimizer: dict[str, Any]) -> float:
     """The lowest mean error of a cell in which no seed diverged; inf if there is none."""
     return float(_of_cells(optimizer).mean(1).min(initial=np.inf))

@@ -1,21 +1,24 @@
 """At which sizes are the paper's figures drawn? A network, its data and a budget for each."""
 
 import argparse
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from flax import nnx
 
-from benchmarks.lib.data import Cifar10, cifar10, digits, few_shot_batches
+from benchmarks.lib.data import Cifar10, cifar10, digits, few_shot_batches, mnist1d
 from benchmarks.lib.harness import RESULTS, environment
-from benchmarks.lib.models import MLP, ResNet
+from benchmarks.lib.models import MLP, ConvNet1D, ResNet
 from benchmarks.lib.shake_shake import ShakeShake
 from benchmarks.lib.tasks import cifar10_task, classification_task
 from optax_decoupled.sweep import Task
 
 LAYERS = (64, 128, 128, 10)
 MLP_NAME = f"MLP {'-'.join(map(str, LAYERS))}"
+CONV_NAME = "three 1-d convolutions of 24 channels"
+SMALL_DATA = {"digits": digits, "MNIST-1D": mnist1d}
 
 
 class Size(NamedTuple):
@@ -24,7 +27,7 @@ class Size(NamedTuple):
     Attributes:
       network: as the figures name it.
       make_model: builds it.
-      data: "digits" or "CIFAR-10".
+      data: "digits", "MNIST-1D" or "CIFAR-10".
       train_images: drawn by each seed.
       batch_size: images per batch.
       epochs: of the main budget.
@@ -33,7 +36,7 @@ class Size(NamedTuple):
       decay_stride: and of the decay.
       decay_shift: moves the grid of decays by so many powers of two: its best decays fall
         with the root of the number of steps (normalized decay).
-      test_images: of CIFAR-10's 10,000. Of the digits all that are not drawn are held out.
+      test_images: of CIFAR-10's 10,000. Of other data all that are not drawn are held out.
     """
 
     network: str
@@ -61,6 +64,14 @@ def mlp(batch_norm: bool) -> Callable[[nnx.Rngs], nnx.Module]:
     return lambda rngs: MLP(LAYERS, batch_norm=batch_norm, rngs=rngs)
 
 
+def conv1d(make_norm: Any) -> Callable[[nnx.Rngs], nnx.Module]:
+    return lambda rngs: ConvNet1D(24, 10, make_norm, rngs=rngs)
+
+
+def batch_norm(channels: int, *, rngs: nnx.Rngs) -> nnx.BatchNorm:
+    return nnx.BatchNorm(channels, momentum=0.9, rngs=rngs)
+
+
 def shake_shake(width: int) -> Size:
     make = lambda rngs: ShakeShake(width, rngs=rngs)
     name = f"Shake-Shake 26 2×{width}d"
@@ -69,6 +80,7 @@ def shake_shake(width: int) -> Size:
 
 SIZES = {
     "digits": Size(f"{MLP_NAME} with batch norm", mlp(True), "digits", 150, 50, 100, 48),
+    "mnist1d": Size(CONV_NAME, conv1d(batch_norm), "MNIST-1D", 1000, 50, 30, 16),
     "subset": Size(
         "ResNet-8 of width 8 on small maps",
         lambda rngs: ResNet(1, 8, small_maps=True, rngs=rngs),
@@ -97,6 +109,9 @@ SIZES = {
 }
 QUICK = {  # to see that it works
     "digits": dict(epochs=10, seeds=2, rate_stride=4, decay_stride=5),
+    "MNIST-1D": dict(
+        train_images=50, batch_size=25, epochs=2, seeds=2, rate_stride=4, decay_stride=6
+    ),
     "CIFAR-10": dict(
         train_images=20,
         batch_size=10,
@@ -120,6 +135,7 @@ class Run(NamedTuple):
       cells: where finished cells are kept, so that a killed run goes on; None for the digits,
         which take minutes.
       resumed: whether there were any.
+      parts: which of the script's parts to make; all of them, unless it lets one choose.
     """
 
     name: str
@@ -128,17 +144,22 @@ class Run(NamedTuple):
     cifar: Cifar10 | None
     cells: Path | None
     resumed: bool
+    parts: tuple[str, ...] = ()
 
 
-def run_from_arguments(name: str, question: str, default: str, sizes: bool = True) -> Run:
-    """Parses ``--out``, ``--seeds``, ``--quick`` and, unless there is one size, ``--size`` and
-    ``--data``.
+def run_from_arguments(
+    name: str, question: str, default: str, sizes: bool = True, parts: tuple[str, ...] = ()
+) -> Run:
+    """Parses ``--out``, ``--seeds``, ``--quick``, unless there is one size also ``--size`` and
+    ``--data``, and, if there are parts to choose from, ``--parts``.
     """
     parser = argparse.ArgumentParser(description=question)
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--quick", action="store_true", help="a tiny grid, to see that it works")
     parser.add_argument("--seeds", type=int, help="instead of the size's own number")
-    parser.set_defaults(size=default, data=None)
+    parser.set_defaults(size=default, data=None, parts=parts)
+    if parts:
+        parser.add_argument("--parts", nargs="+", choices=parts, help="default: all")
     if sizes:
         parser.add_argument("--size", choices=SIZES, help=f"default: {default}")
         parser.add_argument("--data", type=Path, help="holds cifar-10-batches-bin/")
@@ -160,9 +181,9 @@ def run_from_arguments(name: str, question: str, default: str, sizes: bool = Tru
     if arguments.quick:
         name = f"{name}_quick"
     arguments.out.mkdir(parents=True, exist_ok=True)
-    cells = arguments.out / "cells" / name if cifar else None
+    cells = None if size.data == "digits" else arguments.out / "cells" / name
     resumed = cells is not None and cells.exists()
-    return Run(name, arguments.out, size, cifar, cells, resumed)
+    return Run(name, arguments.out, size, cifar, cells, resumed, tuple(arguments.parts))
 
 
 def task_of(size: Size, cifar: Cifar10 | None) -> Task:
@@ -170,7 +191,7 @@ def task_of(size: Size, cifar: Cifar10 | None) -> Task:
     if cifar is not None:
         budget = {name: getattr(size, name) for name in CIFAR_BUDGET}
         return cifar10_task(size.make_model, cifar, **budget)
-    data = digits()
+    data = SMALL_DATA[size.data]()
 
     def batches(seed: int) -> Any:
         return few_shot_batches(data.labels, size.train_images, size.batch_size, size.epochs, seed)
@@ -192,8 +213,18 @@ def header(question: str, run: Run, seconds: float) -> dict[str, Any]:
         "seconds": None if run.resumed else round(seconds, 1),
         "network": size.network,
         "data": size.data,
-        "data_sha256": run.cifar.sha256 if run.cifar else None,
-        "train_images": size.train_images,
-        "test_images": size.test_images if run.cifar else len(digits().labels) - size.train_images,
+        **_data(run),
         "budget": {name: getattr(size, name) for name in budget},
     }
+
+
+def _data(run: Run) -> dict[str, Any]:
+    """The checksum of the data, and how many images train and measure."""
+    train_images = run.size.train_images
+    if run.cifar:
+        checksum, test_images = run.cifar.sha256, run.size.test_images
+    else:
+        data = SMALL_DATA[run.size.data]()
+        checksum = hashlib.sha256(b"".join(x.tobytes() for x in data)).hexdigest()
+        test_images = len(data.labels) - train_images
+    return {"data_sha256": checksum, "train_images": train_images, "test_images": test_images}

@@ -85,6 +85,8 @@ def setup(record: dict[str, Any]) -> str:
     copy = CIFAR10_COPIES.get(record["data_sha256"], "")
     data = {
         "digits": f"{record['train_images']} of scikit-learn's digits",
+        "MNIST-1D": f"{record['train_images']:,} examples of MNIST-1D "
+        f"({record['test_images']:,} others held out)",
         "CIFAR-10": f"{record['train_images']:,} images of CIFAR-10 ({copy}random crops and "
         f"mirror images; {record['test_images']:,} test images)",
     }[record["data"]]

@@ -9,7 +9,7 @@ import reprlib
 import sys
 import warnings
 from collections.abc import Callable
-from typing import TypeGuard, TypeVar
+from typing import NamedTuple, TypeGuard, TypeVar
 
 import jax
 import jax.core
@@ -31,8 +31,8 @@ _SHORT = reprlib.Repr()
 _SHORT.maxother, _SHORT.maxstring, _SHORT.maxdict = 60, 100, 2
 
 
-def shown(value: object) -> str:
-    """A value in a message: its beginning and end, if it is long."""
+def brief(value: object) -> str:
+    """The value's repr, with the middle left out if it is long."""
     return _SHORT.repr(value)
 
 
@@ -58,16 +58,16 @@ def is_known(value: object) -> bool:
 def check_number(name: str, value: T, rule: str, holds: Callable[[float], bool], way_out: str) -> T:
     """Returns value; refuses what is no scalar and static numbers that break the rule."""
     if isinstance(value, bool | np.bool_):
-        raise TypeError(f"{name}={shown(value)} is a bool; it must be {rule}. {way_out}")
+        raise TypeError(f"{name}={brief(value)} is a bool; it must be {rule}. {way_out}")
     number: object = value  # a copy for the type checker to narrow
     if is_static(number):
         if np.iscomplexobj(number) or not holds(float(number)):
-            raise ValueError(f"{name}={shown(value)} is not allowed: it must be {rule}. {way_out}")
+            raise ValueError(f"{name}={brief(value)} is not allowed: it must be {rule}. {way_out}")
     else:
         shape = getattr(value, "shape", None)
         if shape is None:
             kind = type(value).__name__
-            raise TypeError(f"{name}={shown(value)} is a {kind}; it must be {rule}. {way_out}")
+            raise TypeError(f"{name}={brief(value)} is a {kind}; it must be {rule}. {way_out}")
         if shape != ():
             raise ValueError(
                 f"{name} has shape {shape}; it must be a scalar, {rule}. "
@@ -79,26 +79,29 @@ def check_number(name: str, value: T, rule: str, holds: Callable[[float], bool],
     return value
 
 
-def check_nonnegative(name: str, value: T, way_out: str) -> T:
-    return check_number(name, value, "a finite number >= 0", lambda x: 0.0 <= x < math.inf, way_out)
+class Range(NamedTuple):
+    """A range of numbers, as text and as a predicate; call it to check an argument."""
+
+    rule: str
+    holds: Callable[[float], bool]
+
+    def __call__(self, name: str, value: T, way_out: str) -> T:
+        return check_number(name, value, self.rule, self.holds, way_out)
 
 
-def check_positive(name: str, value: T, way_out: str) -> T:
-    return check_number(name, value, "a finite number > 0", lambda x: 0.0 < x < math.inf, way_out)
-
-
-def check_fraction(name: str, value: T, way_out: str) -> T:
-    return check_number(name, value, "a number in [0, 1)", lambda x: 0.0 <= x < 1.0, way_out)
-
-
-def check_at_least_1(name: str, value: T, way_out: str) -> T:
-    return check_number(name, value, "a finite number >= 1", lambda x: 1.0 <= x < math.inf, way_out)
+check_nonnegative = Range("a finite number >= 0", lambda x: 0.0 <= x < math.inf)
+check_positive = Range("a finite number > 0", lambda x: 0.0 < x < math.inf)
+check_fraction = Range("a number in [0, 1)", lambda x: 0.0 <= x < 1.0)
+check_inner_fraction = Range("a number in (0, 1)", lambda x: 0.0 < x < 1.0)
+check_share = Range("a number in [0, 1]", lambda x: 0.0 <= x <= 1.0)
+check_at_least_1 = Range("a finite number >= 1", lambda x: 1.0 <= x < math.inf)
+check_finite = Range("a finite number", math.isfinite)
 
 
 def check_static(name: str, value: object) -> None:
     if not is_static(value):
         raise TypeError(
-            f"{name}={shown(value)} must be a static Python number, known before tracing. Under "
+            f"{name}={brief(value)} must be a static Python number, known before tracing. Under "
             f'optax.inject_hyperparams pass static_args=("{name}",).'
         )
 
@@ -144,7 +147,7 @@ def _refuse_mask(name: str, schedule: Callable[..., object]) -> None:
     """
     if getattr(schedule, _MASK_MARK, False):
         raise TypeError(
-            f"{name}={shown(schedule)} is a mask: a function of the parameters. A schedule (step "
+            f"{name}={brief(schedule)} is a mask: a function of the parameters. A schedule (step "
             "-> multiplier) is a function of the step. Pass it as mask=."
         )
     values: list[object] = []
@@ -154,7 +157,7 @@ def _refuse_mask(name: str, schedule: Callable[..., object]) -> None:
         return
     if isinstance(values[0], bool | np.bool_):  # whatever the step; a comparison is no such value
         raise TypeError(
-            f"{name}={shown(schedule)} returns {values[0]} whatever the step; a schedule (step -> "
+            f"{name}={brief(schedule)} returns {values[0]} whatever the step; a schedule (step -> "
             "multiplier) returns a number. If it is a mask, pass it as mask=."
         )
 
@@ -209,13 +212,13 @@ def _conversion(weight_decay: object, learning_rate: object) -> str:
 
 def check_flag(name: str, value: object) -> None:
     if not isinstance(value, bool | np.bool_):
-        raise TypeError(f"{name}={shown(value)} must be True or False, known before tracing.")
+        raise TypeError(f"{name}={brief(value)} must be True or False, known before tracing.")
 
 
 def check_transformation(name: str, value: object, way_out: str) -> None:
     if not all(callable(getattr(value, method, None)) for method in ("init", "update")):
         raise TypeError(
-            f"{name}={shown(value)} must be an optax.GradientTransformation (init and update). "
+            f"{name}={brief(value)} must be an optax.GradientTransformation (init and update). "
             f"{way_out}"
         )
 
@@ -230,12 +233,12 @@ def check_moment_dtype(name: str, value: object, kind: type = jnp.floating) -> N
         dtype = jnp.dtype(value)  # type: ignore[call-overload]
     except TypeError:
         raise TypeError(
-            f'{name}={shown(value)} must be a dtype, such as jnp.float32 or "bfloat16", or None. '
+            f'{name}={brief(value)} must be a dtype, such as jnp.float32 or "bfloat16", or None. '
             f"{inject_hint(name)} The text needs no such help."
         ) from None
     if not jnp.issubdtype(dtype, kind) or jnp.finfo(dtype).bits < 16:
         raise ValueError(
-            f"{name}={shown(value)} cannot hold a moving average: its small changes would be "
+            f"{name}={brief(value)} cannot hold a moving average: its small changes would be "
             'rounded away. It must be a floating dtype of at least 16 bits, such as "bfloat16" '
             "or jnp.float32, or None."
         )

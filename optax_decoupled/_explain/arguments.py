@@ -10,7 +10,7 @@ import numpy as np
 import optax
 
 from optax_decoupled._common import checks
-from optax_decoupled._common.checks import shown
+from optax_decoupled._common.checks import brief
 from optax_decoupled._common.injection import came_through_injection, inject_hint
 from optax_decoupled._select.names import named_leaves
 
@@ -84,7 +84,7 @@ def whole_number(name: str, value: object, least: int, way_out: str) -> int | No
     number = np.asarray(value).item() if checks.is_known(value) else value
     rule = f"a whole number from {least} to 2**31 - 1"
     if not checks.is_static(number) or isinstance(number, bool | np.bool_):
-        raise TypeError(f"{name}={shown(value)} must be {rule}. {way_out}")
+        raise TypeError(f"{name}={brief(value)} must be {rule}. {way_out}")
     holds = lambda x: x == x // 1 and least <= x < 2**31
     checks.check_number(name, number, rule, holds, way_out)
     return int(number)

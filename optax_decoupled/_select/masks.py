@@ -12,7 +12,7 @@ import numpy as np
 import optax
 
 from optax_decoupled._common import checks
-from optax_decoupled._common.checks import shown
+from optax_decoupled._common.checks import brief
 from optax_decoupled._common.dtypes import is_decayable
 from optax_decoupled._common.injection import inject_hint
 from optax_decoupled._common.types import Mask, MaskFunction, Multiplier, Path, PyTree
@@ -154,7 +154,7 @@ def _mask_entries(tree: PyTree, params: optax.Params) -> dict[Path, Any]:
     bare_params = jax.tree_util.treedef_is_leaf(jax.tree.structure(params))
     if bare and not (bare_params and isinstance(tree, bool | float)):
         raise ValueError(
-            f"mask is {shown(tree)}, a single {type(tree).__name__} for the whole parameter tree. "
+            f"mask is {brief(tree)}, a single {type(tree).__name__} for the whole parameter tree. "
             "It must be a tree (or prefix) of bools or multipliers shaped like the parameters, "
             "or a function from the parameters to one; None decays everything. "
             f"{inject_hint('mask')}"
@@ -175,7 +175,7 @@ def check_multiplier(name: str, value: object) -> Multiplier:
         return value
     if not checks.is_static(value):
         raise TypeError(
-            f"{name} is {shown(value)}, a {type(value).__name__}; it must be a bool or a "
+            f"{name} is {brief(value)}, a {type(value).__name__}; it must be a bool or a "
             "multiplier >= 0. Use False (or 0.0) for parameters that shall not decay."
         )
     checks.check_nonnegative(name, value, "A multiplier scales the decay; 0.0 turns it off.")

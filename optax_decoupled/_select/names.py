@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import optax
 
+from optax_decoupled._common.checks import brief
 from optax_decoupled._common.dtypes import is_decayable
 from optax_decoupled._common.types import KeyPath, Leaf, Path, PyTree
 
@@ -49,19 +50,25 @@ def entries_like(name: str, tree: PyTree, params: optax.Params, way_out: str) ->
     It is None where the tree has none, as for a masked parameter. Entries of parameters that
     can decay must have the parameter's shape.
     """
-    treedef = jax.tree.structure(params)
-    try:
-        entries = treedef.flatten_up_to(tree)
-    except ValueError as error:
-        raise ValueError(
-            f"{name} has the structure {jax.tree.structure(tree)}; it must be that of params, "
-            f"{treedef}. {way_out}"
-        ) from error
+    entries = entries_of(name, tree, jax.tree.structure(params), way_out)
     entries = [None if isinstance(entry, optax.MaskedNode) else entry for entry in entries]
     rows = zip(entries, named_leaves(params)[0], strict=True)
     trained = (row for row in rows if row[0] is not None and is_decayable(row[1][1]))
     _check_shapes(name, trained, way_out)
     return entries
+
+
+def entries_of(
+    name: str, tree: PyTree, structure: jax.tree_util.PyTreeDef, way_out: str
+) -> list[Leaf]:
+    """For each leaf of the structure of the parameters, the entry of a tree; None is an entry."""
+    try:
+        return structure.flatten_up_to(tree)
+    except ValueError as error:
+        raise ValueError(
+            f"{name} has the structure {brief(jax.tree.structure(tree))}; it must be that of "
+            f"params, {brief(structure)}: {error} {way_out}"
+        ) from error
 
 
 def _check_shapes(name: str, rows: Iterable[tuple[Leaf, tuple[Path, Leaf]]], way_out: str) -> None:

@@ -127,6 +127,8 @@ def _grown(
     The latter if the first update adds leaves (as in :func:`optax.monitor`) that the old state has.
     """
     initial = tx.init(params)
+    if not any(map(_is_carried, _fields(opt_state).keys() - _fields(initial).keys())):
+        return initial  # spares the trace of an update, which takes seconds for 1,000 leaves
     try:
         later = jax.eval_shape(lambda p, s: tx.update(p, s, p)[1], params, initial)
     except Exception:  # it needs more arguments than a migration knows

@@ -25,11 +25,12 @@ import jax.numpy as jnp
 import optax
 
 from optax_decoupled._common import checks
-from optax_decoupled._common.checks import shown
+from optax_decoupled._common.checks import brief
 from optax_decoupled._common.dtypes import widen
 from optax_decoupled._common.products import check_decay, is_product, product, product_schedule
 from optax_decoupled._common.types import Leaf, Mask, PyTree, Scalar, ScalarOrSchedule
 from optax_decoupled._select.masks import leaf_multipliers
+from optax_decoupled._select.names import entries_of
 from optax_decoupled._transforms.toward import Toward
 
 
@@ -167,7 +168,7 @@ def _cautious(u: jax.Array, p: jax.Array, c: jax.Array, *r: jax.Array) -> jax.Ar
 def _check_toward(toward: object) -> None:
     if toward is not None and not isinstance(toward, Toward):
         raise TypeError(
-            f"toward={shown(toward)} must be None (0) or the result of toward_init(), "
+            f"toward={brief(toward)} must be None (0) or the result of toward_init(), "
             "toward_argument(name) or toward_rms(rms). To decay to a tree of your own, use "
             "toward_argument()."
         )
@@ -196,7 +197,10 @@ def map_decaying(
     """
     leaves, treedef = jax.tree.flatten(params)
     rates = [product(rate, w) for w in leaf_multipliers(mask, params)]
-    rows = zip(treedef.flatten_up_to(updates), leaves, rates, *columns, strict=True)
+    way_out = "Pass the gradients of these params to tx.update; None only for single leaves."
+    rows = zip(
+        entries_of("updates", updates, treedef, way_out), leaves, rates, *columns, strict=True
+    )
     return treedef.unflatten([_in_full_precision(fn, *row) for row in rows])
 
 

@@ -14,7 +14,7 @@ from optax_decoupled._common import checks
 from optax_decoupled._common.dtypes import is_decayable, widen
 from optax_decoupled._common.products import product_schedule
 from optax_decoupled._common.types import Leaf, PyTree, Scalar, ScalarOrSchedule
-from optax_decoupled._select.names import listing, named_leaves
+from optax_decoupled._select.names import entries_of, listing, named_leaves
 from optax_decoupled._select.stacked import Stacked, leading_axes, norm, normalized
 from optax_decoupled._transforms.decay import required
 from optax_decoupled._transforms.first_update import Rows, probe_once
@@ -107,7 +107,12 @@ def hyperball(
         directions, after = inner.update(updates, state.direction, params, **extra)
         rate = rate_at(state.count)
         leaves, treedef = jax.tree.flatten(params)
-        columns = (treedef.flatten_up_to(directions), leaves, treedef.flatten_up_to(state.radius))
+        way_out = "The direction must return updates like the gradients it gets."
+        columns = (
+            entries_of("updates", directions, treedef, way_out),
+            leaves,
+            treedef.flatten_up_to(state.radius),
+        )
         moved = [_step(rate, *row) for row in zip(*columns, strict=True)]
         count = jnp.asarray(optax.safe_increment(state.count))
         return treedef.unflatten(moved), HyperballState(count, state.radius, after)

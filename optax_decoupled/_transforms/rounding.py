@@ -9,9 +9,10 @@ import numpy as np
 import optax
 from jax.sharding import AxisType
 
-from optax_decoupled._common.checks import shown
+from optax_decoupled._common.checks import brief
 from optax_decoupled._common.dtypes import cast_like, is_narrow, widen
 from optax_decoupled._common.types import Leaf, PyTree
+from optax_decoupled._select.names import entries_of
 
 
 def cast_first_moment(tree: PyTree, old: PyTree) -> Any:
@@ -85,7 +86,8 @@ def apply_updates_with_stochastic_rounding(
     leaves, treedef = jax.tree.flatten(params)
     word = jax.random.bits(key, dtype=jnp.uint32)  # uint64 by default under x64
     words = [_mix(word ^ np.uint32(number)) for number in range(len(leaves))]
-    new = map(_add, leaves, treedef.flatten_up_to(updates), words)
+    way_out = "Pass the result of tx.update for these params."
+    new = map(_add, leaves, entries_of("updates", updates, treedef, way_out), words)
     return jax.tree.unflatten(treedef, new)
 
 
@@ -95,7 +97,7 @@ def _check_key(key: object) -> None:
     raw = dtype == jnp.uint32 and len(shape or ()) == 1  # as jax.random.PRNGKey makes it
     if not (typed or raw):
         raise TypeError(
-            f"key={shown(key)} must be one JAX random key, new at each step, e.g. "
+            f"key={brief(key)} must be one JAX random key, new at each step, e.g. "
             "jax.random.fold_in(jax.random.key(0), step)."
         )
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from optax_decoupled._common import checks
-from optax_decoupled._common.checks import shown
+from optax_decoupled._common.checks import brief
 from optax_decoupled._common.dtypes import is_decayable, widen
 from optax_decoupled._common.types import Leaf, PyTree, Scalar
 from optax_decoupled._select.names import leaves_like
@@ -83,7 +83,7 @@ def toward_argument(name: str = "reference") -> Toward:
       >>> assert jnp.allclose(updates, 1e-3 * teacher)
     """
     if not isinstance(name, str) or not name.isidentifier():
-        raise TypeError(f"name={shown(name)} must be a keyword of tx.update, such as 'reference'.")
+        raise TypeError(f"name={brief(name)} must be a keyword of tx.update, such as 'reference'.")
 
     def point(_: PyTree, params: optax.Params, extra: Mapping[str, object]) -> list[Leaf]:
         if extra.get(name) is None:

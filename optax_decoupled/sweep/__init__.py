@@ -7,12 +7,39 @@ The progress bar and the plot need the extra ``optax-decoupled[sweep]``. The mod
 imported at its first use, not by ``import optax_decoupled``.
 """
 
+from optax_decoupled.sweep._landscape.coupling import Shear, shear
+from optax_decoupled.sweep._landscape.crossfit import Estimate
 from optax_decoupled.sweep._landscape.landscape import Best, Landscape
+from optax_decoupled.sweep._landscape.tuning import (
+    Advantage,
+    Basin,
+    SequentialCost,
+    TuningCost,
+    advantage,
+    basin,
+    tuning_cost,
+)
 from optax_decoupled.sweep._landscape.valley import ValleySlope
 from optax_decoupled.sweep.sweep import run
 from optax_decoupled.sweep.task import Task
 
-__all__ = ["Best", "Landscape", "Task", "ValleySlope", "run"]
+__all__ = [
+    "Advantage",
+    "Basin",
+    "Best",
+    "Estimate",
+    "Landscape",
+    "SequentialCost",
+    "Shear",
+    "Task",
+    "TuningCost",
+    "ValleySlope",
+    "advantage",
+    "basin",
+    "run",
+    "shear",
+    "tuning_cost",
+]
 
 
 def __dir__() -> list[str]:

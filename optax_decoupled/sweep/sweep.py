@@ -8,7 +8,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from optax_decoupled._common import checks
-from optax_decoupled._common.checks import shown
+from optax_decoupled._common.checks import brief
 from optax_decoupled.sweep._landscape.landscape import Landscape
 from optax_decoupled.sweep._landscape.plot import import_extra
 from optax_decoupled.sweep._training.cell import trace_cell
@@ -99,7 +99,7 @@ def run(
     )
     if mesh is not None and not isinstance(mesh, Mesh):
         raise TypeError(
-            f"mesh={shown(mesh)} must be a jax.sharding.Mesh, e.g. jax.make_mesh((8,), ('x',))."
+            f"mesh={brief(mesh)} must be a jax.sharding.Mesh, e.g. jax.make_mesh((8,), ('x',))."
         )
     if vectorize is not None:
         checks.check_whole("vectorize", vectorize, "It is a number of cells; None chooses one.")

@@ -8,7 +8,7 @@ import jax
 import optax
 
 from optax_decoupled._common import checks
-from optax_decoupled._common.checks import shown
+from optax_decoupled._common.checks import brief
 from optax_decoupled._common.types import Scalar
 
 # A tree of arrays that the forward pass updates, such as batch statistics; or ().
@@ -48,6 +48,6 @@ class Task:
             value = getattr(self, name)
             if not callable(value):
                 raise TypeError(
-                    f"{name}={shown(value)} must be a function, as in Task's docstring."
+                    f"{name}={brief(value)} must be a function, as in Task's docstring."
                 )
         checks.check_whole("steps", self.steps, "It is the number of optimizer steps per cell.")

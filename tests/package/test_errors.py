@@ -275,6 +275,32 @@ REFUSED = {
         TypeError,
         ["l2 has dtype bool", ">= 0"],
     ),
+    **{
+        f"None for all updates: {name}": (
+            lambda make=make: make().update(None, make().init([jnp.ones(2)]), [jnp.ones(2)]),
+            ValueError,
+            ["updates has the structure PyTreeDef(None)", "params", "None only for single leaves"],
+        )
+        for name, make in {
+            "decay": lambda: od.add_decoupled_weight_decay(1e-4),
+            "L2": lambda: od.l2_to_grad(1e-4),
+            "pull": lambda: od.add_decoupled_weight_decay(1e-4, toward=od.toward_init()),
+        }.items()
+    },
+    "updates of other parameters": (
+        lambda: od.apply_updates_with_stochastic_rounding(
+            {"w": jnp.ones(2)}, {"v": jnp.ones(2)}, jax.random.key(0)
+        ),
+        ValueError,
+        ["updates has the structure", "must be that of params", "tx.update"],
+    ),
+    "no direction": (
+        lambda: od.hyperball(optax.identity(), 0.1).update(
+            None, od.hyperball(optax.identity(), 0.1).init([jnp.ones(2)]), [jnp.ones(2)]
+        ),
+        ValueError,
+        ["updates has the structure", "direction"],
+    ),
     "key as decay": (
         lambda: od.add_decoupled_weight_decay(jax.random.key(0)),  # pyright: ignore[reportArgumentType]
         TypeError,

@@ -54,7 +54,9 @@ def test_the_sweep_is_imported_when_it_is_first_used():
 
 
 def test_completion_lists_public_names_only():
-    assert dir(sweep) == ["Best", "Landscape", "Task", "ValleySlope", "run"]
+    records = ["Advantage", "Basin", "Best", "Estimate", "Landscape", "SequentialCost", "Shear"]
+    functions = ["advantage", "basin", "run", "shear", "tuning_cost"]
+    assert dir(sweep) == [*records, "Task", "TuningCost", "ValleySlope", *functions]
     assert not [name for name in dir(od) if name.startswith("_") and name != "__version__"]
     with pytest.raises(AttributeError, match="has no attribute 'adamv'"):
         od.adamv  # noqa: B018
