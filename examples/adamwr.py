@@ -2,8 +2,8 @@
 AdamWR: warm restarts and snapshots
 ===================================
 
-AdamW with warm restarts and normalized decay. At the end of a cycle the step is near zero: those
-are the weights to keep. The run can stop at any of them, and their predictions can be averaged.
+Training with AdamWR can stop at the end of any cycle, where the step is near zero. This example
+keeps the weights at each of these steps and averages their predictions.
 """
 
 import jax
@@ -16,7 +16,7 @@ from sklearn.datasets import load_digits
 import optax_decoupled as od
 
 CYCLES = dict(first_cycle_steps=40, cycle_mult=2)
-STEPS, TRAIN = 600, 300  # the cycles end after 40, 120, 280 and 600 steps
+STEPS, TRAIN = 600, 300  # cycles end after 40, 120, 280 and 600 steps
 images, labels = load_digits(return_X_y=True)
 order = jax.random.permutation(jax.random.key(0), len(labels))
 images, labels = jnp.asarray(images / 16, jnp.float32)[order], jnp.asarray(labels)[order]
@@ -57,8 +57,9 @@ def error(predicted):
 
 
 # %%
-# ``schedules.warm_restart_position`` gives the cycle of a step and the step within it. Resuming
-# a run needs the optimizer's state alone: the schedules are pure functions of the step.
+# ``schedules.warm_restart_position`` returns the cycle of a step, the step within it and the length
+# of the cycle. To resume a run, only the optimizer's state is needed: the schedules are pure
+# functions of the step.
 
 _, within, length = od.schedules.warm_restart_position(jnp.arange(STEPS), **CYCLES)
 ends = jnp.flatnonzero(within == length - 1).tolist()
@@ -69,7 +70,7 @@ for t in range(STEPS):
     errors.append(error(predicted))
     decays.append(optax.tree.get(state, "decay_rate"))
     if t in ends:
-        snapshots[t] = predicted  # in a real run: save params
+        snapshots[t] = predicted  # in a real run, save params
 
 for t, predicted in snapshots.items():
     print(f"after {t + 1:3} steps: test error {error(predicted):.1f} %")
@@ -77,7 +78,7 @@ print(f"all {len(snapshots)} together: test error {error(sum(snapshots.values())
 assert ends == [39, 119, 279, 599]
 
 # %%
-# The decay of a cycle of :math:`T_i` steps begins at :math:`0.05/\sqrt{T_i}` and is annealed like
+# In a cycle of :math:`T_i` steps the decay begins at :math:`0.05/\sqrt{T_i}` and is annealed like
 # the step.
 
 figure, (top, bottom) = plt.subplots(2, 1, sharex=True, figsize=(7, 5), layout="constrained")

@@ -2,9 +2,9 @@
 Training in bfloat16
 ====================
 
-What rounding to nearest loses and stochastic rounding keeps: below 2⁻⁹ of a weight, rounding to
-nearest loses every change in bfloat16, and annealed steps and decay are that small. A small
-transformer reads scikit-learn's digits row by row. (The site shows the result of a run of minutes.)
+Rounding to nearest loses annealed steps and decay, and stochastic rounding keeps them: in bfloat16
+a change below 2⁻⁹ of a weight rounds to nothing. A small transformer reads scikit-learn's digits
+row by row. (The run takes minutes; the site shows its result.)
 """
 
 import jax
@@ -26,7 +26,7 @@ MODES = {  # the parameters' dtype, and whether they are rounded stochastically
 
 images, labels = load_digits(return_X_y=True)
 images, labels = jnp.asarray(images.reshape(-1, 8, 8) / 16), jnp.asarray(labels)
-train_images, train_labels = images[:1200], labels[:1200]  # the rest is held out
+train_images, train_labels = images[:1200], labels[:1200]  # the others are held out
 
 
 class Block(nnx.Module):

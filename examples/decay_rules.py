@@ -2,8 +2,9 @@
 Decay layer by layer
 ====================
 
-Rules are regular expressions over whole parameter paths; the first that matches decides. Here one
-network is trained with three sets of rules, to see what they do to the norms of its kernels.
+Rules set the decay of each parameter: regular expressions over whole parameter paths, of which the
+first that matches applies. One network is trained with three sets of rules, to compare the norms of
+its kernels.
 """
 
 import jax
@@ -42,12 +43,12 @@ masks = {
 }
 
 # %%
-# What a set of rules selects, before anything is trained:
+# The report shows the parameters that a set of rules selects, before training:
 
 print(od.explain_weight_decay(od.adamw(0.003, 0.005, mask=masks["embed at half"]), params))
 
 # %%
-# A rule that matches nothing is an error, not a silent no-op:
+# A rule that matches nothing raises an error:
 
 try:
     od.adamw(0.003, 0.005, mask=od.decay_rules(("embd/kernel", 0.5), default=1.0)).init(params)
@@ -56,7 +57,7 @@ except ValueError as error:
 
 
 # %%
-# The decay of a kernel sets the norm that it settles at.
+# A kernel that decays more ends with a smaller norm.
 
 
 def loss_fn(params, x, y):

@@ -2,9 +2,9 @@
 Steps on a sphere
 =================
 
-A layer under a norm does not see how long its weights are: decay only sets how far a step turns
-them. ``hyperball`` says that directly. Each matrix keeps the norm it started with, and the learning
-rate is the length of a step relative to it. ``optax.partition`` leaves the rest to AdamW.
+``hyperball`` sets directly the angle by which a step turns a matrix. Each matrix keeps its initial
+norm, and the learning rate is the length of a step relative to it. In a layer with a norm behind it
+decay has no other effect. ``optax.partition`` gives all other parameters to AdamW.
 """
 
 import jax
@@ -54,8 +54,8 @@ def loss(params, batch):
 
 
 # %%
-# The matrices under a norm go to the sphere; head, scales and biases to AdamW. The schedule is part
-# of the relative step.
+# ``hyperball`` trains the matrices with a norm behind them, AdamW the head, scales and biases. The
+# schedule is part of the relative step.
 
 eta = optax.cosine_decay_schedule(1.0, STEPS)
 where = {
@@ -78,8 +78,8 @@ def step(tx, carry, batch):
 
 
 # %%
-# The norm stays, and what a step does is known before training: it turns the matrix by about 0.03
-# of a radian times the schedule. AdamW's turns depend on gradients and norm.
+# The norm stays, and the rotation is known before training: a step turns the matrix by about 0.03
+# radians times the schedule. AdamW's rotation depends on gradients and norm.
 
 batches = np.random.default_rng(1).integers(0, train.stop, (STEPS, BATCH))
 _, panels = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")

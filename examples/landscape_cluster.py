@@ -2,13 +2,13 @@
 A landscape on a cluster
 ========================
 
-The same sweep over all the devices of a cluster, one process per host. Alone, this script uses the
-machine's own devices. On a cluster, start it once per host; under Slurm, on TPU pods and under Open
-MPI ``jax.distributed`` finds the rest::
+One sweep uses all devices of a cluster, with one process per host. Without options, this script
+uses the devices of its machine. On a cluster, start it once per host. Under Slurm, on TPU pods and
+under Open MPI ``jax.distributed`` detects the other processes::
 
     srun --ntasks-per-node=1 python examples/landscape_cluster.py --cluster
 
-Elsewhere say who is who, here for two processes on one machine::
+Otherwise pass the coordinator and the numbers of the processes, here two on one machine::
 
     python examples/landscape_cluster.py --coordinator localhost:9911 --processes 2 --process 0 &
     python examples/landscape_cluster.py --coordinator localhost:9911 --processes 2 --process 1
@@ -28,7 +28,7 @@ TRUTH = np.where(np.arange(FEATURES) < 5, 1.0, 0.0).astype(np.float32)
 
 
 def draw(rng, size):
-    """A linear relation with noise, in which three quarters of the features mean nothing."""
+    """A linear relation with noise, in which three quarters of the features have no effect."""
     x = rng.normal(size=(size, FEATURES)).astype(np.float32)
     return x, x @ TRUTH + rng.normal(size=size).astype(np.float32)
 

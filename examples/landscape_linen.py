@@ -2,8 +2,8 @@
 A landscape that survives a kill (Flax Linen)
 =============================================
 
-Which learning rate, which decay? Every cell of the grid is trained with one compilation. With a
-``directory`` finished cells are kept: a killed run goes on from there when it is run again.
+A sweep with a ``directory`` continues where it was killed, because it stores each finished cell.
+Every cell of the grid of learning rates and decays is trained with one compilation.
 """
 
 import tempfile
@@ -23,7 +23,7 @@ images, labels = load_digits(return_X_y=True)
 order = np.random.default_rng(0).permutation(len(labels))
 images = jnp.asarray(images[order] / 16, jnp.float32)
 labels = jnp.asarray(labels[order], jnp.int32)
-TRAIN = 150  # train on the first, measure on the rest
+TRAIN = 150  # the first are for training, the others for the test
 
 
 class Classifier(nn.Module):
@@ -76,9 +76,9 @@ grid = {
     "weight_decays": [2.0**k for k in range(-10, 0)],
     "seeds": range(3),
 }
-with tempfile.TemporaryDirectory() as directory:  # yours would stay
+with tempfile.TemporaryDirectory() as directory:  # use a permanent one
     landscape = sweep.run(task, adamw, **grid, directory=directory)
-    again = sweep.run(task, adamw, **grid, directory=directory)  # nothing is left to train
+    again = sweep.run(task, adamw, **grid, directory=directory)  # trains no cell
 assert np.array_equal(again.metrics["error"], landscape.metrics["error"])
 
 best = landscape.best()

@@ -2,8 +2,8 @@
 A landscape of your own model (Flax NNX)
 ========================================
 
-A network with batch norm and dropout, trained with every learning rate and every L2 coefficient of
-a grid. With batch norm the product of the two is what counts, so the valley is a diagonal.
+A network with batch norm and dropout is trained with every learning rate and every L2 coefficient
+of a grid. With batch norm only the product of the two matters, so the best cells are on a diagonal.
 """
 
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ images, labels = load_digits(return_X_y=True)
 order = np.random.default_rng(0).permutation(len(labels))
 images = jnp.asarray(images[order] / 16, jnp.float32)
 labels = jnp.asarray(labels[order], jnp.int32)
-TRAIN = 150  # train on the first, measure on the rest
+TRAIN = 150  # the first are for training, the others for the test
 
 
 class Classifier(nnx.Module):
@@ -37,7 +37,7 @@ class Classifier(nnx.Module):
         return self.head(self.dropout(x, deterministic=not train, rngs=key))
 
 
-# NNX models are objects: split them into what is static, the parameters and the rest.
+# NNX models are objects: split them into the static part, the parameters and all other variables.
 graphdef, _, _ = nnx.split(Classifier(nnx.Rngs(0)), nnx.Param, ...)
 
 

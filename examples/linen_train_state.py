@@ -2,7 +2,8 @@
 Flax Linen's TrainState, with warm restarts
 ===========================================
 
-SGDW with warm restarts, keeping the weights at each cycle's end, where the step is near zero.
+SGDW with warm restarts works in a ``TrainState`` like any Optax optimizer. This example keeps the
+weights at the end of each cycle, where the step is near zero.
 """
 
 import jax
@@ -16,7 +17,7 @@ from sklearn.datasets import load_digits
 import optax_decoupled as od
 
 CYCLES = dict(first_cycle_steps=50, cycle_mult=2)
-STEPS = 350  # the cycles end after 50, 150 and 350 steps
+STEPS = 350  # cycles end after 50, 150 and 350 steps
 images, labels = load_digits(return_X_y=True)
 images, labels = jnp.asarray(images / 16, jnp.float32), jnp.asarray(labels)
 train_images, train_labels = images[:1200], labels[:1200]

@@ -2,8 +2,9 @@
 A classifier in Flax NNX
 ========================
 
-AdamW with the paper's decay inside a jitted training step. The decay follows from the budget by the
-paper's normalized decay, of which 0.025 to 0.05 was best there.
+AdamW with the paper's decay works inside a jitted training step. The decay is computed from the
+length of the run by the paper's normalized decay, whose best values in the paper were 0.025 to
+0.05.
 """
 
 import jax

@@ -2,7 +2,7 @@
 Quickstart
 ==========
 
-A small network in plain JAX learns scikit-learn's diabetes data, with decay and without.
+A small network in plain JAX is trained on scikit-learn's diabetes data, with and without decay.
 """
 
 import jax
@@ -27,8 +27,8 @@ params = {
 }
 
 # %%
-# :math:`η_t` anneals step and decay alike, and ``decay_mask`` spares the biases. A full step
-# removes half a percent of a weight.
+# A full step removes half a percent of a weight. :math:`η_t` anneals step and decay alike, and
+# ``decay_mask`` spares the biases.
 
 eta = optax.cosine_decay_schedule(1.0, STEPS)
 optimizers = {
@@ -38,7 +38,7 @@ optimizers = {
 print(od.explain_weight_decay(optimizers["with decay"], params))
 
 # %%
-# The training loop is Optax's; ``update`` needs the parameters.
+# The training loop is the usual one of Optax. ``update`` must get the parameters.
 
 
 def mean_squared_error(params, x, y):
@@ -64,8 +64,8 @@ def train(tx, params):
 
 
 # %%
-# The state's ``decay_rate`` is the fraction that the last step removed: log it. Targets have
-# variance 1, so an error of 1 is that of a constant.
+# Log the state's ``decay_rate``: it is the fraction that the last step removed. Targets have
+# variance 1, so a constant prediction has an error of 1.
 
 figure, axes = plt.subplots(1, 3, figsize=(9, 3), layout="constrained")
 for name, tx in optimizers.items():

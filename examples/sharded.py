@@ -2,13 +2,14 @@
 Sharded training on eight devices
 =================================
 
-Parameters split over a mesh, and the optimizer's moments with them. The eight devices are this
-machine's CPU; on accelerators drop the first setting. The steps are those of a single device.
+Training on eight devices takes the same steps as on one. The parameters are split over a mesh, and
+the optimizer's moments with them. The eight devices are parts of this machine's CPU; on
+accelerators remove the first setting.
 """
 
 import jax
 
-jax.config.update("jax_num_cpu_devices", 8)  # before anything runs
+jax.config.update("jax_num_cpu_devices", 8)  # before JAX starts
 
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
@@ -54,8 +55,8 @@ def train(params, state, x, y):
 
 # %%
 # The data and every parameter are split over one axis. ``opt_state_shardings`` places each moment
-# like its parameter and the counters on all devices; without it ``init`` may leave the whole state
-# on one device.
+# like its parameter and the counters on all devices. Without it ``init`` may put the whole state on
+# one device.
 
 mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
 split = NamedSharding(mesh, P("data"))
@@ -66,7 +67,7 @@ sharded_params, sharded_state, sharded_losses = train(
 )
 
 # %%
-# One device, for comparison.
+# The same training on one device, for comparison.
 
 single_params, single_state, losses = train(params, tx.init(params), images, labels)
 np.testing.assert_allclose(sharded_losses, losses, rtol=1e-3)
@@ -74,7 +75,7 @@ print(f"loss after {STEPS} steps: {sharded_losses[-1]:.4f} on 8 devices, {losses
 
 
 def kilobytes(tree):
-    """On each device that holds a part of the tree."""
+    """The kilobytes of the tree's arrays on each device."""
     shards = [shard for leaf in jax.tree.leaves(tree) for shard in leaf.addressable_shards]
     sizes = np.zeros(8)
     for shard in shards:

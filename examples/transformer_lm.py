@@ -2,10 +2,10 @@
 A language model, and the two ways to count its decay
 =====================================================
 
-A character-level transformer reads a part of Python's standard library, with every learning rate
-and every decay of a grid. In the paper's convention a full step removes :math:`λ` of a weight, in
-that of Optax and PyTorch :math:`vα`. The same runs, :math:`λ = vα`, are counted in two ways: so one
-sweep shows which of the two best values stays put as the learning rate :math:`α` doubles.
+One sweep shows whether the best :math:`λ` or the best :math:`v` stays as the learning rate
+:math:`α` doubles. A full step removes the fraction :math:`λ` of a weight in the paper's convention,
+and :math:`vα` in that of Optax and PyTorch, so each run has both values, :math:`λ = vα`. The
+network is a character-level transformer, trained on a part of Python's standard library.
 """
 
 import sysconfig
@@ -78,7 +78,7 @@ def adamw(learning_rate, weight_decay):
 
 
 # %%
-# The error is the cross-entropy on text that follows, in nats per character.
+# The error is the cross-entropy on the text after the training text, in nats per character.
 
 grid = dict(learning_rates=0.001 * 2.0 ** np.arange(4), weight_decays=2.0 ** np.arange(-11, -2))
 landscape = sweep.run(task, adamw, **grid, seeds=range(3))
@@ -88,7 +88,7 @@ for name, shift in {"λ": 0, "v": -1}.items():
     print(name, *(f"{x + shift:+.2f}" for x in (valley.slope, valley.low, valley.high)))
 
 # %%
-# In image classifiers with batch norm the paper found :math:`λ` to stay put. Measure your network.
+# In the paper the best :math:`λ` stays for image classifiers. Measure it for your network.
 
 _, (left, right) = plt.subplots(1, 2, figsize=(9, 3.5), layout="constrained")
 landscape.plot(ax=left)

@@ -2,9 +2,9 @@
 Watch a language model
 ======================
 
-A character-level transformer reads a part of Python's standard library. Its queries and keys are
-normalized, so the lengths of their matrices do not matter to the network, and what decay makes of
-them can be predicted. No norm of their own follows the other matrices, the embedding and the head.
+The rms and rotation of query and key matrices can be predicted: queries and keys are normalized, so
+the lengths of their matrices do not change the output. The other matrices, the embedding and the
+head have no norm behind them. The transformer's text is a part of Python's standard library.
 """
 
 import sysconfig
@@ -76,8 +76,8 @@ keys = jax.random.split(jax.random.key(1), STEPS)
 print(f"loss {loss(params, jax.random.key(2)):.2f} nats per character")
 
 # %%
-# Queries and keys turn as predicted and are a third longer; so is the embedding. Without a norm the
-# MLP's first matrix fails by half, and the head, whose loss feels its length, by three times.
+# Queries and keys rotate as predicted and are a third longer; so is the embedding. Without a norm,
+# the MLP's first matrix is 1.5 times as long as predicted, and the head three times as long.
 
 names = ("query", "key", "value", "up", "down", "embed", "head")
 leaves = [nnx.to_flat_state(tree) for tree in measured]  # of the blocks the last counts

@@ -2,8 +2,8 @@
 A table of the weights, from any loop
 =====================================
 
-Two training loops, in Flax NNX and in Flax Linen, write what each step does to each weight to a CSV
-file: ten lines more than they had. Every tenth step is enough to see a trend.
+Ten more lines write the size, rotation and growth of each weight to a CSV file, in training loops
+of Flax NNX and Flax Linen. Every tenth step is enough to see a trend.
 """
 
 import csv
@@ -40,7 +40,7 @@ def write(writer, step, dynamics):
 
 
 # %%
-# Linen, where a step returns the updates.
+# In Linen a step has the updates.
 
 network = nn.Sequential([nn.Dense(128), nn.relu, nn.Dense(10)])
 params = network.init(jax.random.key(0), images[:1])["params"]
@@ -62,7 +62,7 @@ with (folder / "linen.csv").open("w", newline="") as file:
             write(writer, t, dynamics)
 
 # %%
-# NNX, whose optimizer changes the model in place: the update is the difference.
+# The optimizer of NNX changes the model in place, so the update is the difference.
 
 model = nnx.Sequential(
     nnx.Linear(64, 128, rngs=nnx.Rngs(0)), nnx.relu, nnx.Linear(128, 10, rngs=nnx.Rngs(1))
@@ -87,7 +87,7 @@ with (folder / "nnx.csv").open("w", newline="") as file:
             write(writer, t, dynamics)
 
 # %%
-# Above 0 a weight still grows, in equilibrium it does neither.
+# Above 0 a weight grows, below 0 it shrinks. In equilibrium the growth is 0 on average.
 
 for name in ("linen.csv", "nnx.csv"):
     lines = list(csv.reader((folder / name).open()))

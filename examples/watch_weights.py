@@ -2,9 +2,9 @@
 Watch the weights
 =================
 
-A network with batch norm learns digits. A layer under a norm does not see how long its weights are,
-so decay sets their length and how far a step turns them, and both can be predicted before training.
-A layer without one obeys its loss instead: there the prediction is only a scale to compare with.
+In a layer with batch norm, rms and rotation of the weights can be predicted before training: the
+output does not depend on their length, so decay sets both. In a layer without norm the loss sets
+the length, and the prediction is only a scale to compare with. The network learns digits.
 """
 
 import jax
@@ -19,7 +19,7 @@ import optax_decoupled as od
 
 STEPS, BATCH, RATE, DECAY, B1 = 3000, 64, 0.001, 0.002, 0.9
 images, labels = load_digits(return_X_y=True)
-images = images[:, images.std(axis=0) > 0]  # a pixel that is always black trains nothing
+images = images[:, images.std(axis=0) > 0]  # black pixels give no gradient
 images, labels = jnp.asarray(images / 16, jnp.float32), jnp.asarray(labels)
 
 
@@ -44,7 +44,7 @@ tx = od.adamw(RATE, DECAY, schedule=eta, b1=B1, mask=od.decay_mask)
 def loss(params, rest, key):
     model = nnx.merge(graph, params, rest, copy=True)
     batch = jax.random.randint(key, (BATCH,), 0, len(images))
-    noise = 0.5 * jax.random.normal(key, (BATCH, images.shape[1]))  # so that it stays a task
+    noise = 0.5 * jax.random.normal(key, (BATCH, images.shape[1]))  # or the loss vanishes
     logits = model(images[batch] + noise)
     error = optax.softmax_cross_entropy_with_integer_labels(logits, labels[batch]).mean()
     return error, nnx.split(model, nnx.Param, ...)[2]
@@ -66,8 +66,8 @@ for key in jax.random.split(jax.random.key(1), STEPS):
 errors, measured = jax.tree.map(lambda *x: np.stack(x), *log)
 
 # %%
-# The prediction starts from the rms at init. A step turns a weight by the size of AdamW's update
-# over the length of the weight.
+# The prediction starts from the rms at init. The predicted rotation is the size of AdamW's update
+# divided by the length of the weight.
 
 _, panels = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
 for i, name in enumerate(("first", "second", "head")):

@@ -65,8 +65,9 @@ def sweep_memory() -> str:
     curve = [[str(x["cells"]), f"{x['median']:.0f}"] for x in record["vectorize"]]
     return (
         markdown([["cells at a time (`vectorize`)", "cells a minute, once compiled"], *curve])
-        + "\nThe memory of the process is bounded by the cells that are trained at a time, not by "
-        "the grid:\n\n" + markdown([["task", "cells", "at a time", "peak, MiB"], *rows])
+        + "\nThe memory of the process depends on the number of cells that are trained at a time, "
+        "not on the size of the grid:\n\n"
+        + markdown([["task", "cells", "at a time", "peak, MiB"], *rows])
     )
 
 
@@ -99,7 +100,7 @@ def additions() -> str:
         f"on {record['device']['cores']} cores ({record['device']['kind']}), medians of "
         f"{record['turns']} turns:\n\n"
         + "\n".join(tables)
-        + "\nBytes are per weight; kept is the optimizer's state. A call for a run of "
+        + "\nBytes are per weight; the bytes kept are the optimizer's state. A call for a run of "
         f"{record['calls']['steps']:,} steps takes: {taken}.\n"
     )
 

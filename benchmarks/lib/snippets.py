@@ -32,7 +32,7 @@ import jax.numpy as jnp, optax
 import optax_decoupled as od
 
 params = {f"layer_{i}": {"kernel": jnp.ones((64, 64)), "bias": jnp.zeros(64)} for i in range(12)}
-tx = optax.chain(optax.adam(1e-3), optax.add_decayed_weights(1e-4))  # trains without complaint
+tx = optax.chain(optax.adam(1e-3), optax.add_decayed_weights(1e-4))  # trains without a warning
 print(od.explain_weight_decay(tx, params), end="\\n\\n")
 
 tx = od.adamw(1e-3, 1e-4, mask=od.decay_mask)
@@ -144,7 +144,7 @@ def explained() -> str:
     return (
         "A healthy optimizer:\n\n"
         + _run(HEALTHY, namespace)
-        + "\nA broken one, which trains without complaint in Optax:\n\n"
+        + "\nA broken optimizer, which Optax trains without a warning:\n\n"
         + _run(BROKEN, namespace)
     )
 

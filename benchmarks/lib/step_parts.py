@@ -155,7 +155,11 @@ def fused_outputs() -> str:
         built = " → ".join(f"{y['build_seconds']:.1f}" for y in (plain, fused))
         rows.append([tree, *cells, numbers, built])
     same = all(all(x["same_bits"].values()) for x in record["trees"].values())
-    bits = "the same bits with it as without" if same else "other bits with it than without"
+    bits = (
+        "the same bits with the flag as without"
+        if same
+        else "other bits with the flag than without"
+    )
     header = ["`od.adamw`", "ms", "with the flag", "ratio", "limit, ms", "numbers", "build, s"]
     return markdown([header, *rows]) + (
         f"\nOn {record['device']['cores']} cores ({record['device']['kind']}; JAX "

@@ -94,9 +94,9 @@ def report(record: dict[str, Any]) -> str:
         f"{markdown(rows)}\n{conclusion(x)}\n\n"
         f"A transformer of {language.BLOCKS} blocks of width {language.WIDTH} on "
         f"{language.TRAIN:,} characters of Python's `argparse.py`, {budget['steps']} steps of "
-        f"{budget['batch_size']} × {language.CONTEXT} characters, cosine annealing, decay on what "
-        f"`decay_mask` selects, {budget['seeds']} seeds, measured on the text that follows. "
-        "Brackets are 95 % intervals by bootstrap over seeds.\n"
+        f"{budget['batch_size']} × {language.CONTEXT} characters, cosine annealing, decay on the "
+        f"parameters that `decay_mask` selects, {budget['seeds']} seeds, measured on the "
+        "text after the training text. Brackets are 95 % intervals by bootstrap over seeds.\n"
     )
 
 
@@ -110,7 +110,7 @@ def conclusion(x: dict[str, Any]) -> str:
     valley = x["valley_slope"]
     rates, steps = valley["learning_rates"], np.diff(np.log2(valley["weight_decays"]))
     left_out = len(x["learning_rates"]) - len(rates)
-    why = "there even the best cell is worse than the grid's median, or it lies at the grid's edge"
+    why = "there even the best cell is worse than the grid's median, or it is at the grid's edge"
     return (
         f"As the rate doubles, log₂ of the best λ moves by {found.text()}, that of v by "
         f"{as_v.text()}: {_what_stays(found, as_v)} These are the slopes of lines; from one "

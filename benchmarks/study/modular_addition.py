@@ -150,7 +150,7 @@ def report(record: dict[str, Any]) -> str:
         for name, x in row.items()
     ]
     parts.append(bullets(shown))
-    norm = "; the layer norm stands before the logits" if "layer norm" in record["networks"] else ""
+    norm = "; the layer norm is before the logits" if "layer norm" in record["networks"] else ""
     parts.append(
         f"(a + b) mod {MODULUS} from 60 % of the pairs, all in every batch: two embeddings summed, "
         f"ReLU ({WIDTH}), logits{norm}. b2 = {B2}, no schedule, "
@@ -186,7 +186,7 @@ def sentence(name: str, x: Found) -> str:
     """How far the edges differ, as a budget and as a decay, and where the best decays are."""
     edges, symbol = budgets(x), OPTIMIZERS[name][2]
     located = sum(interval(e) is not None for e in edges.reshape(len(edges), -1).T)
-    text = f"{name}: {located} of {edges[0].size} edges lie in the grid."
+    text = f"{name}: {located} of {edges[0].size} edges are in the grid."
     steps = np.array(list(x["error"]), float)[:, None]
     both = [spread(values) for values in (edges, edges / steps)]
     if None not in both:

@@ -87,11 +87,11 @@ def test_their_groups_and_schedules_differ():
         assert relative_error(kernel, bias) > 1e-3
 
 
-def keras(weight_decay, rate=0.002, b1=0.9, b2=0.999, eps=1e-7):
+def keras(weight_decay, rate=0.002, b1=0.9, b2=0.999, eps=1e-7, grad=gradient):
     """Keras's AdamW: decay first, times the rate; ε beside the root of the uncorrected v."""
     theta, m, v, kept = THETA, 0.0, 0.0, []
     for t in range(STEPS):
-        g, lr = gradient(theta, t), rate * COSINE[t]
+        g, lr = grad(theta, t), rate * COSINE[t]
         theta = theta - theta * weight_decay * lr
         m = m + (1 - b1) * (g - m)
         v = v + (1 - b2) * (g * g - v)
@@ -106,6 +106,12 @@ def test_keras(ports):
     assert relative_error(ours, keras(0.4)) < 1e-5
     assert relative_error(ours, keras(0.8)) > 1e-3
     assert relative_error(path(ports["from_keras"], name="bias"), keras(0.0)) < 1e-5
+
+
+def test_keras_with_small_gradients(ports):
+    small = lambda theta, t: 1e-5 * gradient(theta, t)
+    assert relative_error(path(ports["from_keras_exactly"], small), keras(0.4, grad=small)) < 1e-6
+    assert relative_error(path(ports["from_keras"], small), keras(0.4, grad=small)) > 1e-4
 
 
 def composer_adamw(weight_decay, rate=0.002, b1=0.9, b2=0.95, eps=1e-8):

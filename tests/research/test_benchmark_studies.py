@@ -92,7 +92,7 @@ def test_an_edge_outside_the_grid_does_not_count():
     assert rows[2][2].startswith("125 [")
     nowhere = _landscape(lambda rate, steps: 5)
     text = modular_addition.sentence("AdamW", nowhere)
-    assert text.startswith("AdamW: 0 of 9 edges lie in the grid. After 4,000 steps λ is best at")
+    assert text.startswith("AdamW: 0 of 9 edges are in the grid. After 4,000 steps λ is best at")
 
 
 @pytest.mark.slow
