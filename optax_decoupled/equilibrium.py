@@ -11,6 +11,7 @@ import itertools
 import math
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
 from optax_decoupled._common import checks
@@ -53,7 +54,7 @@ def adamw(learning_rate: Scalar, weight_decay: Scalar, b1: Scalar = 0.9) -> Equi
 
         \text{rms} = α \sqrt{\frac{(1 - β_1)(1 + aβ_1)}{(1 + β_1)(1 - aβ_1)(1 - a^2)}}
         ≈ \frac{α}{\sqrt{2c}}, \qquad
-        \text{rotation} = \frac{\sqrt{(1 - a^2)(1 - β_1^2)}}{1 + aβ_1}, \qquad
+        \sin(\text{rotation}) = \frac{\sqrt{(1 - a^2)(1 - β_1^2)}}{1 + aβ_1}, \qquad
         \text{relaxation} = \frac{1}{2c}
 
     The rotation does not contain the learning rate: decoupled decay alone sets it. Cautious
@@ -87,8 +88,7 @@ def adamw(learning_rate: Scalar, weight_decay: Scalar, b1: Scalar = 0.9) -> Equi
     lost = c * (2 - c)  # 1 − a², without its cancellation
     kept = (1 - c) * b1
     rms = alpha * ((1 - b1) * (1 + kept) / ((1 + b1) * (1 - kept) * lost)) ** 0.5
-    rotation = (lost * (1 - b1) * (1 + b1)) ** 0.5 / (1 + kept)
-    return Equilibrium(rms, rotation, 0.5 / c)
+    return Equilibrium(rms, _angle(c * (1 - b1) / (1 + kept)), 0.5 / c)
 
 
 def lion(
@@ -138,8 +138,7 @@ def lion(
     S = _sum_of_sign_correlations(b1, b2, 1 - c)
     rms = alpha * ((1 + 2 * S) / (c * (2 - c))) ** 0.5
     turned = c * (1 - c * S / (1 - c)) / (1 + 2 * S)  # 1 - cos(rotation)
-    rotation = (turned * (2 - turned)) ** 0.5
-    return Equilibrium(rms, rotation, 0.5 / c)
+    return Equilibrium(rms, _angle(turned), 0.5 / c)
 
 
 def _sum_of_sign_correlations(b1: Any, b2: Any, a: Any) -> Any:
@@ -303,6 +302,12 @@ def rms_over_run(
         pairs, lambda rho, pair: pair[0] * rho + pair[1], initial=float(initial_rms) ** 2
     )
     return np.sqrt(np.fromiter(squares, float, steps + 1))
+
+
+def _angle(turned: Any) -> Any:
+    """The angle whose cosine is 1 - turned, also where that would round to 1."""
+    half = (turned / 2) ** 0.5  # the sine of half the angle
+    return 2 * (math.asin(half) if checks.is_static(half) else jnp.arcsin(half))
 
 
 def _checked(learning_rate: Any, weight_decay: Any) -> tuple[Any, Any]:

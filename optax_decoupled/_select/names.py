@@ -5,6 +5,7 @@ FrozenDicts, dataclasses, tuples and Flax NNX states of the same names have the 
 the key of a box around an array, such as nnx.Variable's, is left out.
 """
 
+import textwrap
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -67,8 +68,21 @@ def entries_of(
     except ValueError as error:
         raise ValueError(
             f"{name} has the structure {brief(jax.tree.structure(tree))}; it must be that of "
-            f"params, {brief(structure)}: {error} {way_out}"
-        ) from error
+            f"params, {brief(structure)}. {_difference(tree, structure, error)} {way_out}"
+        ) from None
+
+
+def _difference(tree: PyTree, structure: jax.tree_util.PyTreeDef, error: ValueError) -> str:
+    """The paths that only one of the two has; if none, JAX's error without the arrays."""
+    params = structure.unflatten(range(structure.num_leaves))
+    found, wanted = ({path for path, _ in named_leaves(each)[0]} for each in (tree, params))
+    lacked, added = (
+        listing(["/".join(path) for path in sorted(paths)])
+        for paths in (wanted - found, found - wanted)
+    )
+    parts = [f"It lacks {lacked}."] if lacked else []
+    parts += [f"It has besides {added}."] if added else []
+    return " ".join(parts) or textwrap.shorten(str(error), 160, placeholder=" ...")
 
 
 def _check_shapes(name: str, rows: Iterable[tuple[Leaf, tuple[Path, Leaf]]], way_out: str) -> None:

@@ -1,6 +1,8 @@
 """Bad input: every message names the argument, its value, the rule and the way out."""
 
+import collections
 import re
+import types
 from decimal import Decimal
 
 import jax
@@ -585,3 +587,27 @@ def test_traced_schedules_are_not_looked_at():
 def test_decays_of_the_papers_size_do_not_warn():
     od.adamw(0.003, 0.0099)
     od.adamw(0.003, jnp.asarray(0.0099))
+
+
+LAYERS = {f"layer_{i}": {"kernel": jnp.ones(2), "bias": jnp.ones(2)} for i in range(200)}
+
+
+@pytest.mark.parametrize(
+    ("updates", "words"),
+    [
+        ({**LAYERS, "layer_77": {"kernel": jnp.ones(2)}}, ["It lacks 'layer_77/bias'."]),
+        ({**LAYERS, "head": jnp.ones(2)}, ["It has besides 'head'."]),
+        (LAYERS["layer_0"], ["It lacks 'layer_0/bias'", "395 more", "besides 'bias', 'kernel'"]),
+        (types.MappingProxyType(LAYERS), ["It lacks", "besides ''"]),
+        (collections.OrderedDict(LAYERS), ["Expected dict, got OrderedDict"]),
+    ],
+    ids=["one less", "one more", "a layer alone", "no tree", "another container"],
+)
+def test_updates_of_another_structure_are_named_by_path_and_not_printed(updates, words):
+    tx = od.add_decoupled_weight_decay(1e-4)
+    with pytest.raises(ValueError, match="updates has the structure") as caught:
+        tx.update(updates, tx.init(LAYERS), LAYERS)
+    text = str(caught.value)
+    assert all(word in text for word in words), text
+    assert len(text) < 600
+    assert caught.value.__suppress_context__  # JAX's own error prints the arrays
