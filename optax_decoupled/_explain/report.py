@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import html
 import math
 import re
 import textwrap
@@ -14,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from optax_decoupled._common import table
 from optax_decoupled._explain.run import Run
 from optax_decoupled._explain.verdict import Findings
 from optax_decoupled._select.names import named_leaves
@@ -24,13 +24,9 @@ Kind = Literal[
 # Kinds that shrink a parameter, or what it differs by from what it is pulled to.
 DECAYING = ("decoupled", "cautious", "toward", "nonlinear", "coupled")
 
-WIDTH = 80
 _HEADER = ("parameter", "n", "shape", "kind", "decay", "half-life (updates)")
 _HEADER_OF_RUN = (*_HEADER[:-1], "half-life", "budget", "left")
-_SIDES = "><<>>>>"  # to which all but the name are aligned
-_GAP = "  "
-_MAX_LINES = 40
-_TAIL = 8
+_SIDES = "<><<>>>>"
 _INTEGER = re.compile(r"\d+")
 
 
@@ -118,18 +114,15 @@ class DecayReport:
         decaying = [row for row in self.rows if row.kind in DECAYING]
         counts = f"{len(decaying)} of {len(self.rows)} parameters decay"
         sizes = f"{_weights(decaying):,} of {_weights(self.rows):,} weights"
-        title = textwrap.fill(f"Weight decay: {counts} ({sizes}).", WIDTH)
+        title = textwrap.fill(f"Weight decay: {counts} ({sizes}).", table.WIDTH)
         remarks = [("! ", text) for text in self.warnings] + [("  ", text) for text in self.notes]
-        wrapped = [
-            textwrap.fill(text, WIDTH, initial_indent=mark, subsequent_indent="  ")
-            for mark, text in remarks
-        ]
+        wrapped = [table.filled(text, mark) for mark, text in remarks]
         return "\n".join([title, *wrapped, "", *_table(self.rows, self.steps)])
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        return f"<pre>{html.escape(str(self))}</pre>"
+        return table.preformatted(str(self))
 
 
 def make_rows(
@@ -181,13 +174,8 @@ def _table(rows: Sequence[DecayRow], steps: int | None) -> list[str]:
     first, lines = map(list, zip(*_lines(rows, steps), strict=True)) if rows else ([], [])
     names = _distinct([name for name, *_ in lines], first)
     header = _HEADER if steps is None else _HEADER_OF_RUN
-    widths = [max(map(len, column)) for column in zip(header, *lines, strict=True)]
-    room = WIDTH - sum(widths[1:]) - len(_GAP) * (len(widths) - 1)
-    widths[2] -= max(len(header[0]) - room, 0)
-    widths[0] = max(len(header[0]), min(widths[0], room))
-    lines = [(*line[:2], _shortened(line[2], widths[2]), *line[3:]) for line in lines]
-    blocks = [_block(name, cells, widths) for name, (_, *cells) in zip(names, lines, strict=True)]
-    return [*_block(header[0], header[1:], widths), *_cut(blocks)]
+    cells = [(name, *line[1:]) for name, line in zip(names, lines, strict=True)]
+    return table.table(header, cells, _SIDES[: len(header)], elastic=2)
 
 
 def _lines(rows: Sequence[DecayRow], steps: int | None) -> Iterator[tuple[int, tuple[str, ...]]]:
@@ -209,9 +197,9 @@ def _cells(row: DecayRow, steps: int | None) -> tuple[str, ...]:
     """All but the name and the number of parameters."""
     decays, dtype = row.kind not in ("none", "constrained"), _short_name(row.dtype)
     of_run = decays or row.budget != 0.0
-    life = "lost" if row.lost_to_rounding else _steps(row.half_life)
+    life = "lost" if row.lost_to_rounding else table.number_of_steps(row.half_life, "varies")
     return (
-        _shortened("x".join(map(str, row.shape)) or "scalar", 16 - len(dtype)) + dtype,
+        table.shortened("x".join(map(str, row.shape)) or "scalar", 16 - len(dtype)) + dtype,
         row.kind,
         f"{row.decay_per_step:.2e}" if decays else "",
         life if decays else "",
@@ -252,46 +240,13 @@ def _span(digits: Sequence[str]) -> str:
     return f"{{{','.join(digits)}}}"
 
 
-def _steps(half_life: float) -> str:
-    if math.isnan(half_life):
-        return "varies"
-    if math.isinf(half_life):
-        return "never"
-    return f"{half_life:,.0f}" if half_life < 1e7 else f"{half_life:.1e}"
-
-
 def _distinct(names: Sequence[str], indices: Sequence[int]) -> list[str]:
     """Names that fit the page; those that would read the same end in their row's index."""
-    short = [_shortened(name, WIDTH) for name in names]
+    short = [table.shortened(name, table.WIDTH) for name in names]
     times = Counter(short)
     return [
-        name if times[name] == 1 else _shortened(name, WIDTH - len(f" [{i}]")) + f" [{i}]"
+        name
+        if times[name] == 1
+        else table.shortened(name, table.WIDTH - len(f" [{i}]")) + f" [{i}]"
         for name, i in zip(short, indices, strict=True)
     ]
-
-
-def _block(name: str, cells: Sequence[str], widths: Sequence[int]) -> list[str]:
-    """A row of the table; above it the name, where that is too long to stand in it."""
-    above = [name] if len(name) > widths[0] else []
-    columns = zip(cells, _SIDES, widths[1:], strict=False)
-    aligned = [f"{cell:{side}{width}}" for cell, side, width in columns]
-    line = _GAP.join((("" if above else name).ljust(widths[0]), *aligned))
-    return [*above, line.rstrip()]
-
-
-def _cut(blocks: Sequence[list[str]]) -> list[str]:
-    """The first and the last rows, if there are too many lines."""
-    height = max(map(len, blocks), default=1)
-    most, tail = _MAX_LINES // height, _TAIL // height
-    skipped = len(blocks) - most
-    if skipped > 0:
-        gap = [f"... {skipped} more lines ..."]
-        blocks = [*blocks[: most - tail], gap, *blocks[len(blocks) - tail :]]
-    return [line for block in blocks for line in block]
-
-
-def _shortened(text: str, width: int) -> str:
-    if len(text) <= width:
-        return text
-    head = (width - 2) // 2
-    return text[:head] + ".." + text[len(text) - (width - 2 - head) :]

@@ -1,12 +1,10 @@
 """The result of `plan_weight_decay`: rows, notes and their printed table."""
 
 import dataclasses
-import html
 import math
-import textwrap
-from collections.abc import Sequence
 
-WIDTH = 80
+from optax_decoupled._common import table
+
 _HEADER = (
     "rule",
     "per step",
@@ -20,7 +18,8 @@ _HEADER = (
     "rotation",
     "source",
 )
-_FIRST, _SECOND = range(7), (0, 7, 8, 9, 10)
+# The columns of the two tables, and the sides to which they are aligned.
+_PARTS = ((range(7), "<>>>>>>"), ((0, 7, 8, 9, 10), "<>>><"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +61,7 @@ class PlanRow:
         return f"{self.rule}: " + ", ".join(pair for pair in pairs if not pair.endswith(" -"))
 
     def _repr_html_(self) -> str:
-        return _preformatted(str(self))
+        return table.preformatted(str(self))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,16 +80,16 @@ class DecayPlan:
 
     def __str__(self) -> str:
         title = f"Weight decay over {self.steps:,} steps, as a fraction removed per full step."
-        cells = [_cells(row, self.steps) for row in self.rows]
-        tables = [
-            _aligned([tuple(line[i] for i in columns) for line in (_HEADER, *cells)])
-            for columns in (_FIRST, _SECOND)
-        ]
-        notes = [textwrap.fill(note, WIDTH, subsequent_indent="  ") for note in self.notes]
+        lines = [_HEADER, *(_cells(row, self.steps) for row in self.rows)]
+        tables = []
+        for columns, sides in _PARTS:
+            header, *cells = ([line[i] for i in columns] for line in lines)
+            tables.append(table.table(header, cells, sides))
+        notes = list(map(table.filled, self.notes))
         return "\n\n".join(map("\n".join, ([title], *tables, notes))).rstrip()
 
     def _repr_html_(self) -> str:
-        return _preformatted(str(self))
+        return table.preformatted(str(self))
 
 
 def _cells(row: PlanRow, steps: int | None = None) -> tuple[str, ...]:
@@ -101,9 +100,9 @@ def _cells(row: PlanRow, steps: int | None = None) -> tuple[str, ...]:
         _figure(row.pytorch),
         _figure(row.budget),
         f"{row.left:.1%}",
-        _steps(row.timescale),
+        table.number_of_steps(row.timescale, "-"),
         _figure(share, 2),
-        _steps(row.half_life),
+        table.number_of_steps(row.half_life, "-"),
         _figure(row.rms),
         _figure(row.rotation),
         row.source or "-",
@@ -112,25 +111,3 @@ def _cells(row: PlanRow, steps: int | None = None) -> tuple[str, ...]:
 
 def _figure(value: float, digits: int = 3) -> str:
     return "-" if math.isnan(value) else f"{value:.{digits}g}"
-
-
-def _steps(value: float) -> str:
-    if not math.isfinite(value):
-        return "-" if math.isnan(value) else "never"
-    return f"{value:,.0f}" if value < 1e7 else f"{value:.1e}"
-
-
-def _aligned(lines: Sequence[tuple[str, ...]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    ends = {0, *([len(widths) - 1] if lines[0][-1] == "source" else [])}
-    return [
-        "  ".join(
-            cell.ljust(width) if i in ends else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in lines
-    ]
-
-
-def _preformatted(text: str) -> str:
-    return f"<pre>{html.escape(text)}</pre>"
