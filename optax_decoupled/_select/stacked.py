@@ -45,9 +45,14 @@ def normalized(x: jax.Array, axes: int) -> tuple[jax.Array, jax.Array]:
     """x/‖x‖ (0 where x is 0) and ‖x‖ of every slice, without overflow of the squares."""
     x = widen(x)
     largest = jnp.max(jnp.abs(x), axis=_slice_axes(x, axes), keepdims=True, initial=0.0)
-    x = x / jnp.where(largest > 0, largest, 1)
+    x = divided(x, largest)
     size = norm(x, axes)
-    return x / jnp.where(size > 0, size, 1), largest * size
+    return divided(x, size), largest * size
+
+
+def divided(x: jax.Array, size: jax.Array) -> jax.Array:
+    """Each slice of x over its real size, or itself where that is 0; x may be complex."""
+    return x / jnp.where(size > 0, size, 1).astype(x.dtype)
 
 
 def _slice_axes(x: jax.Array, axes: int) -> tuple[int, ...]:

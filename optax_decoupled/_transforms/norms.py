@@ -15,7 +15,7 @@ from optax_decoupled._common.dtypes import is_decayable, widen
 from optax_decoupled._common.products import product_schedule
 from optax_decoupled._common.types import Leaf, PyTree, Scalar, ScalarOrSchedule
 from optax_decoupled._select.names import entries_of, listing, named_leaves
-from optax_decoupled._select.stacked import Stacked, leading_axes, norm, normalized
+from optax_decoupled._select.stacked import Stacked, divided, leading_axes, norm, normalized
 from optax_decoupled._transforms.decay import required
 from optax_decoupled._transforms.first_update import Rows, probe_once
 
@@ -166,10 +166,10 @@ def _step(rate: Scalar, u: Leaf, p: Leaf, radius: jax.Array) -> Leaf:
         return u
     axes, theta = radius.ndim, widen(jnp.asarray(p))
     radius = jnp.expand_dims(radius, tuple(range(axes, theta.ndim)))
-    unit = theta / jnp.where(radius > 0, radius, 1)
-    rate = jnp.asarray(rate, jnp.finfo(unit.dtype).dtype)
+    unit = divided(theta, radius)
+    rate = jnp.asarray(rate, theta.dtype)
     moved = unit - rate * normalized(jnp.asarray(u), axes)[0]
     length = norm(moved, axes)
-    there = moved * (radius / jnp.where(length > 0, length, 1))
+    there = moved * divided(radius, length).astype(theta.dtype)
     step = jnp.where((radius > 0) & (length > 0), there - theta, 0)
     return step.astype(jnp.result_type(u))

@@ -164,4 +164,5 @@ def _with_rms(x: Leaf, axes: int, target: Scalar) -> Leaf:
     rms = _rms(x, axes)
     target = jnp.asarray(target, rms.dtype)
     stretch = jnp.where(rms > 0, target / jnp.where(rms > 0, rms, 1), 1)
-    return widen(jnp.asarray(x)) * jnp.expand_dims(stretch, tuple(range(axes, jnp.ndim(x))))
+    wide = widen(jnp.asarray(x))
+    return wide * jnp.expand_dims(stretch, tuple(range(axes, jnp.ndim(x)))).astype(wide.dtype)

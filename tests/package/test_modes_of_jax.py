@@ -29,6 +29,8 @@ MODES = {
     "tracer leaks": lambda: jax.checking_leaks(),
     "no jit": lambda: jax.disable_jit(),
 }
+NARROW = ["bfloat16", "float32"]
+MORE = [pytest.param(x, marks=pytest.mark.slow) for x in ("float16", "complex64")]
 # Cases that hold Optax's own Adam.
 OPTAX_FAILS = {("decouple", STRICT_MODE)}
 NO_PROMOTION = pytest.raises(ValueError, match="no available implicit dtype promotion path")
@@ -106,7 +108,7 @@ STRICT = {
 }
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32", "float64"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32", "float64", MORE[1]])
 @pytest.mark.parametrize("make", STRICT.values(), ids=STRICT)
 def test_arrays_schedules_and_masks_under_strict_promotion(make, dtype):
     with jax.enable_x64(dtype == "float64"):
@@ -126,10 +128,6 @@ def test_arrays_schedules_and_masks_under_strict_promotion(make, dtype):
 def test_where_optax_itself_fails_under_strict_promotion(tx):
     with jax.numpy_dtype_promotion("strict"), NO_PROMOTION:
         _three_steps(tx, _tree("float32"))
-
-
-NARROW = ["bfloat16", "float32"]
-MORE = [pytest.param(x, marks=pytest.mark.slow) for x in ("float16", "complex64")]
 
 
 @every_case
