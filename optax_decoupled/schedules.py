@@ -82,7 +82,7 @@ def warm_restarts(
 def warm_restart_position(
     step: jax.typing.ArrayLike, first_cycle_steps: int, cycle_mult: float = 2
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    r"""The cycle of a step under :func:`warm_restarts`, and the step within it.
+    r"""The cycle of a step under ``warm_restarts``, and the step within it.
 
     Args:
       step: the number of updates so far, an integer array of any shape (or a tracer), from

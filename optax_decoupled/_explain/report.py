@@ -90,7 +90,7 @@ class DecayReport:
     In the printed table names that would read the same end in their index in ``rows``.
 
     Attributes:
-      rows: one :class:`types.DecayRow` for each parameter, in the order of the tree.
+      rows: one :class:`~optax_decoupled.types.DecayRow` for each parameter, in the tree's order.
       warnings: what is probably wrong, each a sentence or two with the way out.
       notes: how the numbers were measured, where that is not obvious.
       steps: the length of the run, if ``budget`` and ``left`` were asked for.

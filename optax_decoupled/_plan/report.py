@@ -69,7 +69,7 @@ class DecayPlan:
     """The values of published rules for a run; ``print`` it, or use it as data.
 
     Attributes:
-      rows: one :class:`types.PlanRow` for each rule, the caller's value first.
+      rows: one :class:`~optax_decoupled.types.PlanRow` for each rule, the caller's value first.
       steps: the length of the run.
       notes: where the rules disagree, and remarks on their rows.
     """

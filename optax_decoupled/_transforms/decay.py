@@ -35,7 +35,7 @@ from optax_decoupled._transforms.toward import Toward
 
 
 class DecoupledWeightDecayState(NamedTuple):
-    """State of :func:`add_decoupled_weight_decay` without ``toward``, whatever its mask.
+    """State of ``add_decoupled_weight_decay`` without ``toward``, whatever its mask.
 
     Attributes:
       count: number of updates so far, int32[].
@@ -48,7 +48,7 @@ class DecoupledWeightDecayState(NamedTuple):
 
 
 class PulledWeightDecayState(NamedTuple):
-    """State of :func:`add_decoupled_weight_decay` when ``toward`` is given.
+    """State of :func:`~optax_decoupled.add_decoupled_weight_decay` when ``toward`` is given.
 
     Attributes:
       count: number of updates so far, int32[].

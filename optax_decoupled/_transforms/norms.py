@@ -21,7 +21,7 @@ from optax_decoupled._transforms.first_update import Rows, probe_once
 
 
 class HyperballState(NamedTuple):
-    """State of :func:`hyperball`.
+    """State of :func:`~optax_decoupled.hyperball`.
 
     Attributes:
       count: number of updates so far, int32[].

@@ -23,7 +23,7 @@ MakeOptimizer = Callable[[Any, Any], optax.GradientTransformation]
 
 @dataclass(frozen=True)
 class Task:
-    """A model, its data and its metrics; :func:`run` adds the optimizer.
+    """A model, its data and its metrics; ``sweep.run`` adds the optimizer.
 
     Attributes:
       init: ``key -> (params, model_state)``. The forward pass updates ``model_state``, such

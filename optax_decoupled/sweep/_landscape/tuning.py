@@ -40,11 +40,13 @@ class SequentialCost(NamedTuple):
 
 
 class TuningCost(NamedTuple):
-    """Attributes:
-    decay_first: the decay is tuned at a learning rate, then the rate at that decay; the starts
-      are the learning rates.
-    rate_first: the rate is tuned at a decay, then the decay at that rate; the starts are the
-      weight decays, or the ratios that are kept.
+    """The cost of tuning one hyperparameter after the other, in both orders.
+
+    Attributes:
+      decay_first: the decay is tuned at a learning rate, then the rate at that decay; the starts
+        are the learning rates.
+      rate_first: the rate is tuned at a decay, then the decay at that rate; the starts are the
+        weight decays, or the ratios that are kept.
     """
 
     decay_first: SequentialCost
@@ -55,9 +57,11 @@ class TuningCost(NamedTuple):
 
 
 class Basin(NamedTuple):
-    """Attributes:
-    cells: how many cells come within the tolerance of the best.
-    rates: how many learning rates do, each with its best decay.
+    """The size of the region that is nearly as good as the best cell.
+
+    Attributes:
+      cells: how many cells come within the tolerance of the best.
+      rates: how many learning rates do, each with its best decay.
     """
 
     cells: Estimate
