@@ -4,6 +4,7 @@ What is checked is what is known when the object is built. A tracer is never ins
 is an array on a device, but for a weight decay, whose unit people mistake.
 """
 
+import functools
 import math
 import reprlib
 import sys
@@ -59,6 +60,10 @@ def check_number(name: str, value: T, rule: str, holds: Callable[[float], bool],
     """Returns value; refuses what is no scalar and static numbers that break the rule."""
     if isinstance(value, bool | np.bool_):
         raise TypeError(f"{name}={brief(value)} is a bool; it must be {rule}. {way_out}")
+    dtype = getattr(value, "dtype", None)
+    kinds = (jnp.integer, jnp.floating)
+    if dtype is not None and not any(jnp.issubdtype(dtype, kind) for kind in kinds):
+        raise TypeError(f"{name} has dtype {dtype}; it must be {rule}. {way_out}")
     number: object = value  # a copy for the type checker to narrow
     if is_static(number):
         if np.iscomplexobj(number) or not holds(float(number)):
@@ -73,9 +78,6 @@ def check_number(name: str, value: T, rule: str, holds: Callable[[float], bool],
                 f"{name} has shape {shape}; it must be a scalar, {rule}. "
                 "For several values at once, wrap the whole optimizer in jax.vmap."
             )
-        dtype = getattr(value, "dtype", np.float32)
-        if not any(jnp.issubdtype(dtype, kind) for kind in (jnp.integer, jnp.floating)):
-            raise TypeError(f"{name} has dtype {dtype}; it must be {rule}. {way_out}")
     return value
 
 
@@ -145,7 +147,10 @@ def _refuse_mask(name: str, schedule: Callable[..., object]) -> None:
 
     A mask of this package has a mark. One of a user's is found if it returns a bool.
     """
-    if getattr(schedule, _MASK_MARK, False):
+    function: object = schedule
+    while isinstance(function, functools.partial):
+        function = function.func
+    if getattr(function, _MASK_MARK, False) is True:  # an object may have every attribute
         raise TypeError(
             f"{name}={brief(schedule)} is a mask: a function of the parameters. A schedule (step "
             "-> multiplier) is a function of the step. Pass it as mask=."

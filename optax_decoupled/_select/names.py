@@ -51,7 +51,7 @@ def entries_like(name: str, tree: PyTree, params: optax.Params, way_out: str) ->
     It is None where the tree has none, as for a masked parameter. Entries of parameters that
     can decay must have the parameter's shape.
     """
-    entries = entries_of(name, tree, jax.tree.structure(params), way_out)
+    entries = entries_of(name, tree, params, way_out)
     entries = [None if isinstance(entry, optax.MaskedNode) else entry for entry in entries]
     rows = zip(entries, named_leaves(params)[0], strict=True)
     trained = (row for row in rows if row[0] is not None and is_decayable(row[1][1]))
@@ -59,22 +59,20 @@ def entries_like(name: str, tree: PyTree, params: optax.Params, way_out: str) ->
     return entries
 
 
-def entries_of(
-    name: str, tree: PyTree, structure: jax.tree_util.PyTreeDef, way_out: str
-) -> list[Leaf]:
-    """For each leaf of the structure of the parameters, the entry of a tree; None is an entry."""
+def entries_of(name: str, tree: PyTree, params: optax.Params, way_out: str) -> list[Leaf]:
+    """For each leaf of params, the entry of a tree of the same structure; None is an entry."""
+    structure = jax.tree.structure(params)
     try:
         return structure.flatten_up_to(tree)
     except ValueError as error:
         raise ValueError(
             f"{name} has the structure {brief(jax.tree.structure(tree))}; it must be that of "
-            f"params, {brief(structure)}. {_difference(tree, structure, error)} {way_out}"
+            f"params, {brief(structure)}. {_difference(tree, params, error)} {way_out}"
         ) from None
 
 
-def _difference(tree: PyTree, structure: jax.tree_util.PyTreeDef, error: ValueError) -> str:
+def _difference(tree: PyTree, params: optax.Params, error: ValueError) -> str:
     """The paths that only one of the two has; if none, JAX's error without the arrays."""
-    params = structure.unflatten(range(structure.num_leaves))
     found, wanted = ({path for path, _ in named_leaves(each)[0]} for each in (tree, params))
     lacked, added = (
         listing(["/".join(path) for path in sorted(paths)])

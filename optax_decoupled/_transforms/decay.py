@@ -199,7 +199,7 @@ def map_decaying(
     rates = [product(rate, w) for w in leaf_multipliers(mask, params)]
     way_out = "Pass the gradients of these params to tx.update; None only for single leaves."
     rows = zip(
-        entries_of("updates", updates, treedef, way_out), leaves, rates, *columns, strict=True
+        entries_of("updates", updates, params, way_out), leaves, rates, *columns, strict=True
     )
     return treedef.unflatten([_in_full_precision(fn, *row) for row in rows])
 

@@ -109,7 +109,7 @@ def hyperball(
         leaves, treedef = jax.tree.flatten(params)
         way_out = "The direction must return updates like the gradients it gets."
         columns = (
-            entries_of("updates", directions, treedef, way_out),
+            entries_of("updates", directions, params, way_out),
             leaves,
             treedef.flatten_up_to(state.radius),
         )

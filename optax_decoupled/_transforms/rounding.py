@@ -87,7 +87,7 @@ def apply_updates_with_stochastic_rounding(
     word = jax.random.bits(key, dtype=jnp.uint32)  # uint64 by default under x64
     words = [_mix(word ^ np.uint32(number)) for number in range(len(leaves))]
     way_out = "Pass the result of tx.update for these params."
-    new = map(_add, leaves, entries_of("updates", updates, treedef, way_out), words)
+    new = map(_add, leaves, entries_of("updates", updates, params, way_out), words)
     return jax.tree.unflatten(treedef, new)
 
 

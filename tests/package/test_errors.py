@@ -1,6 +1,7 @@
 """Bad input: every message names the argument, its value, the rule and the way out."""
 
 import collections
+import functools
 import re
 import types
 from decimal import Decimal
@@ -451,6 +452,7 @@ MASKS = {
     "decay_rules": od.decay_rules(("a", 0.5), default=0.0),
     "decay_rules, unused": od.decay_rules(("a", 0.5), default=0.5, unused="ignore"),
     "decay_rules, decay_mask": od.decay_rules(("a", 0.5), default=od.decay_mask, unused="ignore"),
+    "part of decay_rules": functools.partial(od.decay_rules(("a", 0.5), default=0.0)),
     "bools": lambda params: jax.tree.map(lambda x: x.ndim > 1, params),
 }
 ARGUMENTS = {
@@ -482,6 +484,29 @@ def test_a_mask_in_the_place_of_a_schedule_is_refused(argument, mask):
     for make in ARGUMENTS[argument]:
         with pytest.raises(TypeError, match=rf"^{argument}=.* is a mask.*mask="):
             make(mask)
+
+
+class _Anything:
+    """A schedule that has every attribute, as a proxy or a recorder of calls may have."""
+
+    def __getattr__(self, name):
+        return self
+
+    def __call__(self, step):
+        return 1.0
+
+
+def test_an_object_with_every_attribute_is_no_mask():
+    od.adamw(1e-3, 1e-4, schedule=_Anything())
+    od.adamw(1e-3, 1e-4, schedule=functools.partial(lambda scale, step: scale, 1.0))
+
+
+@pytest.mark.parametrize(
+    "number", [np.str_("1e-4"), np.array("1e-4"), np.array(True), np.array(None), np.bytes_(b"0")]
+)
+def test_text_bools_and_objects_of_numpy_are_no_numbers(number):
+    with pytest.raises(TypeError, match=r"^l2 has dtype .* >= 0"):
+        od.l2_to_grad(number)
 
 
 def test_a_rate_and_a_constant_schedule_are_seldom_swapped():
