@@ -55,7 +55,11 @@ class Estimate:
         v is the value, :math:`v_s` that without seed s, t Student's quantile for S - 1. Of an
         average over seeds it is Student's interval.
 
-        COVERAGE
+        Measured on landscapes of known truth (``benchmarks/study/tuning_coverage.py``), 95 %
+        intervals hold it in 95 % of cases with 5 seeds, 94 % with 10, 94 % with 24 and 94 % with
+        48, averaged over many estimates. Some hold it less often, down to 64 %: counts of which
+        some barely miss the tolerance, distances smaller than the noise, and costs from a start
+        at which most seeds fail.
 
         Raises:
           ValueError: if the level is not between 0 and 1.
