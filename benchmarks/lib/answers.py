@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.lib.readings import landscape
+from benchmarks.lib.readings import FEWEST_SEEDS, landscape
 from benchmarks.lib.rules import AT_LEAST_15, REFUTED, REPRODUCED, Interval, signed, verdict
 from benchmarks.lib.valleys import slopes
 from optax_decoupled import sweep
@@ -24,6 +24,8 @@ SUPPORTED, CONTRADICTED, UNDECIDED = "supported", "contradicted", "undecided"
 
 def sentences(where: str, row: Row, claimed_slopes: dict[str, int]) -> list[str]:
     """All the answers that the optimizers of a row allow."""
+    if any(len(x["seeds"]) < FEWEST_SEEDS for x in row.values()):
+        return [f"Tuning {where}: too few seeds to tell."]
     row = with_control(row)
     pairs = [(l2, decoupled) for decoupled, l2 in PAIRS.items() if {l2, decoupled} <= set(row)]
     found = [slope_sentence(where, row, claimed_slopes)]

@@ -110,7 +110,7 @@ SIZES = {
 QUICK = {  # to see that it works
     "digits": dict(epochs=10, seeds=2, rate_stride=4, decay_stride=5),
     "MNIST-1D": dict(
-        train_images=50, batch_size=25, epochs=2, seeds=2, rate_stride=4, decay_stride=6
+        train_images=50, batch_size=25, epochs=2, seeds=4, rate_stride=4, decay_stride=6
     ),
     "CIFAR-10": dict(
         train_images=20,

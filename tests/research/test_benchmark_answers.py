@@ -117,6 +117,11 @@ def test_optimizers_that_gain_nothing_leave_their_comparisons_undecided():
         assert first.endswith(f"λ's cost is small: {expected}")
 
 
+def test_few_seeds_answer_nothing():
+    few = _record() | {"seeds": [0, 1, 2]}
+    assert answers.sentences("here", {"AdamW": few}, {}) == ["Tuning here: too few seeds to tell."]
+
+
 def test_the_figure_concludes_for_every_part():
     row = _row(_record(-1.0), _record(0.0)) | {"SGD": _record(best=9), "Adam": _record(best=9)}
     parts = {name: {"optimizers": row} for name in ("batch norm", figure2_mnist1d.PLAIN)}
