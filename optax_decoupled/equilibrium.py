@@ -217,12 +217,12 @@ def sgd_l2(
 
     The penalty passes through the momentum, so in the long run a step removes
     :math:`α λ' / (1 - m)` of a weight, and all else is :func:`sgdw` of that
-    decay. A function of its own, as :func:`sgd_l2` is: its coefficient is no fraction, and
-    its rotation moves with the learning rate.
+    decay. A function of its own, as :func:`~optax_decoupled.sgd_l2` is: its coefficient is no
+    fraction, and its rotation moves with the learning rate.
 
     Args:
       learning_rate: :math:`α > 0`.
-      l2: :math:`λ' > 0`, the coefficient as in :func:`sgd_l2`.
+      l2: :math:`λ' > 0`, the coefficient as in :func:`~optax_decoupled.sgd_l2`.
       momentum, gradient_norm, size: see :func:`sgdw`.
 
     Returns:
@@ -258,7 +258,7 @@ def rms_over_run(
 
     .. math:: ρ_{t+1} = (1 - c_t)^2 ρ_t + α_t^2, \qquad \text{rms}_t = \sqrt{ρ_t}
 
-    The arguments are those of :func:`adamw`. Where the schedule moves faster than
+    The arguments are those of :func:`~optax_decoupled.adamw`. Where the schedule moves faster than
     :math:`1/2c_t`, the rms cannot follow and the equilibrium of the moment,
     :math:`α_t / \sqrt{2c_t}`, is wrong, by ten times at the end of a cosine.
 

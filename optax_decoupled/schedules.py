@@ -1,4 +1,4 @@
-"""Functions of the step: products, warm restarts, normalized decay under them."""
+"""Functions of the step: warm restarts, decays that move, the split of a learning rate."""
 
 from __future__ import annotations
 
