@@ -1,4 +1,4 @@
-"""What `explain_weight_decay` returns: rows, warnings and their printed table."""
+"""The result of `explain_weight_decay`: rows, warnings and their printed table."""
 
 import dataclasses
 import functools
@@ -21,7 +21,7 @@ from optax_decoupled._select.names import named_leaves
 Kind = Literal[
     "none", "decoupled", "cautious", "toward", "nonlinear", "coupled", "growing", "constrained"
 ]
-# Kinds that shrink a parameter, or what it differs by from what it is pulled to.
+# Kinds that shrink a parameter, or its distance from the reference of `toward`.
 DECAYING = ("decoupled", "cautious", "toward", "nonlinear", "coupled")
 
 _HEADER = ("parameter", "n", "shape", "kind", "decay", "half-life (updates)")
