@@ -53,7 +53,7 @@ class Response(NamedTuple):
 
 
 class Memory(NamedTuple):
-    """What later updates remember of the parameters, for each leaf."""
+    """The effect of the parameters on later updates, for each leaf."""
 
     remembered: np.ndarray  # whether the next update depends on the parameters of this one
     leak: np.ndarray  # how much, as a fraction of them; positive if it shrinks them
@@ -123,7 +123,7 @@ def is_cautious(
 
 
 def _along(p: Probe, found: Response) -> Leaves:
-    """What the even part of the updates adds to each element of v."""
+    """The sum of the two updates times v, for each element: their even part along v."""
     pairs = zip(*found.pair, p.v, strict=True)
     return [np.real((a + b) * np.conj(v)) for a, b, v in pairs]
 
@@ -264,7 +264,7 @@ def _beside_l2(
 
 
 def steady_fraction(p: Probe, start: optax.OptState) -> np.ndarray:
-    """What momentum adds up to: the fraction that each of many updates removes.
+    """The fraction that each of many updates removes, after momentum has added up.
 
     While the parameters are held fixed, the fraction grows towards it by a geometric series, of
     which three terms tell the limit. NaN if they are not of one, or of one so slow that the

@@ -123,7 +123,7 @@ class Probe:
             yield state
 
     def _program(self, shapes: list[sample.Shape], *trees: Any) -> sample.Fingerprint:
-        """What is done by init, and by an update of a state of the initial structure."""
+        """The operations of init, and of an update of a state of the initial structure."""
         init = self._init.trace(self._shapes(shapes)).jaxpr
         update = self._update.trace(*self.sharing.distinct(*trees)).jaxpr
         return [*sample.fingerprint(init), *sample.fingerprint(update)]
@@ -236,7 +236,7 @@ class Probe:
         ], after
 
     def trees(self, state: optax.OptState, amplitude: Amplitude, **kwargs: Any) -> tuple[Any, ...]:
-        """What the update at amplitude·v for `_grads(**kwargs)` is called with."""
+        """The arguments of the update at amplitude·v for `_grads(**kwargs)`."""
         state = self._following(state, amplitude, self.follows)
         return self._grads(**kwargs), state, self.params(amplitude)
 

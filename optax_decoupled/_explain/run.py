@@ -31,7 +31,7 @@ _WAY_OUT = "\nLeave steps out, or give the schedule as a function of jax.numpy."
 
 
 class Run(NamedTuple):
-    """What a run removes from each parameter, float64[parameters]; NaN if that varies."""
+    """The decay of each parameter over a run, float64[parameters]; NaN if it varies."""
 
     budget: np.ndarray  # the sum of its fractions
     left: np.ndarray  # the product of what each of them leaves
@@ -99,7 +99,7 @@ class _Decay:
 
 
 def _along(plus: jax.Array, minus: jax.Array, v: np.ndarray) -> tuple[Any, Any, Any]:
-    """What v loses and the norm of the update, at each count; the norm of v."""
+    """The projection that v loses and the norm of the update, at each count; the norm of v."""
     wide = np.result_type(v, np.float64)
     at_plus, at_minus = (np.asarray(u, wide).reshape(len(u), v.size) for u in (plus, minus))
     unit = np.conj(v.ravel().astype(wide))

@@ -1,4 +1,4 @@
-"""What an optimizer does to each parameter, from measurements of a few of its updates."""
+"""The kind of decay of each parameter, from measurements of a few updates."""
 
 from typing import NamedTuple
 
@@ -17,7 +17,7 @@ _HIDDEN = 0.1
 
 
 class Findings(NamedTuple):
-    """What was found out about each parameter, arrays of one entry for each."""
+    """The verdict on each parameter, arrays of one entry for each."""
 
     kind: np.ndarray  # a `report.Kind`
     fraction: np.ndarray  # removed by an update
@@ -102,7 +102,7 @@ def _nothing_moves(sizes: np.ndarray) -> Findings:
 
 
 class _Traits(NamedTuple):
-    """What each parameter's decay is like, bool[parameters], and its sign."""
+    """Properties of each parameter's decay, bool[parameters], and its sign."""
 
     nothing: np.ndarray
     sign: np.ndarray
@@ -180,6 +180,6 @@ def _fractions(c: np.ndarray, at_natural: Response, memory: Memory, traits: _Tra
         (visible, sign * abs(small_c)),
         (memory.second > 0, sign * memory.second),
     )
-    # What is left is a step of fixed size, in which these gradients hide L2.
+    # The rest are steps of fixed size, in which these gradients hide L2.
     hidden = np.where(sign < 0, c, 0.0)
     return np.select(*map(list, zip(*table, strict=True)), default=hidden)

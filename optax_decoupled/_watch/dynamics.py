@@ -1,4 +1,4 @@
-"""What the weights do while they train: how far a step turns and stretches each of them.
+"""The motion of weights in training: how far a step turns and stretches each of them.
 
 Where a layer is normalized its function feels only the angle. `_equilibrium` says where angle and
 length settle.
@@ -20,7 +20,7 @@ from optax_decoupled._select.stacked import Stacked, leading_axes
 
 
 class WeightDynamics(NamedTuple):
-    r"""What one update does to each weight; every field is a tree like the parameters.
+    r"""The effect of one update on each weight; every field is a tree like the parameters.
 
     Attributes:
       rms: root mean square of the weight before the update, float32[] (or with the leading

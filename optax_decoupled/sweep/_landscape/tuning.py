@@ -1,4 +1,4 @@
-"""What a landscape says about tuning: what a shortcut costs, how wide the good region is.
+"""Tuning on a landscape: the cost of a shortcut, the width of the good region.
 
 All numbers are cross-fitted over seeds (half of them choose, the others measure, averaged over
 many splits) and come with an interval over seeds, see `Estimate`.
@@ -85,7 +85,7 @@ class Advantage(NamedTuple):
 def tuning_cost(
     landscape: Landscape, metric: str = "error", *, keep_ratio: bool = False
 ) -> TuningCost:
-    r"""What it costs to tune learning rate and decay one after the other, instead of together.
+    r"""The cost of tuning learning rate and decay one after the other, instead of together.
 
     From a learning rate :math:`\alpha_0` the decay is tuned,
     :math:`\lambda_1 = \arg\min_\lambda m(\alpha_0, \lambda)`, then the rate,
