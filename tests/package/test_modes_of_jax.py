@@ -76,7 +76,8 @@ def test_a_mode_of_jax_changes_nothing(name, mode):
         return
     with MODES[mode]():
         found = _three_steps(_make(CASES[name]), _tree("float32"))
-    chex.assert_trees_all_close(found, _without_modes(name, "float32"), rtol=1e-6)
+    # Steps of 0.1 and decays of 5e-3; without jit, XLA rounds Adam's step elsewhere.
+    chex.assert_trees_all_close(found, _without_modes(name, "float32"), rtol=2e-5)
 
 
 @functools.cache
