@@ -65,9 +65,18 @@ def _make(case):
     return case.make(**{case.decay: 5e-3}, **dict.fromkeys(free, _falling))
 
 
-@every_case
+SOME = ("adamw scheduled", "adamw to the start", "adamwr", "sgdw", "adam_l2", "decouple")
+
+
 @pytest.mark.parametrize(
-    "mode", [m if m == STRICT_MODE else pytest.param(m, marks=pytest.mark.slow) for m in MODES]
+    ("name", "mode"),
+    [(name, STRICT_MODE) for name in CASES]
+    + [
+        pytest.param(name, mode, marks=pytest.mark.slow)
+        for name in SOME
+        for mode in MODES
+        if mode != STRICT_MODE
+    ],
 )
 def test_a_mode_of_jax_changes_nothing(name, mode):
     if (name, mode) in OPTAX_FAILS:
