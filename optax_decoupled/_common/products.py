@@ -47,8 +47,11 @@ def product(*factors: Scalar | None) -> Scalar:
     """
     if any(map(checks.is_static_zero, factors)):
         return 0.0
-    with jax.numpy_dtype_promotion("standard"):  # a mask's True times a float32 schedule, say
-        return math.prod(widen(factor) for factor in factors if factor is not None)
+    given = [widen(factor) for factor in factors if factor is not None and factor is not True]
+    if len(given) == 1:
+        return given[0]  # a mask's True adds no operation to each parameter
+    with jax.numpy_dtype_promotion("standard"):  # an int32 multiplier times a float32 schedule
+        return math.prod(given)
 
 
 def product_over_run(steps: int, *factors: ScalarOrSchedule | None) -> np.ndarray:

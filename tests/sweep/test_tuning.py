@@ -229,11 +229,13 @@ def test_of_an_average_the_interval_is_students():
     assert ratio.interval()[0] < ratio.value < ratio.interval()[1]
 
 
-@pytest.mark.parametrize("freedom", [3, 4, 9, 47])
-def test_students_quantile(freedom):
-    for p, tolerance in ((0.95, 2e-3), (0.975, 2e-3), (0.995, 8e-3)):
-        expected = stats.t.ppf(p, freedom)
-        assert crossfit.student_quantile(p, freedom) == pytest.approx(expected, rel=tolerance)
+@pytest.mark.parametrize("count", [4, 5, 10, 48])
+@pytest.mark.parametrize("level", [0.9, 0.95, 0.99])
+def test_the_interval_of_a_mean_is_students(count, level):
+    x = np.random.default_rng(0).normal(size=count)
+    mean = sweep.Estimate(x.mean(), (x.sum() - x) / (count - 1), np.arange(count))
+    expected = stats.ttest_1samp(x, 0).confidence_interval(level)
+    np.testing.assert_allclose(mean.interval(level), expected, rtol=1e-10)
 
 
 @pytest.mark.parametrize("count", [4, 5, 48])
