@@ -22,6 +22,8 @@ from optax_decoupled._transforms.rounding import apply_updates_with_stochastic_r
 from optax_decoupled._transforms.toward import toward_argument, toward_init, toward_rms
 from optax_decoupled._version import __version__
 from optax_decoupled._watch.dynamics import weight_dynamics
+from optax_decoupled._watch.history import recorded_weight_dynamics
+from optax_decoupled._watch.recorder import record_weight_dynamics
 from optax_decoupled.convert import from_pytorch as weight_decay_from_pytorch
 from optax_decoupled.schedules import split_schedule
 
@@ -44,6 +46,8 @@ __all__ = [
     "migrate_opt_state",
     "opt_state_shardings",
     "plan_weight_decay",
+    "record_weight_dynamics",
+    "recorded_weight_dynamics",
     "scale_adjusted_l2_to_grad",
     "scale_by_adam",
     "schedules",

@@ -6,6 +6,8 @@ from optax_decoupled._transforms.decay import DecoupledWeightDecayState, PulledW
 from optax_decoupled._transforms.norms import HyperballState
 from optax_decoupled._transforms.toward import Toward
 from optax_decoupled._watch.dynamics import WeightDynamics
+from optax_decoupled._watch.history import WeightHistory, WeightHistoryRow
+from optax_decoupled._watch.recorder import WeightHistoryState
 from optax_decoupled.equilibrium import Equilibrium
 
 __all__ = [
@@ -19,6 +21,9 @@ __all__ = [
     "PulledWeightDecayState",
     "Toward",
     "WeightDynamics",
+    "WeightHistory",
+    "WeightHistoryRow",
+    "WeightHistoryState",
 ]
 
 

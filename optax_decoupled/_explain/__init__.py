@@ -6,6 +6,7 @@ The optimizer is a black box: `sample` and `probe` ask it for updates of small s
 
 import optax
 
+from optax_decoupled._common.probing import probing
 from optax_decoupled._explain import report, run, text, verdict
 from optax_decoupled._explain.arguments import STEP, STEPS, WithLoss, check_arguments, whole_number
 from optax_decoupled._explain.probe import Probe
@@ -15,6 +16,7 @@ from optax_decoupled._state import foreign
 __all__ = ["DecayReport", "DecayRow", "explain_weight_decay"]
 
 
+@probing()
 def explain_weight_decay(
     tx: optax.GradientTransformation,
     params: optax.Params,

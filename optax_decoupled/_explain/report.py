@@ -3,17 +3,15 @@
 import dataclasses
 import functools
 import math
-import re
 import textwrap
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from optax_decoupled._common import table
+from optax_decoupled._common import groups, table
 from optax_decoupled._explain.run import Run
 from optax_decoupled._explain.verdict import Findings
 from optax_decoupled._select.names import named_leaves
@@ -27,7 +25,6 @@ DECAYING = ("decoupled", "cautious", "toward", "nonlinear", "coupled")
 _HEADER = ("parameter", "n", "shape", "kind", "decay", "half-life (updates)")
 _HEADER_OF_RUN = (*_HEADER[:-1], "half-life", "budget", "left")
 _SIDES = "<><<>>>>"
-_INTEGER = re.compile(r"\d+")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -171,26 +168,15 @@ def _weights(rows: Sequence[DecayRow]) -> int:
 
 
 def _table(rows: Sequence[DecayRow], steps: int | None) -> list[str]:
-    first, lines = map(list, zip(*_lines(rows, steps), strict=True)) if rows else ([], [])
-    names = _distinct([name for name, *_ in lines], first)
+    cells_of = [_cells(row, steps) for row in rows]
+    lines = list(groups.alike([row.path for row in rows], cells_of))
+    names = groups.distinct([name for _, name in lines], [part[0] for part, _ in lines])
     header = _HEADER if steps is None else _HEADER_OF_RUN
-    cells = [(name, *line[1:]) for name, line in zip(names, lines, strict=True)]
+    cells = [
+        (name, str(len(part)), *cells_of[part[0]])
+        for name, (part, _) in zip(names, lines, strict=True)
+    ]
     return table.table(header, cells, _SIDES[: len(header)], elastic=2)
-
-
-def _lines(rows: Sequence[DecayRow], steps: int | None) -> Iterator[tuple[int, tuple[str, ...]]]:
-    """The index of the first row of each line, and its cells.
-
-    Rows share a line if they are alike and their paths differ in their integers alone.
-    """
-    groups: dict[tuple[str, tuple[str, ...]], list[int]] = {}
-    for i, row in enumerate(rows):
-        groups.setdefault((_INTEGER.sub("#", row.path), _cells(row, steps)), []).append(i)
-    for (_, cells), group in groups.items():
-        complete = math.prod(map(len, _slots([rows[i] for i in group]))) == len(group)
-        for part in [group] if complete else [[i] for i in group]:
-            name = _merged([rows[i] for i in part]) or "(the array)"
-            yield part[0], (name, str(len(part)), *cells)
 
 
 def _cells(row: DecayRow, steps: int | None) -> tuple[str, ...]:
@@ -219,34 +205,3 @@ def _amount(x: float) -> str:
     if math.isnan(x):
         return "varies"
     return text if len(text := f"{x:.3g}") <= 7 else f"{x:.2g}"
-
-
-def _slots(group: Sequence[DecayRow]) -> list[list[str]]:
-    """The integers at each place of the paths, sorted."""
-    columns = zip(*(_INTEGER.findall(row.path) for row in group), strict=True)
-    return [sorted(set(column), key=lambda digits: (int(digits), digits)) for column in columns]
-
-
-def _merged(group: Sequence[DecayRow]) -> str:
-    """Paths that differ only in their integers as one: ``layers/{0..11}/kernel``."""
-    texts = iter(slot[0] if len(slot) == 1 else _span(slot) for slot in _slots(group))
-    return _INTEGER.sub(lambda _: next(texts), group[0].path)
-
-
-def _span(digits: Sequence[str]) -> str:
-    contiguous = int(digits[-1]) - int(digits[0]) == len(digits) - 1
-    if len(digits) > 3 or (contiguous and len(digits) > 2):
-        return f"{{{digits[0]}{'..' if contiguous else ',..,'}{digits[-1]}}}"
-    return f"{{{','.join(digits)}}}"
-
-
-def _distinct(names: Sequence[str], indices: Sequence[int]) -> list[str]:
-    """Names that fit the page; those that would read the same end in their row's index."""
-    short = [table.shortened(name, table.WIDTH) for name in names]
-    times = Counter(short)
-    return [
-        name
-        if times[name] == 1
-        else table.shortened(name, table.WIDTH - len(f" [{i}]")) + f" [{i}]"
-        for name, i in zip(short, indices, strict=True)
-    ]

@@ -9,8 +9,8 @@ from jax.sharding import Mesh
 
 from optax_decoupled._common import checks
 from optax_decoupled._common.checks import brief
+from optax_decoupled._common.extras import import_extra
 from optax_decoupled.sweep._landscape.landscape import Landscape
-from optax_decoupled.sweep._landscape.plot import import_extra
 from optax_decoupled.sweep._training.cell import trace_cell
 from optax_decoupled.sweep._training.interrupt import keyboard_interrupts
 from optax_decoupled.sweep._training.trainer import train

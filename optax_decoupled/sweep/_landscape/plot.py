@@ -1,12 +1,12 @@
 """Drawings of a landscape: a Matplotlib heatmap, and an HTML table for notebooks."""
 
 import html
-import importlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from optax_decoupled._common.extras import import_extra
 from optax_decoupled.sweep._landscape.numbers import number
 
 # Matplotlib's classes; Matplotlib is an extra.
@@ -82,14 +82,3 @@ def _label_axis(axis: Axis, values: np.ndarray, most: int) -> None:
     labels = [f"$2^{{{k - 1}}}$" for k in exponents] if powers else [f"{x:.2g}" for x in values]
     stride = -(-len(values) // most)
     axis.set_ticks(range(0, len(values), stride), labels[::stride])
-
-
-def import_extra(name: str) -> Any:
-    """Imports a module of the `sweep` extra."""
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise ImportError(
-            f"{name} is not installed. Progress bars and plots need the extra: "
-            'pip install "optax-decoupled[sweep]".'
-        ) from error

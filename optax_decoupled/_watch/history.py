@@ -1,0 +1,222 @@
+"""The history that `record_weight_dynamics` keeps in an optimizer's state, as a report."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+
+from optax_decoupled._common.checks import brief
+from optax_decoupled._common.types import PyTree, Scalar, ScalarOrSchedule
+from optax_decoupled._watch import picture, printed, stored
+from optax_decoupled._watch.hyperparameters import Hyperparameters
+from optax_decoupled._watch.verdict import Averages, Verdict, judged
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class WeightHistoryRow:
+    r"""The history of one weight; arrays are float64[intervals], NaN where a value is unknown.
+
+    Attributes:
+      path: the parameter's keys, joined by ``/``; of a stacked array's slice also its index.
+      shape: the weight's shape.
+      dtype: the name of its dtype.
+      rms: root mean square of its sampled elements.
+      rotation: the angle that an update turns it by, in radians: the root of the mean square.
+      growth: the relative change of its squared length by one update.
+      unchanged: the share of its elements whose bits an update does not change although it is
+        not 0. It is 0 for weights of 32 bits and more, where rounding is hardly a loss.
+      removed: :math:`2c`, the part of the squared length that decay removes, by one update.
+      aligned: :math:`2⟨θ, u⟩ / \|θ\|^2` of the update :math:`u` without decay.
+      injected: :math:`\|u\|^2 / \|θ\|^2`.
+      ratio: ``aligned / injected`` over its value for noise, :math:`2β_1 / (1 - β_1)`.
+      predicted_rms: that of AdamW's weights under noise, from the first interval on.
+      kind: ``"settled"``, ``"growing"``, ``"shrinking"``, ``"only decays"`` (no gradient reaches
+        it), ``"frozen"``, ``"lost"`` (to rounding), or ``"too short"``.
+      since: the number of updates after which a settled weight has its final rms.
+      held_by: ``"noise"`` if the ratio over the last half of the run is between 1/1.4 and
+        1.4, otherwise ``"the loss"``; None if it is unknown.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    dtype: str
+    rms: np.ndarray
+    rotation: np.ndarray
+    growth: np.ndarray
+    unchanged: np.ndarray
+    removed: np.ndarray
+    aligned: np.ndarray
+    injected: np.ndarray
+    ratio: np.ndarray
+    predicted_rms: np.ndarray
+    kind: str
+    since: int | None
+    held_by: str | None
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class WeightHistory:
+    """What happened to each weight over a run; ``print`` it, plot it, or use it as data.
+
+    Attributes:
+      steps: the number of updates up to the end of each interval, int[intervals].
+      interval: updates in each.
+      rows: one :class:`~optax_decoupled.types.WeightHistoryRow` for each weight, in the tree's
+        order.
+    """
+
+    steps: np.ndarray
+    interval: int
+    rows: tuple[WeightHistoryRow, ...]
+
+    def __str__(self) -> str:
+        return printed.text(self.steps, self.interval, self.rows)
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        return printed.as_html(str(self))
+
+    def plot(self, axes: Any = None) -> Any:
+        """Draws rms, rotation and ratio over the run, a line for each group of weights.
+
+        Args:
+          axes: three Matplotlib axes, or None for a new figure.
+
+        Returns:
+          The three axes. The predicted rms, if known, is a thin line in the same colour.
+
+        Raises:
+          ImportError: without Matplotlib.
+        """
+        return picture.draw(self.steps, self.rows, axes)
+
+    def metrics(self, prefix: str = "decay") -> dict[str, float]:
+        """The last interval as a flat dict for W&B, TensorBoard or clu.
+
+        Args:
+          prefix: the beginning of every key.
+
+        Returns:
+          ``{"decay/dense/kernel/rms": 0.02, ...}`` with Python floats; unknown values are left
+          out, and it is empty before the first interval ends.
+        """
+        names = ("rms", "rotation", "growth", "unchanged", "ratio")
+        last = (
+            (f"{prefix}/{row.path}/{name}", float(getattr(row, name)[-1]))
+            for row in self.rows
+            for name in names
+            if len(self.steps)
+        )
+        return {key: value for key, value in last if not math.isnan(value)}
+
+
+def recorded_weight_dynamics(
+    opt_state: PyTree,
+    *,
+    weight_decay: ScalarOrSchedule | PyTree | None = None,
+    schedule: ScalarOrSchedule | None = None,
+    learning_rate: ScalarOrSchedule | None = None,
+    b1: Scalar = 0.9,
+) -> WeightHistory:
+    r"""The history that :func:`~optax_decoupled.record_weight_dynamics` keeps in a state.
+
+    An update :math:`u` and decay :math:`c` change the squared length of a weight by
+    *alignment*, *injection* and *removal*:
+
+    .. math:: \|θ\|^2 \leftarrow \|θ\|^2 + 2⟨θ, u⟩ + \|u\|^2 - 2c \|θ\|^2 + O(c^2, cu)
+
+    Momentum alone gives noise an alignment of :math:`2β_1 / (1 - β_1)` times the injection.
+    ``ratio`` is the measured one over that. Near 1 noise holds the length of the weight: decay
+    sets its rotation, and the best decay stays where it is if the learning rate moves. Far
+    from 1 the loss holds the length, and decay sets that length.
+
+    Args:
+      opt_state: a state that holds a :class:`types.WeightHistoryState` anywhere, such as that
+        of a chain, an ``nnx.Optimizer``, a ``TrainState`` or its ``opt_state``, or a
+        checkpoint that Orbax restored without a target. Several of them (of
+        ``optax.partition``) are joined.
+      weight_decay: the fraction removed per full step, as given to the optimizer: a number, a
+        schedule, or a tree of numbers with the parameters' names, 0 where a parameter does not
+        decay. None: unknown.
+      schedule: the multiplier of learning rate and decay, as given to the optimizer.
+      learning_rate: that of an Adam-type optimizer, for ``predicted_rms``; a number or a
+        schedule. None: unknown.
+      b1: the decay rate of the first moment, or the momentum of SGD, in [0, 1).
+
+    Returns:
+      A :class:`types.WeightHistory`.
+
+    Raises:
+      TypeError, ValueError: for arguments out of range; if the state holds no history, or
+        several of different lengths; for a tree that lacks a recorded parameter.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp, optax, optax_decoupled as od
+      >>> tx = optax.chain(od.adamw(1e-3, 5e-3), od.record_weight_dynamics())
+      >>> params = {"w": jnp.full((32, 32), 0.01)}
+      >>> @jax.jit
+      ... def step(carry, key):
+      ...     params, state = carry
+      ...     grads = {"w": jax.random.normal(key, (32, 32))}
+      ...     updates, state = tx.update(grads, state, params)
+      ...     return (optax.apply_updates(params, updates), state), None
+      >>> keys = jax.random.split(jax.random.key(0), 1_000)
+      >>> (params, state), _ = jax.lax.scan(step, (params, tx.init(params)), keys)
+      >>> history = od.recorded_weight_dynamics(state, weight_decay=5e-3, learning_rate=1e-3)
+      >>> (row,) = history.rows
+      >>> assert row.held_by == "noise" and abs(row.predicted_rms[-1] / row.rms[-1] - 1) < 0.1
+
+    References:
+      Kosson et al., Rotational Equilibrium, arXiv:2305.17212.
+    """
+    tables = stored.tables(opt_state)
+    if not tables:
+        raise ValueError(
+            f"opt_state={brief(type(opt_state).__name__)} holds no weight history. Train with "
+            "optax.chain(optimizer, od.record_weight_dynamics()), and pass the state of that chain."
+        )
+    ends = [table.steps.tolist() for table in tables]
+    if any(each != ends[0] for each in ends):
+        lengths = ", ".join(str(each[-1]) if each else "0" for each in ends)
+        raise ValueError(
+            f"opt_state holds {len(tables)} weight histories of {lengths} updates; they must be of "
+            "the same. Pass one of the states that hold them."
+        )
+    steps, interval = tables[0].steps, tables[0].interval
+    known = Hyperparameters(steps, interval, weight_decay, schedule, learning_rate, b1)
+    rows = [_row(known, *each) for table in tables for each in table.weights()]
+    return WeightHistory(steps, interval, tuple(rows))
+
+
+@np.errstate(divide="ignore", invalid="ignore")
+def _row(
+    known: Hyperparameters, path: str, shape: tuple[int, ...], dtype: str, a: Averages
+) -> WeightHistoryRow:
+    c = known.decay(path)
+    rms = np.sqrt(a.square)
+    aligned = 2 * (a.along + c * a.square)
+    injected = a.change + 2 * c * a.along + c**2 * a.square
+    usual = 2 * known.b1 / (1 - known.b1) or 1.0
+    half = slice(len(rms) // 2, None)
+    ratio = aligned / injected / usual
+    of_half = float(aligned[half].sum() / injected[half].sum() / usual) if len(rms) else math.nan
+    verdict: Verdict = judged(a, known.steps, of_half, math.prod(shape))
+    return WeightHistoryRow(
+        path=path,
+        shape=shape,
+        dtype=dtype,
+        rms=rms,
+        rotation=np.arctan2(np.sqrt(a.across * a.square), a.square + a.along),
+        growth=np.where(a.square > 0, (2 * a.along + a.change) / a.square, 0.0),
+        unchanged=a.unchanged,
+        removed=2 * c,
+        aligned=aligned / a.square,
+        injected=injected / a.square,
+        ratio=ratio,
+        predicted_rms=known.noise_rms(c, rms),
+        **verdict._asdict(),
+    )

@@ -1,0 +1,88 @@
+"""Decay and learning rate of a recorded run, averaged over each interval."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from optax_decoupled._common import checks
+from optax_decoupled._common.types import PyTree, Scalar, ScalarOrSchedule
+from optax_decoupled._select.names import named_leaves
+
+# Counts at which a schedule is evaluated in each interval.
+_COUNTS = 64
+
+
+class Hyperparameters:
+    """The run's hyperparameters at each interval."""
+
+    def __init__(
+        self,
+        steps: np.ndarray,
+        interval: int,
+        weight_decay: ScalarOrSchedule | PyTree | None,
+        schedule: ScalarOrSchedule | None,
+        learning_rate: ScalarOrSchedule | None,
+        b1: Scalar,
+    ):
+        checks.check_schedule("schedule", schedule)
+        if learning_rate is not None:
+            checks.check_learning_rate(learning_rate)
+        checks.check_fraction("b1", b1, "0.9 is the usual value.")
+        self.steps, self.interval, self.b1 = steps, interval, float(b1)
+        places = (np.arange(min(interval, _COUNTS)) + 0.5) / min(interval, _COUNTS)
+        self.counts = np.floor(steps[:, None] - interval + places * interval).clip(0)
+        self.multiplier = self._values(1.0 if schedule is None else schedule)
+        self.rate = None
+        if learning_rate is not None:
+            self.rate = self._values(learning_rate) * self.multiplier
+        self.one: np.ndarray | None = None  # a decay of all parameters
+        self.by_path: dict[str, float] = {}
+        if callable(weight_decay) or (weight_decay is not None and _is_scalar(weight_decay)):
+            if not callable(weight_decay):
+                checks.check_share("weight_decay", weight_decay, "It is the optimizer's own.")
+            self.one = self._values(weight_decay)
+        elif weight_decay is not None:
+            leaves = named_leaves(weight_decay)[0]
+            self.by_path = {"/".join(path): float(x) for path, x in leaves}
+
+    def _values(self, value: ScalarOrSchedule) -> np.ndarray:
+        """float64[intervals, counts]."""
+        if not callable(value):
+            return np.full(self.counts.shape, float(np.asarray(value)))
+        counts = jnp.asarray(self.counts.ravel(), jnp.int32)
+        return np.asarray(jax.vmap(value)(counts), float).reshape(self.counts.shape)
+
+    def decay(self, path: str) -> np.ndarray:
+        """The mean fraction that an update removes of this weight in each interval; or NaN."""
+        if self.by_path:
+            array = path.partition("[")[0]  # of which it is a slice
+            given = self.by_path.get(path, self.by_path.get(array))
+            if given is None:
+                raise ValueError(
+                    f"weight_decay has no entry for {array!r}. Pass a tree with the names of the "
+                    "parameters, 0 for one that does not decay."
+                )
+            return (given * self.multiplier).mean(axis=1)
+        if self.one is None:
+            return np.full(len(self.steps), math.nan)
+        return (self.one * self.multiplier).mean(axis=1)
+
+    def noise_rms(self, decay: np.ndarray, rms: np.ndarray) -> np.ndarray:
+        """The rms of a weight that gets noise from the first interval on, at each interval."""
+        if self.rate is None or np.isnan(decay).any() or not len(rms):
+            return np.full(len(self.steps), math.nan)
+        squares = [float(rms[0]) ** 2]
+        for c, rate in zip(decay[1:], np.mean(self.rate**2, axis=1)[1:], strict=True):
+            kept = (1 - c) ** (2 * self.interval)
+            added = (1 - kept) / (1 - (1 - c) ** 2) if c > 0 else self.interval
+            squares.append(kept * squares[-1] + added * rate)
+        return np.sqrt(squares)
+
+
+def _is_scalar(x: Any) -> bool:
+    return checks.is_static(x) or (hasattr(x, "shape") and x.shape == ())

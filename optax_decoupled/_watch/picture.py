@@ -1,0 +1,60 @@
+"""A weight history as three panels over the run: rms, rotation and ratio."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from optax_decoupled._common import groups
+from optax_decoupled._common.extras import import_extra
+
+if TYPE_CHECKING:
+    from optax_decoupled._watch.history import WeightHistoryRow as Row
+
+# Okabe and Ito's colours, which colour-blind people can tell apart, without yellow.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+_STYLES = ("-", "--", ":", "-.")
+_LEGEND = 14
+
+
+def draw(steps: np.ndarray, rows: Sequence[Row], axes: Any) -> Any:
+    """See :meth:`WeightHistory.plot`."""
+    plt = import_extra("matplotlib.pyplot")
+    if axes is None:
+        _, axes = plt.subplots(1, 3, figsize=(11, 3.4), layout="constrained", sharex=True)
+    parts = list(groups.alike([row.path for row in rows], [(row.shape, row.dtype) for row in rows]))
+    for i, (part, name) in enumerate(parts):
+        members = [rows[j] for j in part]
+        style = {"color": _COLOURS[i % 7], "ls": _STYLES[i // 7 % 4], "lw": 1.6}
+        label = name if len(part) == 1 else f"{name} (median of {len(part)})"
+        for ax, field in zip(axes, ("rms", "rotation", "ratio"), strict=True):
+            ax.plot(steps, _median(members, field), label=label, **style)
+        axes[0].plot(steps, _median(members, "predicted_rms"), **{**style, "lw": 0.7, "alpha": 0.6})
+    _decorate(axes, len(parts), steps)
+    return axes
+
+
+def _median(rows: Sequence[Row], field: str) -> np.ndarray:
+    return np.median([getattr(row, field) for row in rows], axis=0)
+
+
+def _decorate(axes: Any, lines: int, steps: np.ndarray) -> None:
+    titles = ("rms (thin: predicted for noise)", "rotation per update (radians)", "ratio")
+    for ax, title in zip(axes, titles, strict=True):
+        ax.set(title=title, xlabel="updates")
+        ax.grid(alpha=0.25)
+    for ax in axes[:2]:
+        ax.set_yscale("log")
+    if np.isnan([line.get_ydata() for line in axes[2].lines]).all():
+        axes[2].set_visible(False)
+    else:
+        axes[2].axhspan(1 / 1.4, 1.4, color="0.5", alpha=0.2, lw=0)
+        axes[2].axhline(1, color="0.5", lw=0.8)
+        axes[2].set_yscale("symlog", linthresh=1)
+        axes[2].set_title("ratio (grey: held by noise)")
+    if lines <= _LEGEND:
+        axes[0].legend(fontsize="x-small")
+    else:
+        axes[0].figure.suptitle(f"{lines} groups of weights", fontsize="small")

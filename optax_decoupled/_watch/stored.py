@@ -1,0 +1,61 @@
+"""The tables of `record_weight_dynamics`, found in a state or checkpoint and read on the host."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from optax_decoupled._common.types import PyTree
+from optax_decoupled._state import foreign
+from optax_decoupled._watch.recorder import WeightHistoryState
+from optax_decoupled._watch.verdict import Averages
+
+
+def tables(opt_state: PyTree) -> list[Table]:
+    """The table of each recorder in a state, also where a checkpoint made a dict of it."""
+    fields = set(WeightHistoryState._fields)
+
+    def as_mapping(node: Any) -> Any:
+        return node._asdict() if hasattr(node, "_asdict") else node
+
+    def is_history(node: Any) -> bool:
+        mapping = as_mapping(node)
+        return isinstance(mapping, Mapping) and fields <= set(mapping)
+
+    optimizer, own_state = foreign.transform_and_state(opt_state)
+    tree = foreign.without_boxes(optimizer if own_state is None else own_state)
+    nodes = jax.tree.leaves(tree, is_leaf=is_history)
+    return [Table(as_mapping(node)) for node in nodes if is_history(node)]
+
+
+class Table:
+    """One recorder's state on the host."""
+
+    def __init__(self, state: Mapping[str, Any]):
+        size, stride, count, pending = (
+            int(_on_host(state[name])) for name in ("size", "stride", "count", "pending")
+        )
+        last = count - 1 - max(pending, 0)
+        self.interval = stride
+        self.steps = last - stride * np.arange(size - 1, -1, -1)
+        self.values = np.asarray(_on_host(state["table"]), float)[:size]
+        self.labels = json.loads(bytes(_on_host(state["labels"]).astype(np.uint8)).decode())
+
+    def weights(self) -> Iterator[tuple[str, tuple[int, ...], str, Averages]]:
+        """The path, shape, dtype and averages of each weight."""
+        number = 0
+        for path, shape, dtype, axes in self.labels:
+            for index in np.ndindex(*shape[:axes]):
+                name = path + (f"[{','.join(map(str, index))}]" if index else "")
+                yield name, tuple(shape[axes:]), dtype, Averages(*self.values[:, number].T)
+                number += 1
+
+
+def _on_host(x: Any) -> np.ndarray:
+    if isinstance(x, jax.Array) and not x.is_fully_addressable:
+        x = x.addressable_data(0)  # replicated over the processes
+    return np.asarray(x)
