@@ -135,13 +135,13 @@ def lion(
     alpha, c = _checked(learning_rate, weight_decay)
     checks.check_fraction("b1", b1, "0.9 is the usual value.")
     checks.check_fraction("b2", b2, "0.99 is the usual value.")
-    S = _sum_of_sign_correlations(b1, b2, 1 - c)
+    S = sum_of_sign_correlations(b1, b2, 1 - c)
     rms = alpha * ((1 + 2 * S) / (c * (2 - c))) ** 0.5
     turned = c * (1 - c * S / (1 - c)) / (1 + 2 * S)  # 1 - cos(rotation)
     return Equilibrium(rms, _angle(turned), 0.5 / c)
 
 
-def _sum_of_sign_correlations(b1: Any, b2: Any, a: Any) -> Any:
+def sum_of_sign_correlations(b1: Any, b2: Any, a: Any) -> Any:
     """S of :func:`lion`: the arcsine as its power series, each term a geometric series in k."""
     variance = (1 - b1) ** 2 + b1**2 * (1 - b2) / (1 + b2)
     first = b1 * (1 - b2) * (1 - b1 + b1 * b2 / (1 + b2)) / variance

@@ -120,7 +120,7 @@ def recorded_weight_dynamics(
     weight_decay: ScalarOrSchedule | PyTree | None = None,
     schedule: ScalarOrSchedule | None = None,
     learning_rate: ScalarOrSchedule | None = None,
-    b1: Scalar = 0.9,
+    b1: Scalar | tuple[Scalar, Scalar] = 0.9,
 ) -> WeightHistory:
     r"""The history that :func:`~optax_decoupled.record_weight_dynamics` keeps in a state.
 
@@ -145,7 +145,8 @@ def recorded_weight_dynamics(
       schedule: the multiplier of learning rate and decay, as given to the optimizer.
       learning_rate: that of an Adam-type optimizer, for ``predicted_rms``; a number or a
         schedule. None: unknown.
-      b1: the decay rate of the first moment, or the momentum of SGD, in [0, 1).
+      b1: the decay rate of the first moment, or the momentum of SGD, in [0, 1). For Lion, whose
+        signs are correlated otherwise, the pair ``(b1, b2)``.
 
     Returns:
       A :class:`types.WeightHistory`.
@@ -200,11 +201,10 @@ def _row(
     rms = np.sqrt(a.square)
     aligned = 2 * (a.along + c * a.square)
     injected = a.change + 2 * c * a.along + c**2 * a.square
-    usual = 2 * known.b1 / (1 - known.b1) or 1.0
+    ratio = aligned / injected / known.noise_alignment(c)
     half = slice(len(rms) // 2, None)
-    ratio = aligned / injected / usual
-    of_half = float(aligned[half].sum() / injected[half].sum() / usual) if len(rms) else math.nan
-    verdict: Verdict = judged(a, known.steps, of_half, math.prod(shape))
+    of_half = aligned[half].sum() / injected[half].sum() / known.noise_alignment(c)
+    verdict: Verdict = judged(a, known.steps, float(of_half), math.prod(shape))
     return WeightHistoryRow(
         path=path,
         shape=shape,

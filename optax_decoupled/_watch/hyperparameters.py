@@ -12,6 +12,7 @@ import numpy as np
 from optax_decoupled._common import checks
 from optax_decoupled._common.types import PyTree, Scalar, ScalarOrSchedule
 from optax_decoupled._select.names import named_leaves
+from optax_decoupled.equilibrium import sum_of_sign_correlations
 
 # Counts at which a schedule is evaluated in each interval.
 _COUNTS = 64
@@ -27,13 +28,15 @@ class Hyperparameters:
         weight_decay: ScalarOrSchedule | PyTree | None,
         schedule: ScalarOrSchedule | None,
         learning_rate: ScalarOrSchedule | None,
-        b1: Scalar,
+        b1: Scalar | tuple[Scalar, Scalar],
     ):
         checks.check_schedule("schedule", schedule)
         if learning_rate is not None:
             checks.check_learning_rate(learning_rate)
-        checks.check_fraction("b1", b1, "0.9 is the usual value.")
-        self.steps, self.interval, self.b1 = steps, interval, float(b1)
+        self.steps, self.interval = steps, interval
+        self.betas = b1 if isinstance(b1, tuple) else (b1,)
+        for beta in self.betas:
+            checks.check_fraction("b1", beta, "0.9 is usual; for Lion a pair: (0.9, 0.99).")
         places = (np.arange(min(interval, _COUNTS)) + 0.5) / min(interval, _COUNTS)
         self.counts = np.floor(steps[:, None] - interval + places * interval).clip(0)
         self.multiplier = self._values(1.0 if schedule is None else schedule)
@@ -71,6 +74,17 @@ class Hyperparameters:
         if self.one is None:
             return np.full(len(self.steps), math.nan)
         return (self.one * self.multiplier).mean(axis=1)
+
+    def noise_alignment(self, decay: np.ndarray) -> float:
+        """Alignment over injection that momentum gives to noise; 1 without momentum.
+
+        Lion's signs stay correlated for so long that decay counts, too.
+        """
+        if len(self.betas) == 1:
+            b1 = float(self.betas[0])
+            return 2 * b1 / (1 - b1) or 1.0
+        c = float(np.mean(decay)) if len(decay) else 0.0
+        return 2 * sum_of_sign_correlations(*self.betas, 1 - c)
 
     def noise_rms(self, decay: np.ndarray, rms: np.ndarray) -> np.ndarray:
         """The rms of a weight that gets noise from the first interval on, at each interval."""

@@ -32,7 +32,7 @@ COLUMNS = 5
 _RESERVED = 4
 # Calls that are summed before their sum is added to that of the interval: so no sum of float32
 # numbers has more than some thousand terms, however long the interval.
-_CHUNK = 64
+_CHUNK = 512
 
 
 class WeightHistoryState(NamedTuple):

@@ -29,11 +29,17 @@ class Weight(NamedTuple):
     dtype: Any  # at least float32: the one in which it is compared
     name: str  # of its own dtype
     axes: int  # how many leading axes number its slices
-    counts: Shape  # elements of the sample along each of the other axes
+    steps: Shape  # the distance of sampled elements along each of the other axes
 
     @property
     def rows(self) -> int:
         return math.prod(self.shape[: self.axes])
+
+    @property
+    def counts(self) -> Shape:
+        """Sampled elements along each axis of a slice."""
+        lengths = self.shape[self.axes :]
+        return tuple(n // step for n, step in zip(lengths, self.steps, strict=True))
 
     @property
     def is_narrow(self) -> bool:
@@ -96,29 +102,31 @@ def _weight(index: int, path: str, leaf: Leaf, axes: int, elements: int) -> Weig
     dtype = jnp.result_type(leaf)
     wide = widen(np.zeros((), dtype)).dtype
     shape = jnp.shape(leaf)
-    counts = _counts(shape[axes:], max(elements * 4 // wide.itemsize, 1))
-    return Weight(index, path, shape, wide, np.dtype(dtype).name, axes, counts)
+    steps = _steps(shape[axes:], max(elements * 4 // wide.itemsize, 1))
+    return Weight(index, path, shape, wide, np.dtype(dtype).name, axes, steps)
 
 
-def _counts(shape: Shape, most: int) -> Shape:
-    """At most so many elements, about as many along each axis as along the others."""
-    counts = [0] * len(shape)
+def _steps(shape: Shape, most: int) -> Shape:
+    """The distances of at most so many elements, about as many along each axis as the others."""
+    steps = [1] * len(shape)
     order = sorted(range(len(shape)), key=shape.__getitem__)
-    for place, axis in enumerate(order):  # the shortest first: what it does not use is left
-        share = math.floor(most ** (1 / (len(order) - place)) + 1e-9)
-        counts[axis] = min(shape[axis], max(share, 1))
-        most //= counts[axis]
-    return tuple(counts)
+    for place, axis in enumerate(order):  # the shortest first: others use what it leaves
+        share = max(math.floor(most ** (1 / (len(order) - place)) + 1e-9), 1)
+        steps[axis] = -(-shape[axis] // share)
+        most //= shape[axis] // steps[axis]
+    return tuple(steps)
 
 
 def sampled(weight: Weight, x: Leaf) -> jax.Array:
     """[rows, elements] of an array, at even distances, in the dtype in which it is compared."""
-    steps = [n // k for n, k in zip(weight.shape[weight.axes :], weight.counts, strict=True)]
-    first = [0] * weight.axes + [step // 2 for step in steps]
-    ends = list(weight.shape[: weight.axes])
-    for start, step, k in zip(first[weight.axes :], steps, weight.counts, strict=True):
-        ends.append(start + (k - 1) * step + 1)
-    x = jax.lax.slice(jnp.asarray(x), first, ends, [1] * weight.axes + steps)
+    lead = weight.shape[: weight.axes]
+    first = [(step - 1) // 2 for step in weight.steps]
+    ends = [
+        f + (k - 1) * step + 1
+        for f, k, step in zip(first, weight.counts, weight.steps, strict=True)
+    ]
+    starts = [0] * len(lead) + first
+    x = jax.lax.slice(jnp.asarray(x), starts, [*lead, *ends], [1] * len(lead) + list(weight.steps))
     return x.reshape(weight.rows, -1).astype(weight.dtype)
 
 

@@ -1,0 +1,180 @@
+"""Histories of runs whose end is known: closed forms, random walks, a quadratic, dead weights."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import optax_decoupled as od
+
+C = 2e-3
+SHAPE = (64, 64)
+
+
+def trained(tx, gradient, steps, start, **known):
+    """The history of a run; ``gradient(params, key)``."""
+    tx = optax.chain(tx, od.record_weight_dynamics(elements=4096))
+
+    def step(carry, key):
+        params, state = carry
+        updates, state = tx.update(gradient(params, key), state, params)
+        return (optax.apply_updates(params, updates), state), None
+
+    run = jax.jit(lambda carry, keys: jax.lax.scan(step, carry, keys)[0])
+    _, state = run((start, tx.init(start)), jax.random.split(jax.random.key(0), steps))
+    return od.recorded_weight_dynamics(state, **known)
+
+
+def noise(params, key):
+    keys = jax.random.split(key, len(jax.tree.leaves(params)))
+    leaves, structure = jax.tree.flatten(params)
+    draw = lambda p, k: jax.random.normal(k, p.shape, p.dtype)
+    return structure.unflatten(map(draw, leaves, keys))
+
+
+def normalized_noise(params, key):
+    """Of a scale-invariant loss: orthogonal to the weight, and smaller for a longer one."""
+
+    def tangent(p, g):
+        size = jnp.linalg.norm(p)
+        return (g - jnp.vdot(g, p) / size**2 * p) / size
+
+    return jax.tree.map(tangent, params, noise(params, key))
+
+
+WALKS = {
+    "adamw": (od.adamw(1e-3, C), noise, od.equilibrium.adamw(1e-3, C).rms, 0.9),
+    "adamw, b1=0.5": (
+        od.adamw(1e-3, C, b1=0.5),
+        noise,
+        od.equilibrium.adamw(1e-3, C, 0.5).rms,
+        0.5,
+    ),
+    "adamw, b1=0": (od.adamw(1e-3, C, b1=0.0), noise, od.equilibrium.adamw(1e-3, C, 0.0).rms, 0.0),
+    "lion": (
+        od.decouple(optax.lion(1e-3, weight_decay=0.0), C),
+        noise,
+        od.equilibrium.lion(1e-3, C).rms,
+        (0.9, 0.99),
+    ),
+    "sgdw": (
+        od.sgdw(1e-3, C, momentum=0.9),
+        normalized_noise,
+        od.equilibrium.sgdw(1e-3, C, gradient_norm=64.0, size=64 * 64).rms,
+        0.9,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WALKS)
+def test_a_random_walk_is_held_by_noise_at_the_predicted_size(name):
+    tx, gradient, rms, b1 = WALKS[name]
+    start = {"w": rms * jax.random.normal(jax.random.key(1), SHAPE)}
+    history = trained(tx, gradient, 4000, start, weight_decay=C, b1=b1)
+    (row,) = history.rows
+    half = slice(len(row.rms) // 2, None)
+    np.testing.assert_allclose(row.rms[half].mean(), rms, rtol=0.02)
+    if b1 == 0:
+        assert abs(row.aligned[half].mean() / row.injected[half].mean()) < 0.05
+    else:
+        assert abs(row.ratio[half].mean() - 1) < 0.05
+        assert row.held_by == "noise"
+    balance = row.aligned + row.injected - row.removed
+    assert abs(balance[half].mean()) < 0.1 * row.removed[0]
+    assert row.kind == "settled"
+
+
+def test_a_quadratic_whose_minimum_is_not_0_holds_the_length():
+    target = jax.random.normal(jax.random.key(2), SHAPE)
+    gradient = lambda p, key: {"w": p["w"] - target + 0.1 * noise(p, key)["w"]}
+    start = {"w": jnp.zeros(SHAPE) + 0.5 * target}
+    (row,) = trained(od.adamw(1e-2, C), gradient, 4000, start, weight_decay=C).rows
+    assert row.kind == "settled"
+    assert row.held_by == "the loss"
+    half = slice(len(row.rms) // 2, None)
+    assert row.aligned[half].mean() / row.injected[half].mean() / 18 > 3
+
+
+def test_pure_decay_frozen_and_growing_weights():
+    start = {name: jnp.ones((32, 32)) for name in ("decays", "frozen", "grows")}
+    start["grows"] = jnp.full((32, 32), 1e-3)
+    live = lambda p, key: {**jax.tree.map(jnp.zeros_like, p), "grows": noise(p, key)["grows"]}
+    mask = {"decays": True, "frozen": False, "grows": True}
+    decays = {"decays": 1e-3, "frozen": 0.0, "grows": 1e-3}
+    rows = trained(od.adamw(1e-3, 1e-3, mask=mask), live, 300, start, weight_decay=decays).rows
+    assert [row.kind for row in rows] == ["only decays", "frozen", "growing"]
+    np.testing.assert_allclose(rows[0].growth, (1 - 1e-3) ** 2 - 1, rtol=1e-3)
+    assert np.abs(rows[0].aligned).max() < 1e-5
+    assert rows[0].injected.max() < 1e-8
+    assert not rows[1].growth.any()
+    assert not rows[1].rotation.any()
+    assert rows[2].growth[-1] > 1e-3
+
+
+def test_a_decay_that_bfloat16_rounds_away_is_lost():
+    start = {"w": jnp.ones(SHAPE, jnp.bfloat16)}
+    zeros = lambda p, key: jax.tree.map(jnp.zeros_like, p)
+    history = trained(od.adamw(1e-3, 1e-4), zeros, 100, start, weight_decay=1e-4)
+    (row,) = history.rows
+    assert row.kind == "lost"
+    assert row.unchanged.min() == 1
+    assert "apply_updates_with_stochastic_rounding" in str(history)
+    (row,) = trained(od.adamw(1e-3, 1e-4), zeros, 100, {"w": jnp.ones(SHAPE)}).rows
+    assert row.kind == "only decays"  # in float32
+
+
+def test_the_sampled_run_agrees_with_weight_dynamics_of_the_same_run():
+    tx = optax.chain(od.adamw(1e-2, C), od.record_weight_dynamics(elements=4096))
+    params = {"w": 0.1 * jax.random.normal(jax.random.key(1), SHAPE)}
+    state, measured = tx.init(params), []
+
+    @jax.jit
+    def step(params, state, key):
+        updates, state = tx.update(noise(params, key), state, params)
+        return optax.apply_updates(params, updates), state, od.weight_dynamics(params, updates)
+
+    for key in jax.random.split(jax.random.key(0), 50):
+        params, state, dynamics = step(params, state, key)
+        measured.append([float(x["w"]) for x in dynamics])
+    (row,) = od.recorded_weight_dynamics(state).rows
+    found = np.stack([row.rms, row.rotation, row.growth], axis=1)
+    np.testing.assert_allclose(found, measured[:-1], rtol=1e-3, atol=1e-6)
+
+
+def test_schedules_masks_and_rates_give_the_decay_and_the_size_of_each_interval():
+    eta = optax.cosine_decay_schedule(1.0, 400)
+    start = {"w": 0.02 * jax.random.normal(jax.random.key(1), SHAPE), "b": jnp.ones(4)}
+    tx = od.adamw(1e-3, C, schedule=eta, mask={"w": True, "b": False})
+    known = {"weight_decay": {"w": C, "b": 0.0}, "schedule": eta, "learning_rate": 1e-3}
+    rows = trained(tx, noise, 401, start, **known).rows
+    history = trained(tx, noise, 401, start, **known)
+    b, w = history.rows
+    assert rows[0].path == b.path == "b"
+    assert not b.removed.any()
+    ends = history.steps
+    exact = [2 * C * np.mean(eta(np.arange(end - history.interval, end))) for end in ends]
+    np.testing.assert_allclose(w.removed, exact, rtol=1e-3)
+    run = od.equilibrium.rms_over_run(1e-3, C, eta, 400, float(w.rms[0]))
+    np.testing.assert_allclose(w.predicted_rms[-1], run[-1], rtol=0.02)
+    np.testing.assert_allclose(w.rms[-1], w.predicted_rms[-1], rtol=0.05)
+
+
+def test_arguments_and_states_that_do_not_fit():
+    recorder = od.record_weight_dynamics()
+    state = recorder.init({"w": jnp.ones(3)})
+    read = od.recorded_weight_dynamics
+    with pytest.raises(ValueError, match="holds no weight history.*record_weight_dynamics"):
+        read(od.adamw(1e-3, 1e-4).init(jnp.ones(3)))
+    _, longer = recorder.update(jnp.zeros(3), state, {"w": jnp.ones(3)})
+    _, longer = recorder.update({"w": jnp.zeros(3)}, longer, {"w": jnp.ones(3)})
+    with pytest.raises(ValueError, match="2 weight histories of 0, 1 updates"):
+        read((state, longer))
+    with pytest.raises(ValueError, match="weight_decay has no entry for 'w'"):
+        read(longer, weight_decay={"v": 1e-4})
+    with pytest.raises(ValueError, match="b1=1.0 is not allowed"):
+        read(longer, b1=1.0)
+    with pytest.raises(ValueError, match="weight_decay=2.0 is not allowed"):
+        read(longer, weight_decay=2.0)
+    assert "no interval yet" in str(read(state))
+    assert read(state).metrics() == {}
