@@ -6,8 +6,9 @@ from optax_decoupled._transforms.decay import DecoupledWeightDecayState, PulledW
 from optax_decoupled._transforms.norms import HyperballState
 from optax_decoupled._transforms.toward import Toward
 from optax_decoupled._watch.dynamics import WeightDynamics
-from optax_decoupled._watch.history import WeightHistory, WeightHistoryRow
+from optax_decoupled._watch.history import WeightHistory
 from optax_decoupled._watch.recorder import WeightHistoryState
+from optax_decoupled._watch.row import WeightHistoryRow
 from optax_decoupled.equilibrium import Equilibrium
 
 __all__ = [

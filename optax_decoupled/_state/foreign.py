@@ -11,7 +11,9 @@ from optax_decoupled._common.types import PyTree
 # Fields of Optax states that count steps. All counters of a state agree,
 COUNTERS = frozenset({"count", "gradient_step"})
 # except in these states, which reset theirs: such counters are carried like moments.
-RECOUNTING = frozenset({"ReduceLROnPlateauState", "ApplyEvery"})
+RECOUNTING = frozenset({"ReduceLROnPlateauState", "ApplyEvery", "WeightHistoryState"})
+# The state of this package's recorder, which counts its own calls.
+HISTORY = "WeightHistoryState"
 # Fields that belong to an optimizer, not to a run: a migration keeps those of the target.
 OWN = frozenset({"decay_rate", "hyperparams", "hyperparams_states"})
 # Fields in which states add up gradients or updates over several steps.

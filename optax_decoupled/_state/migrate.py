@@ -12,6 +12,7 @@ from optax_decoupled._common import checks
 from optax_decoupled._common.types import Leaf, Path, PyTree, Scalar
 from optax_decoupled._select.names import unboxed
 from optax_decoupled._state import foreign
+from optax_decoupled._state.histories import with_histories
 
 # Fields that start anew at a migration: the reference of toward_init is then the current weights.
 _BEGUN_ANEW = foreign.REFUSALS | {"reference"}
@@ -45,6 +46,9 @@ def migrate_opt_state(
       params: the parameters, of the structure that ``tx.init`` gets.
       count: the number of updates so far. Only for states without a counter, such as that
         of ``optax.sgd`` with a constant rate. An error asks for it if it is needed.
+
+    A weight history (:func:`record_weight_dynamics`) is carried as well; it begins anew, with a
+    warning, if it is not one of the same weights and capacity.
 
     Returns:
       A state of the structure and dtypes of ``tx.init(params)``. Injected hyperparameters
@@ -93,7 +97,7 @@ def migrate_opt_state(
             f"opt_state cannot be migrated: {'; '.join(problems[:8])}{more}. To start the new "
             "optimizer afresh instead, use tx.init(params)."
         )
-    return _filled(target, old, count)
+    return with_histories(_filled(target, old, count), opt_state)
 
 
 def _check_order(opt_state: optax.OptState, tx: optax.GradientTransformation) -> None:
@@ -150,6 +154,8 @@ def _fields(state: optax.OptState) -> dict[_Field, Any]:
     """
     fields: dict[_Field, Any] = {}
     for _, field, leaf in _leaves(state):
+        if field[0] == foreign.HISTORY:
+            continue
         if field in fields:
             raise ValueError(
                 f"opt_state is ambiguous: it holds {_text(field)} more than once. Migrate its "

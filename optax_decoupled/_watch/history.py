@@ -12,49 +12,8 @@ from optax_decoupled._common.checks import brief
 from optax_decoupled._common.types import PyTree, Scalar, ScalarOrSchedule
 from optax_decoupled._watch import picture, printed, stored
 from optax_decoupled._watch.hyperparameters import Hyperparameters
+from optax_decoupled._watch.row import WeightHistoryRow
 from optax_decoupled._watch.verdict import Averages, Verdict, judged
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class WeightHistoryRow:
-    r"""The history of one weight; arrays are float64[intervals], NaN where a value is unknown.
-
-    Attributes:
-      path: the parameter's keys, joined by ``/``; of a stacked array's slice also its index.
-      shape: the weight's shape.
-      dtype: the name of its dtype.
-      rms: root mean square of its sampled elements.
-      rotation: the angle that an update turns it by, in radians: the root of the mean square.
-      growth: the relative change of its squared length by one update.
-      unchanged: the share of its elements whose bits an update does not change although it is
-        not 0. It is 0 for weights of 32 bits and more, where rounding is hardly a loss.
-      removed: :math:`2c`, the part of the squared length that decay removes, by one update.
-      aligned: :math:`2⟨θ, u⟩ / \|θ\|^2` of the update :math:`u` without decay.
-      injected: :math:`\|u\|^2 / \|θ\|^2`.
-      ratio: ``aligned / injected`` over its value for noise, :math:`2β_1 / (1 - β_1)`.
-      predicted_rms: that of AdamW's weights under noise, from the first interval on.
-      kind: ``"settled"``, ``"growing"``, ``"shrinking"``, ``"only decays"`` (no gradient reaches
-        it), ``"frozen"``, ``"lost"`` (to rounding), or ``"too short"``.
-      since: the number of updates after which a settled weight has its final rms.
-      held_by: ``"noise"`` if the ratio over the last half of the run is between 1/1.4 and
-        1.4, otherwise ``"the loss"``; None if it is unknown.
-    """
-
-    path: str
-    shape: tuple[int, ...]
-    dtype: str
-    rms: np.ndarray
-    rotation: np.ndarray
-    growth: np.ndarray
-    unchanged: np.ndarray
-    removed: np.ndarray
-    aligned: np.ndarray
-    injected: np.ndarray
-    ratio: np.ndarray
-    predicted_rms: np.ndarray
-    kind: str
-    since: int | None
-    held_by: str | None
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -204,7 +163,8 @@ def _row(
     ratio = aligned / injected / known.noise_alignment(c)
     half = slice(len(rms) // 2, None)
     of_half = aligned[half].sum() / injected[half].sum() / known.noise_alignment(c)
-    verdict: Verdict = judged(a, known.steps, float(of_half), math.prod(shape))
+    of_half = float(of_half) if c[half].any() else math.nan  # no decay, nothing to hold against
+    verdict: Verdict = judged(a, known.steps, of_half, math.prod(shape))
     return WeightHistoryRow(
         path=path,
         shape=shape,

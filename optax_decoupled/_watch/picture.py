@@ -1,17 +1,13 @@
 """A weight history as three panels over the run: rms, rotation and ratio."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from optax_decoupled._common import groups
 from optax_decoupled._common.extras import import_extra
-
-if TYPE_CHECKING:
-    from optax_decoupled._watch.history import WeightHistoryRow as Row
+from optax_decoupled._watch.row import WeightHistoryRow as Row
 
 # Okabe and Ito's colours, which colour-blind people can tell apart, without yellow.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
@@ -29,8 +25,10 @@ def draw(steps: np.ndarray, rows: Sequence[Row], axes: Any) -> Any:
         members = [rows[j] for j in part]
         style = {"color": _COLOURS[i % 7], "ls": _STYLES[i // 7 % 4], "lw": 1.6}
         label = name if len(part) == 1 else f"{name} (median of {len(part)})"
-        for ax, field in zip(axes, ("rms", "rotation", "ratio"), strict=True):
-            ax.plot(steps, _median(members, field), label=label, **style)
+        axes[0].plot(steps, _median(members, "rms"), label=label, **style)
+        axes[1].plot(steps, _median(members, "rotation"), label=label, **style)
+        if members[0].removed.any():  # a ratio says nothing about a weight without decay
+            axes[2].plot(steps, np.median([_ratio(row) for row in members], axis=0), **style)
         axes[0].plot(steps, _median(members, "predicted_rms"), **{**style, "lw": 0.7, "alpha": 0.6})
     _decorate(axes, len(parts), steps)
     return axes
@@ -40,6 +38,14 @@ def _median(rows: Sequence[Row], field: str) -> np.ndarray:
     return np.median([getattr(row, field) for row in rows], axis=0)
 
 
+def _ratio(row: Row) -> np.ndarray:
+    """The ratio of the sums over a sixteenth of the run around each interval."""
+    weights = row.rms**2 * row.injected
+    kernel = np.ones(max(len(weights) // 16, 1))
+    sums = (np.convolve(x, kernel, mode="same") for x in (row.ratio * weights, weights))
+    return np.divide(*sums)
+
+
 def _decorate(axes: Any, lines: int, steps: np.ndarray) -> None:
     titles = ("rms (thin: predicted for noise)", "rotation per update (radians)", "ratio")
     for ax, title in zip(axes, titles, strict=True):
@@ -47,7 +53,7 @@ def _decorate(axes: Any, lines: int, steps: np.ndarray) -> None:
         ax.grid(alpha=0.25)
     for ax in axes[:2]:
         ax.set_yscale("log")
-    if np.isnan([line.get_ydata() for line in axes[2].lines]).all():
+    if not axes[2].lines:
         axes[2].set_visible(False)
     else:
         axes[2].axhspan(1 / 1.4, 1.4, color="0.5", alpha=0.2, lw=0)

@@ -1,20 +1,20 @@
 """A weight history as text of at most 80 columns: advice, then a line for each group of weights."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from optax_decoupled._common import groups, table
-
-if TYPE_CHECKING:
-    from optax_decoupled._watch.history import WeightHistoryRow as Row
+from optax_decoupled._watch.row import WeightHistoryRow as Row
+from optax_decoupled._watch.verdict import trend
 
 _HEADER = ("weight", "n", "rms", "rotation", "% per 1,000", "ratio", "verdict")
 _SIDES = "<>>>>><"
 _NAMES = 3
+_MEANINGS = {
+    "noise": "Decay sets how far an update turns these weights.",
+    "the loss": "Decay changes the length of these weights.",
+}
 
 
 def text(steps: np.ndarray, interval: int, rows: Sequence[Row]) -> str:
@@ -24,8 +24,8 @@ def text(steps: np.ndarray, interval: int, rows: Sequence[Row]) -> str:
         f"Weight history: {len(rows)} weights, {steps[-1]:,} updates, "
         f"{len(steps)} intervals of {interval:,}."
     )
-    remarks = [table.filled(line, "  ") for line in advice(steps, rows)]
-    return "\n".join([title, *remarks, "", *_table(rows)])
+    remarks = [table.filled(line, "  ") for line in advice(steps, interval, rows)]
+    return "\n".join([title, *remarks, "", *_table(rows, interval)])
 
 
 def as_html(text: str) -> str:
@@ -44,13 +44,14 @@ def ratio_of_half(row: Row) -> float:
     return float(np.sum(row.ratio[half] * weights) / np.sum(weights))
 
 
-def percent(row: Row) -> float:
-    """The change of the rms in 1,000 updates at the recent rate, in percent."""
-    return 100 * np.expm1(500 * np.log1p(last_quarter(row.growth)))
+def percent(row: Row, interval: int) -> float:
+    """The change of the rms in 1,000 updates, in percent, from the last two quarters."""
+    between = interval * max(len(row.rms) // 4, 1)
+    return 100 * float(np.expm1(trend(row.rms) * 1000 / between))
 
 
-def advice(steps: np.ndarray, rows: Sequence[Row]) -> Iterator[str]:
-    """At most five sentences, each with its number."""
+def advice(steps: np.ndarray, interval: int, rows: Sequence[Row]) -> Iterator[str]:
+    """At most five remarks, each with its number."""
     of = lambda kind: [row for row in rows if row.kind == kind]
     if lost := of("lost"):
         share = np.mean([last_quarter(row.unchanged) for row in lost])
@@ -60,35 +61,32 @@ def advice(steps: np.ndarray, rows: Sequence[Row]) -> Iterator[str]:
             "apply_updates_with_stochastic_rounding."
         )
     if alone := of("only decays"):
-        lowest = min(map(percent, alone))
+        fastest = -min(percent(row, interval) for row in alone)
         yield (
-            f"Only decays, by up to {-lowest:.2g} % in 1,000 updates: {_these(alone)}. No gradient "
+            f"Only decays, by up to {fastest:.2g} % in 1,000 updates: {_these(alone)}. No gradient "
             "reaches these weights. Check that the loss uses them, or mask them."
         )
-    if growing := of("growing"):
+    if growing := [row for row in of("growing") if last_quarter(row.removed) > 0]:
         yield f"Still growing: {_these(growing)}. {_outlook(steps, growing)}"
-    for holder, meaning in (
-        ("noise", "decay sets their rotation and the learning rate their length"),
-        ("the loss", "decay changes their length"),
-    ):
+    for holder, meaning in _MEANINGS.items():
         if held := [row for row in rows if row.held_by == holder]:
             ratio = np.median([ratio_of_half(row) for row in held])
-            yield f"Held by {holder} (median ratio {ratio:.2f}): {_these(held)}; {meaning}."
+            yield f"Held by {holder} (median ratio {ratio:.2f}): {_these(held)}. {meaning}"
     if np.isnan([row.removed[-1] for row in rows]).all():
         yield "Pass weight_decay= (and schedule=) to see what holds each weight."
 
 
 def _outlook(steps: np.ndarray, growing: Sequence[Row]) -> str:
-    removed = max(last_quarter(row.removed) for row in growing)
-    if not removed > 0:
-        return "Without decay, or if it is not known, nothing says where that ends."
-    relaxation = 1 / removed
+    relaxation = 1 / max(last_quarter(row.removed) for row in growing)
     if relaxation > steps[-1] / 3:
         return (
-            f"Their decay takes {relaxation:,.0f} updates to balance growth, and the run has "
-            f"{steps[-1]:,}: use a larger decay or a longer run if they are to settle."
+            f"Decay needs {relaxation:,.0f} updates to balance their growth, and the run has "
+            f"{steps[-1]:,}. If they are to settle, use a larger decay or a longer run."
         )
-    return f"Their decay balances growth within {relaxation:,.0f} updates, so the updates grow."
+    return (
+        f"Decay would balance steady growth within {relaxation:,.0f} updates, so their updates "
+        "become larger or point outwards more."
+    )
 
 
 def _these(rows: Sequence[Row]) -> str:
@@ -97,27 +95,27 @@ def _these(rows: Sequence[Row]) -> str:
     return ", ".join(names[:_NAMES]) + more
 
 
-def _table(rows: Sequence[Row]) -> list[str]:
+def _table(rows: Sequence[Row], interval: int) -> list[str]:
     verdicts = [_verdict(row) for row in rows]
     shapes = [(row.shape, row.dtype) for row in rows]
     contents = list(zip(verdicts, shapes, strict=True))
     lines = list(groups.alike([row.path for row in rows], contents))
     names = groups.distinct([name for _, name in lines], [part[0] for part, _ in lines])
     cells = [
-        (name, str(len(part)), *_numbers([rows[i] for i in part]), verdicts[part[0]])
+        (name, str(len(part)), *_numbers([rows[i] for i in part], interval), verdicts[part[0]])
         for name, (part, _) in zip(names, lines, strict=True)
     ]
     return table.table(_HEADER, cells, _SIDES)
 
 
-def _numbers(rows: Sequence[Row]) -> tuple[str, ...]:
+def _numbers(rows: Sequence[Row], interval: int) -> tuple[str, ...]:
     """The medians of a group's weights."""
     median = lambda of: float(np.median([of(row) for row in rows]))
-    ratio = median(ratio_of_half)
+    ratio = median(ratio_of_half) if rows[0].removed.any() else np.nan
     return (
         f"{median(lambda row: row.rms[-1]):.3g}",
         f"{median(lambda row: last_quarter(row.rotation)):.2g}",
-        f"{median(percent):+.2g}",
+        f"{median(lambda row: percent(row, interval)):+.2g}",
         "" if np.isnan(ratio) else f"{ratio:.2f}",
     )
 

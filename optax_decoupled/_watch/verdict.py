@@ -15,18 +15,19 @@ import numpy as np
 _QUARTERS, _FEWEST = 4, 8
 # A weight has settled if its rms changes by less than this from one quarter to the next, and
 # has been settled since it is within the second number of its final rms.
-_TREND, _NEAR = 0.02, 0.05
+_TREND, _NEAR = 0.05, 0.1
 # From this share of elements on that do not change although their update is not 0, a weight is
 # lost to rounding. Stochastic rounding leaves a smaller share unchanged, and decays on average.
 _LOST = 0.99
-# Noise holds a weight's length if its ratio is between 1/1.4 and 1.4, over the last half.
+# Noise holds the length of a weight that decays if its ratio over the last half of the run
+# is between 1/1.4 and 1.4.
 _NOISE = 1.4
 
 
 class Verdict(NamedTuple):
     """What happens to one weight."""
 
-    kind: str  # "settled", "growing", "shrinking", "only decays", "frozen", "lost", "too short"
+    kind: str  # see WeightHistoryRow
     since: int | None = None  # of a settled one: the number of updates
     held_by: str | None = None  # "noise" or "the loss", if its ratio is known
 
@@ -56,23 +57,29 @@ def judged(a: Averages, steps: np.ndarray, ratio: float, elements: int) -> Verdi
         return Verdict("only decays")
     if n < _FEWEST:
         return Verdict("too short")
-    return _trend(a, steps, last)._replace(held_by=_held_by(ratio))
+    return _judged_trend(a, steps, last)._replace(held_by=_held_by(ratio))
 
 
 def _angle(a: Averages, last: slice) -> float:
     return float(np.sqrt(np.sum(a.across[last]) / np.sum(a.square[last])))
 
 
-def _trend(a: Averages, steps: np.ndarray, last: slice) -> Verdict:
-    n, width = len(steps), last.stop - last.start
+def trend(rms: np.ndarray) -> float:
+    """The logarithm of the rms of the last quarter over that of the quarter before."""
+    n = len(rms)
+    width = max(n // _QUARTERS, 1)
+    final, earlier = np.mean(rms[n - width :]), np.mean(rms[max(n - 2 * width, 0) : n - width])
+    return math.log(final / earlier) if n > 1 and min(final, earlier) > 0 else math.nan
+
+
+def _judged_trend(a: Averages, steps: np.ndarray, last: slice) -> Verdict:
     rms = np.sqrt(a.square)
-    final, earlier = np.mean(rms[last]), np.mean(rms[n - 2 * width : n - width])
-    trend = math.log(final / earlier) if min(final, earlier) > 0 else math.inf
-    if abs(trend) >= _TREND:
-        return Verdict("growing" if trend > 0 else "shrinking")
-    far = np.flatnonzero(abs(rms / final - 1) > _NEAR)
+    change = trend(rms)
+    if not abs(change) < _TREND:
+        return Verdict("shrinking" if change < 0 else "growing")  # NaN: it was 0
+    far = np.flatnonzero(abs(rms / np.mean(rms[last]) - 1) > _NEAR)
     first = int(far[-1]) + 1 if len(far) else 0
-    return Verdict("settled", int(steps[min(first, n - 1)]))
+    return Verdict("settled", int(steps[min(first, len(rms) - 1)]))
 
 
 def _held_by(ratio: float) -> str | None:

@@ -211,3 +211,45 @@ def test_explain_measures_the_optimizer_alone():
         _, state = jax.jit(both.update)(params, state, params)
     running = od.explain_weight_decay(both, params, state=state, steps=100)
     assert running.rows == od.explain_weight_decay(bare, params, state=state[0], steps=100).rows
+
+
+def recorded(tx, steps=5, **options):
+    """A chain with a recorder, and its state and parameters after some updates."""
+    chain, params = optax.chain(tx, od.record_weight_dynamics(**options)), {"w": random((8, 8))}
+    state = chain.init(params)
+    for _ in range(steps):
+        updates, state = chain.update(params, state, params)
+        params = optax.apply_updates(params, updates)
+    return chain, state, params
+
+
+def test_a_migration_carries_the_history_and_the_resumed_run_goes_on_in_it():
+    _, state, params = recorded(optax.adamw(1e-3))
+    chain = optax.chain(od.adamw(1e-3, 1e-4), od.record_weight_dynamics())
+    migrated = od.migrate_opt_state(state, chain, params)
+    before = od.recorded_weight_dynamics(state).rows[0].rms
+    assert len(before) == 4
+    _, migrated = chain.update(params, migrated, params)
+    after = od.recorded_weight_dynamics(migrated).rows[0].rms
+    np.testing.assert_array_equal(after[:4], before)
+    assert len(after) == 5
+    back = od.migrate_opt_state(migrated, optax.chain(optax.adamw(1e-3), chain_end()), params)
+    assert od.recorded_weight_dynamics(back).steps.tolist() == [1, 2, 3, 4, 5]
+
+
+def chain_end():
+    return od.record_weight_dynamics()
+
+
+def test_a_migration_says_that_a_history_begins_anew_or_ends():
+    _, state, params = recorded(optax.adamw(1e-3))
+    bare, recorder = od.adamw(1e-3, 1e-4), od.record_weight_dynamics(capacity=32)
+    with pytest.warns(UserWarning, match="history of opt_state is not carried over"):
+        lean = od.migrate_opt_state(state, bare, params)
+    with pytest.warns(UserWarning, match="history begins anew"):
+        smaller = od.migrate_opt_state(state, optax.chain(bare, recorder), params)
+    with pytest.warns(UserWarning, match="history begins anew"):
+        fresh = od.migrate_opt_state(lean, optax.chain(bare, recorder), params)
+    for begun in (smaller, fresh):
+        assert begun[0][0].count == 5
+        assert len(od.recorded_weight_dynamics(begun).steps) == 0
