@@ -16,7 +16,14 @@ from optax_decoupled._watch.verdict import Averages
 
 
 def tables(opt_state: PyTree) -> list[Table]:
-    """The table of each recorder in a state, also where a checkpoint made a dict of it."""
+    """The table of each recorder in a state."""
+    optimizer, own_state = foreign.transform_and_state(opt_state)
+    tree = foreign.without_boxes(optimizer if own_state is None else own_state)
+    return [Table(node) for node in history_nodes(tree)]
+
+
+def history_nodes(tree: PyTree) -> list[Mapping[str, Any]]:
+    """The fields of each recorder's state, also where a checkpoint made a dict of it."""
     fields = set(WeightHistoryState._fields)
 
     def as_mapping(node: Any) -> Any:
@@ -26,10 +33,8 @@ def tables(opt_state: PyTree) -> list[Table]:
         mapping = as_mapping(node)
         return isinstance(mapping, Mapping) and fields <= set(mapping)
 
-    optimizer, own_state = foreign.transform_and_state(opt_state)
-    tree = foreign.without_boxes(optimizer if own_state is None else own_state)
     nodes = jax.tree.leaves(tree, is_leaf=is_history)
-    return [Table(as_mapping(node)) for node in nodes if is_history(node)]
+    return [as_mapping(node) for node in nodes if is_history(node)]
 
 
 class Table:
@@ -56,6 +61,8 @@ class Table:
 
 
 def _on_host(x: Any) -> np.ndarray:
+    while isinstance(x, Mapping) and len(x) == 1:  # a box of Flax NNX, restored as a dict
+        (x,) = x.values()
     if isinstance(x, jax.Array) and not x.is_fully_addressable:
         x = x.addressable_data(0)  # replicated over the processes
     return np.asarray(x)

@@ -10,6 +10,7 @@ ROOT = Path(od.__file__).parent
 # A room imports from itself and from the rooms before it. "" is the package's __init__.
 ROOMS = ["_version", "_common", "_select", "_state", "_transforms", "convert", "schedules"]
 ROOMS += ["equilibrium", "_optimizers", "_plan", "_explain", "_watch", "types", "", "sweep"]
+ROOMS += ["__main__"]
 FILES = sorted(ROOT.rglob("*.py"))
 
 
