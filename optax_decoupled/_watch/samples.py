@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from optax_decoupled._common.dtypes import is_decayable, widen
 from optax_decoupled._common.types import Leaf
@@ -119,15 +120,23 @@ def _steps(shape: Shape, most: int) -> Shape:
 
 def sampled(weight: Weight, x: Leaf) -> jax.Array:
     """[rows, elements] of an array, at even distances, in the dtype in which it is compared."""
-    lead = weight.shape[: weight.axes]
-    first = [(step - 1) // 2 for step in weight.steps]
-    ends = [
-        f + (k - 1) * step + 1
-        for f, k, step in zip(first, weight.counts, weight.steps, strict=True)
+    x, ones = jnp.asarray(x), (1,) * weight.axes
+    spans = [
+        range((step - 1) // 2, n - n % step, step)
+        for n, step in zip(weight.shape, ones + weight.steps, strict=True)
     ]
-    starts = [0] * len(lead) + first
-    x = jax.lax.slice(jnp.asarray(x), starts, [*lead, *ends], [1] * len(lead) + list(weight.steps))
-    return x.reshape(weight.rows, -1).astype(weight.dtype)
+    return _elements(x, spans).reshape(weight.rows, -1).astype(weight.dtype)
+
+
+def _elements(x: jax.Array, spans: Sequence[range]) -> jax.Array:
+    sharding = jax.typeof(x).sharding
+    if any(kind == AxisType.Explicit for kind in sharding.mesh.axis_types):
+        # A slice of explicitly sharded axes must be divisible by the mesh; JAX itself gathers
+        # the elements of arrays on other meshes on every device.
+        everywhere = NamedSharding(sharding.mesh, PartitionSpec())
+        return x.at[np.ix_(*spans)].get(out_sharding=everywhere)
+    starts, ends = [span[0] for span in spans], [span[-1] + 1 for span in spans]
+    return jax.lax.slice(x, starts, ends, [span.step for span in spans])
 
 
 def gathered(at: Layout, leaves: Sequence[Leaf]) -> list[jax.Array]:
