@@ -5,7 +5,7 @@ from optax_decoupled._plan.report import DecayPlan, PlanRow
 from optax_decoupled._transforms.decay import DecoupledWeightDecayState, PulledWeightDecayState
 from optax_decoupled._transforms.norms import HyperballState
 from optax_decoupled._transforms.toward import Toward
-from optax_decoupled._watch.dynamics import WeightDynamics
+from optax_decoupled._watch.dynamics import WeightDynamics, WeightForces
 from optax_decoupled._watch.history import WeightHistory
 from optax_decoupled._watch.recorder import WeightHistoryState
 from optax_decoupled._watch.row import WeightHistoryRow
@@ -22,6 +22,7 @@ __all__ = [
     "PulledWeightDecayState",
     "Toward",
     "WeightDynamics",
+    "WeightForces",
     "WeightHistory",
     "WeightHistoryRow",
     "WeightHistoryState",

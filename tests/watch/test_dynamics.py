@@ -197,3 +197,35 @@ def test_of_flax_nnx_parameters():
 def test_refuses(call, says):
     with pytest.raises((TypeError, ValueError), match=says):
         call()
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.complex64])
+def test_the_forces_of_a_step_are_those_of_the_float64_reference_and_balance(dtype):
+    theta, v = random_pair(scale=1e-3, dtype=dtype)
+    c = 3e-4
+    measured = jax.jit(lambda u: od.weight_dynamics(theta, u, decay=c))(v - c * theta)
+    wide = np.complex128 if jnp.iscomplexobj(theta) else float
+    t, w = (np.asarray(x, wide).ravel().view(float) for x in (theta, v))
+    np.testing.assert_allclose(measured.alignment, 2 * t @ w / (t @ t), rtol=1e-3)
+    np.testing.assert_allclose(measured.injection, w @ w / (t @ t), rtol=1e-4)
+    np.testing.assert_allclose(measured.removal, 2 * c, rtol=1e-6)
+    balance = measured.alignment + measured.injection - measured.removal
+    np.testing.assert_allclose(balance, measured.growth, atol=3 * c**2)
+
+
+def test_decay_is_a_tree_a_prefix_or_a_mask_function_and_none_gives_no_forces():
+    params = {"w": jnp.ones((4, 3)), "b": jnp.ones(3), "n": jnp.arange(2)}
+    updates = jax.tree.map(lambda p: -0.01 * p, params)
+    assert od.weight_dynamics(params, updates)._fields == ("rms", "rotation", "growth")
+    tree = {"w": 0.01, "b": 0.0, "n": 0.0}
+    for decay in (tree, lambda p: tree):
+        forces = od.weight_dynamics(params, updates, decay=decay)
+        np.testing.assert_allclose(forces.removal["w"], 0.02)
+        np.testing.assert_allclose(forces.alignment["w"], 0.0, atol=1e-8)
+        np.testing.assert_allclose(forces.injection["w"], 0.0, atol=1e-12)
+        np.testing.assert_allclose(forces.alignment["b"], -0.02, rtol=1e-5)
+        assert not any(np.any(x["n"]) for x in forces)
+    stacked = od.weight_dynamics(params, updates, decay=0.01, stacked={"w": 1, "b": 0, "n": 0})
+    assert stacked.removal["w"].shape == stacked.injection["w"].shape == (4,)
+    with pytest.raises(ValueError, match="mask"):
+        od.weight_dynamics(params, updates, decay={"w": 0.01})
