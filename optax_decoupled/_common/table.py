@@ -72,6 +72,32 @@ def number_of_steps(steps: float, unknown: str) -> str:
     return f"{steps:,.0f}" if steps < 1e7 else f"{steps:.1e}"
 
 
-def preformatted(text: str) -> str:
-    """A text as HTML, for notebooks."""
-    return f"<pre>{html.escape(text)}</pre>"
+def as_html(
+    title: str,
+    notes: Sequence[str],
+    parts: Sequence[tuple[Sequence[str], Sequence[Sequence[str]], str]],
+) -> str:
+    """A report as HTML for notebooks: the title, the notes, and a table for each part.
+
+    A part is a header, rows and sides as for :func:`table`. Colours are those of the notebook,
+    dark or light; every text is escaped, for names of parameters may hold ``<``.
+    """
+    blocks = [f"<p><b>{html.escape(title)}</b></p>"]
+    if notes:
+        items = "".join(f"<li>{html.escape(note)}</li>" for note in notes)
+        blocks.append(f"<ul>{items}</ul>")
+    return "".join([*blocks, *(_html_table(*part) for part in parts)])
+
+
+def _html_table(header: Sequence[str], rows: Sequence[Sequence[str]], sides: str) -> str:
+    align = ["left" if side == "<" else "right" for side in sides]
+
+    def line(tag: str, cells: Sequence[str]) -> str:
+        texts = (
+            f'<{tag} style="text-align:{side}">{html.escape(cell)}</{tag}>'
+            for cell, side in zip(cells, align, strict=True)
+        )
+        return f"<tr>{''.join(texts)}</tr>"
+
+    body = "".join(line("td", row) for row in rows)
+    return f"<table><thead>{line('th', header)}</thead><tbody>{body}</tbody></table>"

@@ -12,6 +12,7 @@ import numpy as np
 import optax
 
 from optax_decoupled._common import groups, table
+from optax_decoupled._explain import picture
 from optax_decoupled._explain.run import Run
 from optax_decoupled._explain.verdict import Findings
 from optax_decoupled._select.names import named_leaves
@@ -108,18 +109,40 @@ class DecayReport:
             raise ValueError("\n".join(("The weight decay looks wrong:", *self.warnings)))
 
     def __str__(self) -> str:
-        decaying = [row for row in self.rows if row.kind in DECAYING]
-        counts = f"{len(decaying)} of {len(self.rows)} parameters decay"
-        sizes = f"{_weights(decaying):,} of {_weights(self.rows):,} weights"
-        title = textwrap.fill(f"Weight decay: {counts} ({sizes}).", table.WIDTH)
+        title = textwrap.fill(self._title(), table.WIDTH)
         remarks = [("! ", text) for text in self.warnings] + [("  ", text) for text in self.notes]
         wrapped = [table.filled(text, mark) for mark, text in remarks]
-        return "\n".join([title, *wrapped, "", *_table(self.rows, self.steps)])
+        lines = table.table(*self._table(), elastic=2)
+        return "\n".join([title, *wrapped, "", *lines])
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        return table.preformatted(str(self))
+        warnings = [f"Warning: {text}" for text in self.warnings]
+        return table.as_html(self._title(), [*warnings, *self.notes], [self._table()])
+
+    def plot(self, ax: Any = None) -> Any:
+        """Draws a bar for each line of the table: its half-life, in the colour of its kind.
+
+        Args:
+          ax: Matplotlib axes, or None for a new figure.
+
+        Returns:
+          The axes. Parameters that do not decay have a label and no bar.
+
+        Raises:
+          ImportError: without Matplotlib.
+        """
+        return picture.draw(self.rows, ax)
+
+    def _title(self) -> str:
+        decaying = [row for row in self.rows if row.kind in DECAYING]
+        counts = f"{len(decaying)} of {len(self.rows)} parameters decay"
+        sizes = f"{_weights(decaying):,} of {_weights(self.rows):,} weights"
+        return f"Weight decay: {counts} ({sizes})."
+
+    def _table(self) -> tuple[Sequence[str], Sequence[Sequence[str]], str]:
+        return _table(self.rows, self.steps)
 
 
 def make_rows(
@@ -167,7 +190,9 @@ def _weights(rows: Sequence[DecayRow]) -> int:
     return sum(math.prod(row.shape) for row in rows)
 
 
-def _table(rows: Sequence[DecayRow], steps: int | None) -> list[str]:
+def _table(
+    rows: Sequence[DecayRow], steps: int | None
+) -> tuple[Sequence[str], Sequence[Sequence[str]], str]:
     cells_of = [_cells(row, steps) for row in rows]
     lines = list(groups.alike([row.path for row in rows], cells_of))
     names = groups.distinct([name for _, name in lines], [part[0] for part, _ in lines])
@@ -176,7 +201,7 @@ def _table(rows: Sequence[DecayRow], steps: int | None) -> list[str]:
         (name, str(len(part)), *cells_of[part[0]])
         for name, (part, _) in zip(names, lines, strict=True)
     ]
-    return table.table(header, cells, _SIDES[: len(header)], elastic=2)
+    return header, cells, _SIDES[: len(header)]
 
 
 def _cells(row: DecayRow, steps: int | None) -> tuple[str, ...]:

@@ -156,7 +156,9 @@ def _row(rule: _Rule, run: _Run) -> PlanRow:
             f"weight in a step ({rule.name}); it must lie in [0, 1]. Check the units of both."
         )
     with np.errstate(divide="ignore"):  # a decay of 1 leaves nothing
-        budget, left = float(removed.sum()), float(np.exp(np.log1p(-removed).sum()))
+        logs = np.concatenate([[0.0], np.cumsum(np.log1p(-removed))])
+    budget, left = float(removed.sum()), float(np.exp(logs[-1]))
+    remaining, averaged = _curves(logs, run.shape)
     applies = (budget < _HARDLY, left**2 > _SETTLED, 0 < removed.max() < _LOST_BELOW)
     flags = [f"{flag}." for flag, holds in zip(_FLAGS, applies, strict=True) if holds]
     peak = float(decays.max())
@@ -174,7 +176,22 @@ def _row(rule: _Rule, run: _Run) -> PlanRow:
         rotation=rotation,
         source=rule.source,
         note=" ".join(filter(None, (rule.validity, *flags))),
+        remaining=remaining,
+        averaged=averaged,
     )
+
+
+def _curves(logs: np.ndarray, shape: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What is left before each of at most 257 updates, and the share of each in the end.
+
+    `logs` are the sums of log(1 - c) before each update and after the last, float64[steps + 1].
+    """
+    last = len(shape)
+    with np.errstate(invalid="ignore"):  # -inf - -inf, where a decay of 1 leaves nothing
+        share = np.nan_to_num(shape * np.exp(logs[-1] - logs[1:]))
+    share /= share.mean() or 1.0
+    places = np.linspace(0, last, min(last, 256) + 1).round().astype(int)
+    return np.exp(logs[places]), share[places.clip(max=last - 1)]
 
 
 def _predicted(decay: float, run: _Run) -> tuple[float, float]:

@@ -1,9 +1,14 @@
 """The result of `plan_weight_decay`: rows, notes and their printed table."""
 
 import dataclasses
+import html
 import math
+from typing import Any
+
+import numpy as np
 
 from optax_decoupled._common import table
+from optax_decoupled._plan import picture
 
 _HEADER = (
     "rule",
@@ -55,13 +60,17 @@ class PlanRow:
     rotation: float
     source: str
     note: str
+    # At even distances over the run: the share of an initial weight that is left before an
+    # update, and the update's share in the final weights over the mean of these shares.
+    remaining: np.ndarray = dataclasses.field(repr=False, compare=False)
+    averaged: np.ndarray = dataclasses.field(repr=False, compare=False)
 
     def __str__(self) -> str:
         pairs = [f"{name} {cell}" for name, cell in zip(_HEADER[1:], _cells(self)[1:], strict=True)]
         return f"{self.rule}: " + ", ".join(pair for pair in pairs if not pair.endswith(" -"))
 
     def _repr_html_(self) -> str:
-        return table.preformatted(str(self))
+        return f"<p>{html.escape(str(self))}</p>"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,17 +88,41 @@ class DecayPlan:
     notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        title = f"Weight decay over {self.steps:,} steps, as a fraction removed per full step."
-        lines = [_HEADER, *(_cells(row, self.steps) for row in self.rows)]
-        tables = []
-        for columns, sides in _PARTS:
-            header, *cells = ([line[i] for i in columns] for line in lines)
-            tables.append(table.table(header, cells, sides))
+        tables = [table.table(*part) for part in self._parts()]
         notes = list(map(table.filled, self.notes))
-        return "\n\n".join(map("\n".join, ([title], *tables, notes))).rstrip()
+        return "\n\n".join(map("\n".join, ([self._title()], *tables, notes))).rstrip()
 
     def _repr_html_(self) -> str:
-        return table.preformatted(str(self))
+        return table.as_html(self._title(), self.notes, self._parts())
+
+    def _title(self) -> str:
+        return f"Weight decay over {self.steps:,} steps, as a fraction removed per full step."
+
+    def _parts(self) -> list[tuple[list[str], list[list[str]], str]]:
+        lines = [_HEADER, *(_cells(row, self.steps) for row in self.rows)]
+        parts = []
+        for columns, sides in _PARTS:
+            header, *cells = ([line[i] for i in columns] for line in lines)
+            parts.append((header, cells, sides))
+        return parts
+
+    def plot(self, axes: Any = None) -> Any:
+        r"""Draws what each value leaves of an initial weight, and what it averages.
+
+        The first panel is :math:`\prod_{s<t} (1 - c_s)`. The second is the share of each update
+        in the final weights, :math:`η_t \prod_{s>t} (1 - c_s)`, over its mean: a decay makes of
+        the weights an average of the last updates.
+
+        Args:
+          axes: two Matplotlib axes, or None for a new figure.
+
+        Returns:
+          The two axes.
+
+        Raises:
+          ImportError: without Matplotlib.
+        """
+        return picture.draw(self.rows, self.steps, axes)
 
 
 def _cells(row: PlanRow, steps: int | None = None) -> tuple[str, ...]:

@@ -37,7 +37,7 @@ class WeightHistory:
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        return printed.as_html(str(self))
+        return printed.as_html(self.steps, self.interval, self.rows)
 
     def plot(self, axes: Any = None) -> Any:
         """Draws rms, rotation and ratio over the run, a line for each group of weights.

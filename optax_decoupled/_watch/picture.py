@@ -6,11 +6,9 @@ from typing import Any
 import numpy as np
 
 from optax_decoupled._common import groups
-from optax_decoupled._common.extras import import_extra
+from optax_decoupled._common.extras import COLOURS, import_extra
 from optax_decoupled._watch.row import WeightHistoryRow as Row
 
-# Okabe and Ito's colours, which colour-blind people can tell apart, without yellow.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 _STYLES = ("-", "--", ":", "-.")
 _LEGEND = 14
 
@@ -23,7 +21,7 @@ def draw(steps: np.ndarray, rows: Sequence[Row], axes: Any) -> Any:
     parts = list(groups.alike([row.path for row in rows], [(row.shape, row.dtype) for row in rows]))
     for i, (part, name) in enumerate(parts):
         members = [rows[j] for j in part]
-        style = {"color": _COLOURS[i % 7], "ls": _STYLES[i // 7 % 4], "lw": 1.6}
+        style = {"color": COLOURS[i % 7], "ls": _STYLES[i // 7 % 4], "lw": 1.6}
         label = name if len(part) == 1 else f"{name} (median of {len(part)})"
         axes[0].plot(steps, _median(members, "rms"), label=label, **style)
         axes[1].plot(steps, _median(members, "rotation"), label=label, **style)

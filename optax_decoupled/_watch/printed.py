@@ -11,6 +11,7 @@ from optax_decoupled._watch.verdict import trend
 _HEADER = ("weight", "n", "rms", "rotation", "% per 1,000", "ratio", "verdict")
 _SIDES = "<>>>>><"
 _NAMES = 3
+_NOTHING = "Weight history: no interval yet; it begins with the second update."
 _MEANINGS = {
     "noise": "Decay sets how far an update turns these weights.",
     "the loss": "Decay changes the length of these weights.",
@@ -19,17 +20,24 @@ _MEANINGS = {
 
 def text(steps: np.ndarray, interval: int, rows: Sequence[Row]) -> str:
     if not len(steps):
-        return "Weight history: no interval yet; it begins with the second update."
-    title = (
+        return _NOTHING
+    remarks = [table.filled(line, "  ") for line in advice(steps, interval, rows)]
+    lines = table.table(*_table(rows, interval))
+    return "\n".join([_title(steps, interval, rows), *remarks, "", *lines])
+
+
+def as_html(steps: np.ndarray, interval: int, rows: Sequence[Row]) -> str:
+    if not len(steps):
+        return f"<p>{_NOTHING}</p>"
+    remarks = list(advice(steps, interval, rows))
+    return table.as_html(_title(steps, interval, rows), remarks, [_table(rows, interval)])
+
+
+def _title(steps: np.ndarray, interval: int, rows: Sequence[Row]) -> str:
+    return (
         f"Weight history: {len(rows)} weights, {steps[-1]:,} updates, "
         f"{len(steps)} intervals of {interval:,}."
     )
-    remarks = [table.filled(line, "  ") for line in advice(steps, interval, rows)]
-    return "\n".join([title, *remarks, "", *_table(rows, interval)])
-
-
-def as_html(text: str) -> str:
-    return table.preformatted(text)
 
 
 def last_quarter(values: np.ndarray) -> float:
@@ -95,7 +103,9 @@ def _these(rows: Sequence[Row]) -> str:
     return ", ".join(names[:_NAMES]) + more
 
 
-def _table(rows: Sequence[Row], interval: int) -> list[str]:
+def _table(
+    rows: Sequence[Row], interval: int
+) -> tuple[Sequence[str], Sequence[Sequence[str]], str]:
     verdicts = [_verdict(row) for row in rows]
     shapes = [(row.shape, row.dtype) for row in rows]
     contents = list(zip(verdicts, shapes, strict=True))
@@ -105,7 +115,7 @@ def _table(rows: Sequence[Row], interval: int) -> list[str]:
         (name, str(len(part)), *_numbers([rows[i] for i in part], interval), verdicts[part[0]])
         for name, (part, _) in zip(names, lines, strict=True)
     ]
-    return table.table(_HEADER, cells, _SIDES)
+    return _HEADER, cells, _SIDES
 
 
 def _numbers(rows: Sequence[Row], interval: int) -> tuple[str, ...]:
