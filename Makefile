@@ -51,4 +51,4 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 clean:
-	rm -rf $(VENV) dist docs/_build docs/generated docs/gallery .pytest_cache .ruff_cache
+	rm -rf $(VENV) dist docs/_build docs/generated docs/gallery .pytest_cache .jax_cache .ruff_cache

@@ -1,5 +1,15 @@
 """Eight CPU devices; rank promotion is refused; warnings are errors (see pyproject.toml)."""
 
+import os
+from pathlib import Path
+
+# Compiling takes two thirds of the tests' time, so compiled programs are kept between runs, and
+# shared with other workers and with the scripts that tests start. JAX finds one by its text, the
+# compiler's options and the version. JAX_ENABLE_COMPILATION_CACHE=0 turns this off.
+_CACHE = Path(__file__).parents[1] / ".jax_cache"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")  # small programs too
+
 import hypothesis
 import jax
 import pytest
