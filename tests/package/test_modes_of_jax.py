@@ -52,11 +52,16 @@ def eps(dtype):
 
 
 def _three_steps(tx, params):
-    grads = jax.tree.map(lambda p: jnp.cos(p) / 8, params)
-    state, update = tx.init(params), jax.jit(tx.update)
+    grads = jax.tree.map(lambda p: jnp.asarray(np.cos(p) / 8, p.dtype), params)
+    state = tx.init(params)
+
+    @jax.jit  # one program, where each shape would have its own for the sum
+    def step(params, state):
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
     for _ in range(3):
-        updates, state = update(grads, state, params)
-        params = optax.apply_updates(params, updates)
+        params, state = step(params, state)
     return params
 
 
@@ -158,9 +163,9 @@ def test_stochastic_rounding_is_the_same_under_x64(dtype):
     params = {**_tree(dtype), "many": jnp.linspace(0.5, 2.0, 1000).astype(dtype)}
     updates = jax.tree.map(lambda p: jnp.full(p.shape, -1e-3, jnp.float32), params)
     key = jax.random.key(3)
-    expected = od.apply_updates_with_stochastic_rounding(params, updates, key)
+    expected = jax.jit(od.apply_updates_with_stochastic_rounding)(params, updates, key)
     with jax.enable_x64(True):
-        found = od.apply_updates_with_stochastic_rounding(params, updates, key)
+        found = jax.jit(od.apply_updates_with_stochastic_rounding)(params, updates, key)
     chex.assert_trees_all_equal_shapes_and_dtypes(found, params)
     chex.assert_trees_all_equal(found, expected)
 
