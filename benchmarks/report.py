@@ -22,7 +22,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run by its path,
 from benchmarks.figures import verdicts
 from benchmarks.lib import docs_parts, snippets, step_parts
 from benchmarks.lib.harness import RESULTS, ROOT
-from benchmarks.study import hyperball, language_model, modular_addition, where_to
+from benchmarks.study import (
+    held_by,
+    hyperball,
+    language_model,
+    modular_addition,
+    weight_history,
+    where_to,
+)
 
 PART = re.compile(r"(<!-- generated:(\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -44,9 +51,11 @@ def study(name: str, report: Callable[[dict[str, Any]], str]) -> Callable[[], st
 
 SECTIONS = {
     "where_to": study("where_to", where_to.report),
+    "held_by": study("held_by", held_by.report),
     "hyperball": study("hyperball", hyperball.report),
     "language_model": study("language_model", language_model.report),
     "modular_addition": study("modular_addition", modular_addition.report),
+    "weight_history": study("weight_history", weight_history.report),
     "verdicts": verdicts.report,
     **docs_parts.SECTIONS,
     **snippets.SECTIONS,

@@ -118,6 +118,21 @@ _ADDED = {
 }
 
 
+def recorder_cost() -> str:
+    """The recorder beside the step that it records."""
+    record = _load("recorder")
+    rows = []
+    for case, found in record["results"].items():
+        first, second = (run["ratio"] for run in found["runs"])
+        rows.append([case, f"{first:.2f}, {second:.2f}", f"{found['compile_ratio']:.2f}"])
+    return (
+        markdown([["float32", "time over that without it", "compile time"], *rows])
+        + "\nThe first three are the optimizer's step alone, so upper bounds; the last is a whole "
+        f"training step. Ratios with either of the two built first, medians of {record['turns']} "
+        f"turns on {record['device']['cores']} cores ({record['device']['kind']}).\n"
+    )
+
+
 def bfloat16() -> str:
     record = _load("bfloat16")
     rows = [
@@ -165,6 +180,7 @@ def _load(name: str) -> dict[str, Any]:
 
 
 SECTIONS: dict[str, Callable[[], str]] = {
+    "recorder_cost": recorder_cost,
     "additions": additions,
     "bfloat16": bfloat16,
     "explain_speed": explain_speed,

@@ -45,6 +45,7 @@ import optax_decoupled as od
 from benchmarks.lib import held_networks as nets
 from benchmarks.lib.data import digits
 from benchmarks.lib.harness import RESULTS, environment, write_json
+from benchmarks.lib.tables import markdown
 from optax_decoupled import sweep
 
 DECAY, STEPS, SEEDS = 1e-3, 3_000, 5
@@ -280,6 +281,43 @@ def predicted(row: dict[str, Any]) -> str:
     if claim - 0.5 <= low and high <= claim + 0.5:
         return "supported"
     return "contradicted" if low > claim + 0.5 or high < claim - 0.5 else "undecided"
+
+
+def report(record: dict[str, Any]) -> str:
+    """The Markdown of the generated part."""
+    rows = [_counts(row) for row in (*record["confusion"], *record["misleading"])]
+    header = ["network", "optimizer", "behind a norm: noise", "ratio", "others: the loss", "ratio"]
+    valleys = [_valley(row) for row in record["valleys"]]
+    columns = ["network", "what decays", "ratio", "slope [90 %]", "predicted", "verdict"]
+    first, second = conclusion(record)
+    return (
+        f"{markdown([header, *rows])}\n"
+        f"Weights of {SEEDS} seeds, and their median ratio. {first}\n\n"
+        "Does the ratio predict how the best decay moves with the learning rate? Noise: it stays "
+        "(slope 0). The loss: it moves with the rate (slope 1).\n\n"
+        f"{markdown([columns, *valleys])}\n"
+        f"MLPs on {IMAGES} digits, {VALLEY_SEEDS} seeds. {second}\n"
+    )
+
+
+def _counts(row: dict[str, Any]) -> list[str]:
+    held, sizes, medians = row["held_by_noise"], row["weights"], row["median_ratio"]
+    cells = [row["network"], row["optimizer"]]
+    for group, right in (("behind a norm", held), ("others", None)):
+        count = held[group] if right else sizes[group] - held[group]
+        there = group in medians
+        cells += [f"{count} of {sizes[group]}", f"{medians[group]:.2f}"] if there else ["", ""]
+    return cells
+
+
+def _valley(row: dict[str, Any]) -> list[str]:
+    ratio = row["ratio"]["mean"]
+    slope = "no valley in the grid"
+    if row["slope"] is not None:
+        low, high = row["interval"]
+        slope = f"{row['slope']:+.2f} [{low:+.2f}, {high:+.2f}]"
+    claim = "0" if 1 / NOISE < ratio < NOISE else "1"
+    return [row["norm"], row["decays"], f"{ratio:.2f}", slope, claim, predicted(row)]
 
 
 def main() -> None:
