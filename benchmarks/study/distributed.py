@@ -1,4 +1,4 @@
-"""Does training on many processes take the steps of one? Prints the trajectory's digest.
+"""Does training on many processes take the steps of one? Prints the losses.
 
 An MLP on scikit-learn's digits, AdamW with warm restarts; batches are split over all devices,
 and so are the parameters and the optimizer's moments. On one machine:
@@ -43,22 +43,21 @@ def main() -> None:
     elif arguments.coordinator:
         jax.distributed.initialize(arguments.coordinator, arguments.processes, arguments.process)
     mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
-    losses = train(mesh)
+    losses, history = train(mesh)
     if jax.process_index() == 0:
         print(f"{jax.process_count()} processes, {jax.device_count()} devices:", end=" ")
         print(f"loss {losses[0]:.6f} → {losses[-1]:.6f}")
         if arguments.out:
-            arguments.out.write_text(json.dumps(losses) + "\n")
+            rms = {row.path: row.rms.tolist() for row in history.rows}
+            arguments.out.write_text(json.dumps({"losses": losses, "rms": rms}) + "\n")
 
 
-def train(mesh: Mesh) -> list[float]:
+def train(mesh: Mesh) -> tuple[list[float], od.types.WeightHistory]:
+    """The losses, and the history of the weights."""
     images, labels = digits()
-    tx = od.adamw(
-        0.003,
-        1e-3,
-        schedule=od.schedules.warm_restarts(10),
-        mask=od.decay_mask,
-    )
+    eta = od.schedules.warm_restarts(10)
+    adamw = od.adamw(0.003, 1e-3, schedule=eta, mask=od.decay_mask)
+    tx = optax.chain(adamw, od.record_weight_dynamics())
     abstract = jax.eval_shape(init_params)
     layout = jax.tree.map(lambda p: NamedSharding(mesh, spec(mesh, p)), abstract)
     params = jax.jit(init_params, out_shardings=layout)()
@@ -77,7 +76,7 @@ def train(mesh: Mesh) -> list[float]:
         x, y = (shard(mesh, data[batch]) for data in (images, labels))
         params, state, value = step(params, state, x, y)
         losses.append(float(value))
-    return losses
+    return losses, od.recorded_weight_dynamics(state)
 
 
 def shard(mesh: Mesh, batch: np.ndarray) -> jax.Array:
