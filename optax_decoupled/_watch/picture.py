@@ -50,7 +50,8 @@ def _decorate(axes: Any, lines: int, steps: np.ndarray) -> None:
         ax.set(title=title, xlabel="updates")
         ax.grid(alpha=0.25)
     for ax in axes[:2]:
-        ax.set_yscale("log")
+        if any(np.max(line.get_ydata(), initial=0) > 0 for line in ax.lines):
+            ax.set_yscale("log")
     if not axes[2].lines:
         axes[2].set_visible(False)
     else:
