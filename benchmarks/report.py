@@ -48,6 +48,7 @@ SECTIONS = {
     "language_model": study("language_model", language_model.report),
     "modular_addition": study("modular_addition", modular_addition.report),
     "verdicts": verdicts.report,
+    "all_verdicts": verdicts.whole_report,
     **docs_parts.SECTIONS,
     **snippets.SECTIONS,
     **step_parts.SECTIONS,

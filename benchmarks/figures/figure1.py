@@ -13,7 +13,7 @@ import optax
 
 from benchmarks.lib import landscape_figure
 from benchmarks.lib.landscapes import Job, landscape_job
-from benchmarks.lib.readings import difference, improvement, more_separable, separability
+from benchmarks.lib.readings import difference, improvement, more_separable, slopes_as_claimed
 from benchmarks.lib.sizes import Run, run_from_arguments, task_of
 from benchmarks.lib.tables import folded, image, setup
 
@@ -54,7 +54,10 @@ def conclusion(record: dict[str, Any]) -> list[str]:
     return [
         *(improvement(where, row) for where, row in rows.items()),
         *(more_separable(where, row) for where, row in rows.items()),
-        *(separability(f"Separability {where}", row, {"AdamW": 0}) for where, row in rows.items()),
+        *(
+            slopes_as_claimed(f"Separability {where}", row, {"AdamW": 0})
+            for where, row in rows.items()
+        ),
         *(_beside_cosine(record["schedules"], name) for name in NAMES),
     ]
 
