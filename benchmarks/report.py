@@ -19,7 +19,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run by its path, not with -m
 
-from benchmarks.figures import verdicts
+from benchmarks.figures import landing, verdicts
 from benchmarks.lib import docs_parts, snippets, step_parts
 from benchmarks.lib.harness import RESULTS, ROOT
 from benchmarks.study import hyperball, language_model, modular_addition, where_to
@@ -47,6 +47,7 @@ SECTIONS = {
     "hyperball": study("hyperball", hyperball.report),
     "language_model": study("language_model", language_model.report),
     "modular_addition": study("modular_addition", modular_addition.report),
+    "landing": landing.report,
     "verdicts": verdicts.report,
     "all_verdicts": verdicts.whole_report,
     **docs_parts.SECTIONS,

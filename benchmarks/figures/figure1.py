@@ -46,7 +46,7 @@ def jobs(run: Run) -> dict[tuple[str, str], Job]:
 
 
 def conclusion(record: dict[str, Any]) -> list[str]:
-    """What was and was not reproduced, from the numbers alone."""
+    """What is supported and what is not, from the numbers alone."""
     rows = {
         f"with schedule “{label}”": result["optimizers"]
         for label, result in record["schedules"].items()

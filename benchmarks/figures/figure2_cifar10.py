@@ -37,7 +37,7 @@ def jobs(run: Run) -> dict[tuple[str, str], Job]:
 
 
 def conclusion(record: dict[str, Any]) -> list[str]:
-    """What was and was not reproduced, from the numbers alone."""
+    """What is supported and what is not, from the numbers alone."""
     ((_, result),) = record["networks"].items()
     row = result["optimizers"]
     where = f"on {record['data']}"

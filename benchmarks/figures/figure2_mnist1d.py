@@ -123,7 +123,7 @@ def _jobs(run: Run, make_norm: Any, schedule: str, shift: int) -> dict[str, Job]
 
 
 def conclusion(record: dict[str, Any]) -> list[str]:
-    """What was and was not reproduced, from the numbers alone."""
+    """What is supported and what is not, from the numbers alone."""
     found = []
     for part, result in record["networks"].items():
         slopes = REVERSE if part == PLAIN else FIGURE2

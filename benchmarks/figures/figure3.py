@@ -111,7 +111,7 @@ def summary(x: Landscape) -> dict[str, Any]:
 
 
 def conclusion(record: dict[str, Any]) -> list[str]:
-    """What was and was not reproduced, from the numbers alone."""
+    """What is supported and what is not, from the numbers alone."""
     optimizers = record["optimizers"]
     sentences = [_at_equal_loss(half, x) for half, x in at_equal_loss(optimizers).items()]
     return [*sentences, improvement("in long runs", optimizers)]

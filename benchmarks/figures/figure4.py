@@ -138,7 +138,7 @@ def _common_best(plain: Landscape, restarted: Landscape) -> tuple[int, int]:
 
 
 def conclusion(record: dict[str, Any]) -> list[str]:
-    """What was and was not reproduced, from the numbers alone."""
+    """What is supported and what is not, from the numbers alone."""
     ends = record["cycle_ends"]
     errors = {name: _errors(x) for name, x in record["optimizers"].items()}
     sentences = []

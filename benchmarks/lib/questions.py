@@ -60,7 +60,7 @@ def near_best(of: str) -> Answer:
             shape = np.shape(row[l2]["error_percent"])
             every = shape[0] if of == "rates" else shape[0] * shape[1]
             both = f"{l2} {before.value:.1f}, {decoupled} {after.value:.1f} of {every}"
-            text = f"{both}, {interval_of(after - before).text(1)}"
+            text = f"{both}: {interval_of(after - before).text(1)}"
             found.append(Found(name, text, above_zero(after - before, row[l2], row[decoupled])))
         return found
 
@@ -93,7 +93,7 @@ def _dearer(
         dear, cheap = (getattr(x, attribute).worst for x in (theirs, ours))
         part = f"{name} ({order})"
         both = f"{kept} {dear.value:.2f}, λ {cheap.value:.2f}"
-        text = f"{part} {both}, {interval_of(dear - cheap).text()}"
+        text = f"{part} {both}: {interval_of(dear - cheap).text()}"
         yield Found(part, text, above_zero(dear - cheap, *optimizers))
 
 

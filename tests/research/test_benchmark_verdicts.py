@@ -20,10 +20,9 @@ L2, W = "Adam+L2", "AdamW"
 def _landscape(slope, lowest=10.0, sign=1, narrow=1.0, centre=-6):
     """Whose best decay moves so as the rate doubles, with this lowest error."""
     rates, decays = np.arange(-3.0, 4), np.arange(-14.0, 3)
-    bowl = (
-        0.9 * (decays - centre - slope * rates[:, None]) ** 2 + 0.3 * (narrow * rates[:, None]) ** 2
-    )
-    errors = lowest + bowl[..., None] + sign * JITTER
+    bowl = 0.9 * (decays - centre - slope * rates[:, None]) ** 2
+    across = 0.3 * (narrow * rates[:, None]) ** 2
+    errors = lowest + (bowl + across)[..., None] + sign * JITTER
     axes = 0.001 * 2.0**rates, 2.0**decays, np.arange(SEEDS)
     return readings.summary(Landscape(*axes, {"error": errors}))
 
@@ -169,7 +168,7 @@ def test_the_readmes_table_is_short_and_the_questions_lead():
     assert len(body) <= 10
     assert all(len(row) == len(header) and all(row) for row in body)
     assert not any("|" in cell for row in body for cell in row)
-    assert body[0][2].startswith("SGD+L2 1.0, SGDW 3.0 of 7, +2.0 [+2.0, +2.0]")
+    assert body[0][2].startswith("SGD+L2 1.0, SGDW 3.0 of 7: +2.0 [+2.0, +2.0]")
     assert body[0][-1] == "digits, batch norm, 1,800 epochs, 8 seeds"
     assert "SGD+L2 -1.00 [-1.00, -1.00], 0.00 off" in body[6][2]
 
@@ -256,6 +255,7 @@ def test_the_main_job_ends_with_the_cost_of_each_optimizer_and_what_it_decides()
 
 def test_what_the_main_job_prints_fits_80_columns():
     record = verdicts.recorded("figure2_digits")
+    assert record is not None
     tables = [plain(landscape_rows(*item)) for item in record["networks"].items()]
     sentences = wrapped(figure2_digits.conclusion(record))
     text = "\n".join([*tables, sentences, figure2_digits.ending(record)])
