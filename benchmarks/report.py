@@ -47,6 +47,7 @@ SECTIONS = {
     "hyperball": study("hyperball", hyperball.report),
     "language_model": study("language_model", language_model.report),
     "modular_addition": study("modular_addition", modular_addition.report),
+    "range_of_edges": study("modular_addition", modular_addition.range_of_edges),
     "landing": landing.report,
     "verdicts": verdicts.report,
     "all_verdicts": verdicts.whole_report,

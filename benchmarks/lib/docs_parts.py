@@ -46,7 +46,7 @@ def tuning_costs() -> str:
 
 def _regimes() -> Iterator[tuple[str, questions.Row]]:
     for name, groups in REGIMES.items():
-        networks = _load(name)["networks"] if (RESULTS / f"{name}.json").exists() else {}
+        networks = _load(name)["networks"] if _there(name) else {}
         for group in [x for x in groups if x in networks]:
             yield groups[group], networks[group]["optimizers"]
     yield "language model, layer norm", {"AdamW": _load("language_model")["landscape"]}
@@ -80,7 +80,8 @@ def regimes() -> str:
         + f"\n{record['network']} on {record['train_images']} of "
         f"scikit-learn's digits, {budget['epochs']} epochs, cosine annealing, decay on kernels, "
         f"{rates} rates by {decays} decays, {budget['seeds']} seeds; {PERCENT} intervals by "
-        "bootstrap over seeds. The decay is $\\lambda$ for SGDW and AdamW, $\\lambda'$ for the two with L2.\n"
+        "bootstrap over seeds. The decay is $\\lambda$ for SGDW and AdamW, $\\lambda'$ for the two "
+        "with L2.\n"
     )
 
 
@@ -205,6 +206,10 @@ def state_bytes() -> str:
 def _gigabytes(sizes: dict[str, int]) -> str:
     size = (sizes["weights"] + sizes["gradients"] + sizes["state"]) / GB
     return f"{size:,.0f}" if size >= 100 else f"{size:.2g}"
+
+
+def _there(name: str) -> bool:
+    return (RESULTS / f"{name}.json").exists()
 
 
 def _load(name: str) -> dict[str, Any]:

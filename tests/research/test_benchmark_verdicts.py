@@ -5,8 +5,8 @@ import copy
 import numpy as np
 import pytest
 
-from benchmarks.figures import figure2_digits, verdicts
-from benchmarks.lib import questions, readings, rules
+from benchmarks.figures import figure2_digits, figure4, verdicts
+from benchmarks.lib import docs_parts, questions, readings, rules
 from benchmarks.lib.rules import CONTRADICTED, SUPPORTED, UNDECIDED, Interval
 from benchmarks.lib.tables import landscape_rows, plain, wrapped
 from optax_decoupled.sweep import Landscape
@@ -236,6 +236,39 @@ def test_rules(rule, words):
 
 def test_a_difference_of_nothing_supports_nothing():
     assert rules.verdict(rules.MORE, Interval(0.0, 0.0, 0.0)) == UNDECIDED
+
+
+def test_restarts_are_as_many_times_as_early_as_the_cycles_ends_allow():
+    """Within 10 % of 6 % at 20 epochs, where the run without restarts takes all 300."""
+    record = copy.deepcopy(RECORDS["figure4"])
+    assert figure4.times_as_early(record, "SGDW") == (15, 15, 15)
+    record["optimizers"]["SGDWR"] = _at_the_ends(6.7, 6.5, 6.0)
+    assert figure4.times_as_early(record, "SGDW") == (5, 5, 5)
+
+
+def test_the_improvement_at_half_of_the_default_rate_is_told_beside_it():
+    (found,) = questions.improvement_at_default(ROW)
+    assert found.text.startswith("lower by +20.")
+    assert "at half that rate by +3" in found.text  # (12.5 + 2.7 - 10.3) / 15.2
+    few = {name: x for name, x in ROW.items() if name in (L2, W)}
+    assert [x.name for x in questions.lower_at_rates(few)][3] == "at the rate 0.001 by"
+
+
+def test_the_costs_have_a_column_for_each_regime(monkeypatch):
+    """The language model has one optimizer; MNIST-1D comes in once its results are there."""
+    text = docs_parts.tuning_costs()
+    header, _, *rows = text.split("\n\n")[0].splitlines()
+    assert header.startswith("| decay, then rate | digits, batch norm | digits, none |")
+    names = ("λ kept", "λ/α kept", "λ′ kept")
+    assert [row.split(" | ")[0].split(", ")[1] for row in rows] == [*names, *names]
+    assert rows[0].endswith("| - |")
+    assert not rows[3].endswith("| - |")
+    load, there = docs_parts._load, docs_parts._there
+    other = {"networks": {"layer norm": {"optimizers": ROW}}}
+    is_new = lambda name: name == "figure2_mnist1d"
+    monkeypatch.setattr(docs_parts, "_load", lambda name: other if is_new(name) else load(name))
+    monkeypatch.setattr(docs_parts, "_there", lambda name: is_new(name) or there(name))
+    assert "| MNIST-1D, layer norm |" in docs_parts.tuning_costs().splitlines()[0]
 
 
 def _ending(row, seeds=SEEDS):
