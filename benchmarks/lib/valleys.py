@@ -69,6 +69,8 @@ def best_decays(mean: np.ndarray, decays: np.ndarray) -> np.ndarray:
     That is where it lies on the grid's edge, or where even the row's best cell is worse than
     the median cell.
     """
+    if len(decays) < 3:  # all of them are edges
+        return np.full(mean.shape[:2], np.nan)
     mean = _tied(np.where(np.isnan(mean), np.inf, mean))
     exceeds = (mean[..., :, None] > mean[..., None, :]).sum(-1)
     ties = (mean[..., :, None] == mean[..., None, :]).sum(-1) - 1
