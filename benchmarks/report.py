@@ -27,7 +27,10 @@ from benchmarks.study import hyperball, language_model, modular_addition, where_
 PART = re.compile(r"(<!-- generated:(\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
-FIGURES = ("figure1", "figure2_cifar10", "figure2_digits", "figure3", "figure4", "normalized_decay")
+FIGURES = (
+    *("figure1", "figure2_cifar10", "figure2_digits", "figure2_mnist1d", "figure3", "figure4"),
+    "normalized_decay",
+)
 
 
 def figure(name: str) -> str:

@@ -293,7 +293,7 @@ def report() -> str:
     """The README's rows, and the other claims as a list."""
     first = [claim for claim in CLAIMS if claim.first]
     others = [claim for claim in CLAIMS if not claim.first]
-    return f"{markdown(rows(recorded, first), align='---')}\n{bullets(sentences(others))}"
+    return f"{markdown(rows(recorded, first), align='---')}\n{bullets(sentences(others, recorded))}"
 
 
 def whole_report() -> str:
@@ -301,17 +301,17 @@ def whole_report() -> str:
     return markdown(rows(recorded), align="---")
 
 
-def sentences(claims: list[Claim]) -> list[str]:
-    """A sentence for each claim and source."""
-    return [
-        f"{claim.claim}: {word}. Paper: {claim.paper}. Here: {numbers} ({where})."
-        for claim in claims
-        for numbers, word, where in lines(claim, recorded)
-    ]
+def sentences(claims: list[Claim], records: Callable[[str], Record | None]) -> list[str]:
+    """A sentence for each claim."""
+    found = []
+    for claim in claims:
+        parts = [f"{word}: {numbers} ({where})" for numbers, word, where in lines(claim, records)]
+        found.append(f"{claim.claim}. Paper: {claim.paper}. Here {'; '.join(parts)}.")
+    return found
 
 
 def main() -> None:
-    print(wrapped(sentences(CLAIMS)))
+    print(wrapped(sentences(CLAIMS, recorded)))
 
 
 if __name__ == "__main__":

@@ -185,6 +185,9 @@ def test_mnist1d_has_a_line_of_its_own_once_it_is_there():
     )
     assert by_claim[COST][3] == "supported<br>supported"
     assert "<br>" not in by_claim[OPPOSITE][-1]  # that part is not there
+    sentences = verdicts.sentences(verdicts.CLAIMS, records.get)
+    assert len(sentences) == len(CLAIMS)
+    assert sentences[0].count("supported: SGD+L2") == 2
     assert "<br>" not in verdicts.rows(RECORDS.get)[3][-1]
 
 
