@@ -19,7 +19,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run by its path, not with -m
 
-from benchmarks.figures import verdicts
+from benchmarks.figures import landing, verdicts
 from benchmarks.lib import docs_parts, snippets, step_parts
 from benchmarks.lib.harness import RESULTS, ROOT
 from benchmarks.study import (
@@ -34,7 +34,10 @@ from benchmarks.study import (
 PART = re.compile(r"(<!-- generated:(\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
-FIGURES = ("figure1", "figure2_cifar10", "figure2_digits", "figure3", "figure4", "normalized_decay")
+FIGURES = (
+    *("figure1", "figure2_cifar10", "figure2_digits", "figure2_mnist1d", "figure3", "figure4"),
+    "normalized_decay",
+)
 
 
 def figure(name: str) -> str:
@@ -56,7 +59,10 @@ SECTIONS = {
     "language_model": study("language_model", language_model.report),
     "modular_addition": study("modular_addition", modular_addition.report),
     "weight_history": study("weight_history", weight_history.report),
+    "range_of_edges": study("modular_addition", modular_addition.range_of_edges),
+    "landing": landing.report,
     "verdicts": verdicts.report,
+    "all_verdicts": verdicts.whole_report,
     **docs_parts.SECTIONS,
     **snippets.SECTIONS,
     **step_parts.SECTIONS,

@@ -83,7 +83,7 @@ def adamw(learning_rate, weight_decay):
 grid = dict(learning_rates=0.001 * 2.0 ** np.arange(4), weight_decays=2.0 ** np.arange(-11, -2))
 landscape = sweep.run(task, adamw, **grid, seeds=range(3))
 valley = landscape.valley_slope()
-print("As the rate doubles, log2 of the best decay moves by (with 95 % interval):")
+print("As the rate doubles, log2 of the best decay moves by (range of resampled seeds):")
 for name, shift in {"λ": 0, "v": -1}.items():
     print(name, *(f"{x + shift:+.2f}" for x in (valley.slope, valley.low, valley.high)))
 

@@ -13,7 +13,7 @@ import optax
 
 from benchmarks.lib import landscape_figure
 from benchmarks.lib.landscapes import Job, landscape_job
-from benchmarks.lib.readings import difference, improvement, more_separable, separability
+from benchmarks.lib.readings import difference, improvement, more_separable, slopes_as_claimed
 from benchmarks.lib.sizes import Run, run_from_arguments, task_of
 from benchmarks.lib.tables import folded, image, setup
 
@@ -46,7 +46,7 @@ def jobs(run: Run) -> dict[tuple[str, str], Job]:
 
 
 def conclusion(record: dict[str, Any]) -> list[str]:
-    """What was and was not reproduced, from the numbers alone."""
+    """What is supported and what is not, from the numbers alone."""
     rows = {
         f"with schedule “{label}”": result["optimizers"]
         for label, result in record["schedules"].items()
@@ -54,7 +54,10 @@ def conclusion(record: dict[str, Any]) -> list[str]:
     return [
         *(improvement(where, row) for where, row in rows.items()),
         *(more_separable(where, row) for where, row in rows.items()),
-        *(separability(f"Separability {where}", row, {"AdamW": 0}) for where, row in rows.items()),
+        *(
+            slopes_as_claimed(f"Separability {where}", row, {"AdamW": 0})
+            for where, row in rows.items()
+        ),
         *(_beside_cosine(record["schedules"], name) for name in NAMES),
     ]
 

@@ -89,10 +89,9 @@ CONTROLS = {
 }
 FIGURE2 = {"SGD+L2": -1, "SGDW": 0, "AdamW": 0}  # log₂ of the best decay, as the rate doubles
 HOW_TO_READ = (
-    "± is the standard deviation over seeds. The slopes in the tables have 95 % intervals; all "
-    "other brackets are 90 % intervals, of a slope by bootstrap over seeds, of all else "
-    "cross-fitted and by jackknife over seeds. What counts as supported and as contradicted is in "
-    "the plan, in the script's docstring."
+    "± is the standard deviation over seeds. Brackets are 90 % intervals, of a slope by bootstrap "
+    "over seeds, of all else cross-fitted and by jackknife over seeds. What counts as supported "
+    "and as contradicted is in the plan, in the script's docstring."
 )
 REVERSE = {name: slope + 1 for name, slope in FIGURE2.items()}
 
@@ -124,7 +123,7 @@ def _jobs(run: Run, make_norm: Any, schedule: str, shift: int) -> dict[str, Job]
 
 
 def conclusion(record: dict[str, Any]) -> list[str]:
-    """What was and was not reproduced, from the numbers alone."""
+    """What is supported and what is not, from the numbers alone."""
     found = []
     for part, result in record["networks"].items():
         slopes = REVERSE if part == PLAIN else FIGURE2

@@ -22,7 +22,7 @@ from benchmarks.lib.drawing import COLORS, save
 from benchmarks.lib.harness import write_json
 from benchmarks.lib.landscapes import Job, train
 from benchmarks.lib.readings import Comparison, improvement, paired, points, rounded
-from benchmarks.lib.rules import MORE, REFUTED, REPRODUCED, UNDECIDED, signed, verdict
+from benchmarks.lib.rules import CONTRADICTED, MORE, SUPPORTED, UNDECIDED, signed, verdict
 from benchmarks.lib.sizes import Run, header, run_from_arguments, task_of
 from benchmarks.lib.tables import bullets, folded, image, markdown, plain, setup, wrapped
 from optax_decoupled.sweep import Landscape
@@ -111,7 +111,7 @@ def summary(x: Landscape) -> dict[str, Any]:
 
 
 def conclusion(record: dict[str, Any]) -> list[str]:
-    """What was and was not reproduced, from the numbers alone."""
+    """What is supported and what is not, from the numbers alone."""
     optimizers = record["optimizers"]
     sentences = [_at_equal_loss(half, x) for half, x in at_equal_loss(optimizers).items()]
     return [*sentences, improvement("in long runs", optimizers)]
@@ -121,8 +121,8 @@ def _at_equal_loss(half: str, x: Comparison) -> str:
     if not np.isfinite(x.points).all():
         return "The settings of the two share no training loss."
     beginning = {
-        REPRODUCED: "At equal training loss AdamW's test error is lower, as in the paper",
-        REFUTED: "At equal training loss AdamW's test error is higher, unlike in the paper",
+        SUPPORTED: "At equal training loss AdamW's test error is lower, as in the paper",
+        CONTRADICTED: "At equal training loss AdamW's test error is higher, unlike in the paper",
         UNDECIDED: "Whether AdamW's test error is lower at equal training loss is undecided",
     }[verdict(MORE, x.points)]
     size = f"{signed(x.percent.value, 1)} % ({points(x)})"

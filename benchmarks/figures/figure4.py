@@ -24,6 +24,7 @@ from benchmarks.lib.drawing import COLORS, save
 from benchmarks.lib.harness import write_json
 from benchmarks.lib.landscapes import CONTESTANTS, Job, train
 from benchmarks.lib.readings import Comparison, paired, points, rounded
+from benchmarks.lib.rules import LEVEL, Interval
 from benchmarks.lib.sizes import Run, Size, header, run_from_arguments, task_of
 from benchmarks.lib.tables import bullets, folded, image, markdown, plain, setup, wrapped
 from optax_decoupled.sweep import Landscape
@@ -33,6 +34,7 @@ CYCLES = 4  # of 1, 2, 4 and 8 times the first
 RATE_STRIDE = 2
 NORMS = [0.025 * 4.0**k for k in range(4)]
 RESTARTED = {"SGDW": "SGDWR", "AdamW": "AdamWR"}
+RESAMPLES = 1000
 CLOSE = 1.1  # times the final error of the run without restarts
 
 MakeOptimizer = Callable[[Any, Any], optax.GradientTransformation]
@@ -136,15 +138,15 @@ def _common_best(plain: Landscape, restarted: Landscape) -> tuple[int, int]:
 
 
 def conclusion(record: dict[str, Any]) -> list[str]:
-    """What was and was not reproduced, from the numbers alone."""
+    """What is supported and what is not, from the numbers alone."""
     ends = record["cycle_ends"]
     errors = {name: _errors(x) for name, x in record["optimizers"].items()}
     sentences = []
     for name, variant in RESTARTED.items():
         found = [paired(*both) for both in zip(errors[name], errors[variant], strict=True)]
         sizes = ", ".join(f"{points(x)} after {end}" for end, x in zip(ends, found, strict=True))
-        plain, restarted = errors[name].mean(1), errors[variant].mean(1)
-        reached = [_first(ends, x, CLOSE * plain[-1]) for x in (restarted, plain)]
+        limit = CLOSE * errors[name][-1].mean()
+        reached = [_epochs(first_end(ends, errors[x].mean(1), limit)) for x in (variant, name)]
         sentences.append(
             f"{name}'s error minus {variant}'s: {sizes} epochs. Restarts help "
             f"early {_times(found[:-1])}, in the end {_times(found[-1:])}. {variant} comes within "
@@ -163,9 +165,33 @@ def _times(found: list[Comparison]) -> str:
     return f"at {better} of {len(found)} (harm at {worse}; the rest may be chance)"
 
 
-def _first(ends: list[int], error: np.ndarray, limit: float) -> str:
-    reached = [end for end, value in zip(ends, error, strict=True) if value <= limit]
-    return f"{reached[0]} epochs" if reached else "no cycle's end"
+def first_end(ends: list[int], error: np.ndarray, limit: float) -> float:
+    """Of a cycle at which the error is within the limit; inf if there is none."""
+    return next((end for end, x in zip(ends, error, strict=True) if x <= limit), np.inf)
+
+
+def _epochs(end: float) -> str:
+    return f"{end:.0f} epochs" if np.isfinite(end) else "no cycle's end"
+
+
+def times_as_early(record: dict[str, Any], name: str) -> Interval:
+    """How many times as early restarts come within 10 % of the final error without them.
+
+    The interval is of resampled seeds, the same for both. Errors are known at the cycles' ends
+    alone, so these are the ratios of the ends.
+    """
+    ends = record["cycle_ends"]
+    plain, restarted = (_errors(record["optimizers"][x]) for x in (name, RESTARTED[name]))
+    count = plain.shape[1]
+
+    def ratio(seeds: np.ndarray) -> float:
+        before, after = plain[:, seeds].mean(1), restarted[:, seeds].mean(1)
+        limit = CLOSE * before[-1]
+        return first_end(ends, before, limit) / first_end(ends, after, limit)
+
+    picks = np.random.default_rng(0).integers(0, count, (RESAMPLES, count))
+    low, high = np.quantile([ratio(x) for x in picks], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Interval(ratio(np.arange(count)), float(low), float(high))
 
 
 def rows(record: dict[str, Any]) -> list[list[str]]:

@@ -22,22 +22,23 @@ from benchmarks.lib.landscapes import Landscapes, landscape_job, train
 from benchmarks.lib.readings import rounded, slope
 from benchmarks.lib.rules import (
     BELOW_MINUS_QUARTER,
-    REFUTED,
-    REPRODUCED,
+    CONTRADICTED,
+    SUPPORTED,
     UNDECIDED,
     Interval,
     verdict,
 )
 from benchmarks.lib.sizes import Run, header, run_from_arguments, task_of
 from benchmarks.lib.tables import bullets, folded, image, markdown, plain, setup, wrapped
+from benchmarks.lib.valleys import slope_of_seeds
 from optax_decoupled.sweep import Landscape, ValleySlope
 
 QUESTION = (__doc__ or "").partition("\n")[0]
 BUDGETS = (0.25, 1.0, 4.0)  # times the usual number of epochs
 RATES = {"SGDW": 0.05, "AdamW": 0.002}
 VERDICTS = {  # between the two rules lies a slope of -1/4
-    REPRODUCED: "the best λ_norm moves less with the budget than the best λ, as in the paper",
-    REFUTED: "the best λ_norm moves more with the budget than the best λ, unlike in the paper",
+    SUPPORTED: "the best λ_norm moves less with the budget than the best λ, as in the paper",
+    CONTRADICTED: "the best λ_norm moves more with the budget than the best λ, unlike in the paper",
     UNDECIDED: "whether the best λ_norm moves less with the budget than the best λ is undecided",
 }
 
@@ -112,14 +113,25 @@ def best_decays(x: Landscape) -> np.ndarray:
     return decays
 
 
+def slope_over_steps(optimizer: dict[str, Any]) -> Interval | None:
+    """By how much log₂ of the best decay moves as the number of steps doubles."""
+    if optimizer["slope_over_steps"] is None:
+        return None
+    errors = np.array(optimizer["error_percent"], float)
+    relative = errors / np.nanmin(errors.mean(-1), axis=1)[:, None, None]
+    return slope_of_seeds(
+        optimizer | {"learning_rates": optimizer["steps"], "error_percent": relative}
+    )
+
+
 def conclusion(record: dict[str, Any]) -> list[str]:
     """How the best decays move with the budget, beside the two rules."""
     sentences = []
     for name, x in record["optimizers"].items():
-        if x["slope_over_steps"] is None:
+        decay = slope_over_steps(x)
+        if decay is None:
             sentences.append(f"{name}'s best decay is not inside the grid at each budget.")
             continue
-        decay = Interval(*x["slope_over_steps"])
         normalized = Interval(*(end + 0.5 for end in decay))
         sentences.append(
             f"{name}: {VERDICTS[verdict(BELOW_MINUS_QUARTER, decay)]}. As the number of steps "

@@ -1,4 +1,7 @@
-"""Which of the paper's claims are reproduced? One table, from the recorded results alone.
+"""Which of the paper's claims are supported? One table, from the recorded results alone.
+
+Its questions come first: what tuning decay and rate one after the other costs, and how large the
+region of good settings is. Slopes follow. Of each claim every regime has a line.
 
 Usage: python -m benchmarks.figures.verdicts
 """
@@ -9,34 +12,32 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks.figures import figure3, figure4
+from benchmarks.figures import figure3, figure4, normalized_decay
 from benchmarks.figures.figure2_cifar10 import SLOPES
 from benchmarks.figures.figure2_digits import PREDICTED
+from benchmarks.lib import questions
 from benchmarks.lib.harness import RESULTS
-from benchmarks.lib.readings import comparison, least_decay, paired, slope_interval
-from benchmarks.lib.rules import (
-    AT_LEAST_15,
-    BELOW_MINUS_QUARTER,
-    MORE,
-    NOTHING,
-    Interval,
-    Rule,
-    verdict,
-    verdict_of_all,
-    whole_number,
-)
-from benchmarks.lib.tables import markdown, wrapped
-from benchmarks.lib.valleys import closer_to_zero
+from benchmarks.lib.questions import Answer, Found, judged
+from benchmarks.lib.readings import comparison, least_decay, paired
+from benchmarks.lib.rules import BELOW_MINUS_QUARTER, MORE, NOTHING, PERCENT, Rule, verdict
+from benchmarks.lib.tables import bullets, markdown, wrapped
 
 Record = dict[str, Any]
+EARLIER = Rule((1, np.inf), (1, np.inf))
 
 
-class Part(NamedTuple):
-    """A number that a claim is about: its name, how it is read from the record, its rule."""
+class Source(NamedTuple):
+    """Where an answer is read.
 
-    name: str
-    read: Callable[[Record], Interval | None]
-    rule: Rule
+    Attributes:
+      record: the name of the results. If there are none yet, the table has no line of them.
+      groups: of its landscapes, if it has any.
+      where: in the results, before what the record says of itself.
+    """
+
+    record: str
+    groups: tuple[str, ...]
+    where: str
 
 
 class Claim(NamedTuple):
@@ -45,223 +46,272 @@ class Claim(NamedTuple):
     Attributes:
       claim: in words.
       paper: what it prints, or what is predicted.
-      record: the name of the results.
-      regime: where in them, before what the record says of itself.
-      parts: the numbers that must all bear it out.
-      unit: of these numbers.
+      answer: reads a record and the names of groups.
+      sources: of the answers.
+      first: whether the row is one of the README's.
     """
 
     claim: str
     paper: str
-    record: str
-    regime: str
-    parts: list[Part]
-    unit: str = ""
+    answer: Callable[..., list[Found]]
+    sources: tuple[Source, ...]
+    first: bool = True
 
 
-def _optimizer(group: str | None, name: str) -> Callable[[Record], dict[str, Any]]:
-    """Of a record of landscapes: the only group if none is named."""
-
-    def read(record: Record) -> dict[str, Any]:
-        groups = record.get("networks") or record["schedules"]
-        return groups[group or next(iter(groups))]["optimizers"][name]
-
-    return read
+def _source(record: str, *groups: str, where: str = "batch norm") -> Source:
+    return Source(record, groups, where)
 
 
-def _slope(group: str | None, name: str, expected: int) -> Part:
-    of = _optimizer(group, name)
-    return Part(name, lambda record: slope_interval(of(record)), whole_number(expected))
+def _rows(record: Record, names: tuple[str, ...]) -> list[questions.Row]:
+    """The landscapes of these groups; of the only one if none is named."""
+    groups = record.get("networks") or record["schedules"]
+    return [groups[name]["optimizers"] for name in names or groups]
 
 
-def _slopes(group: str | None, expected: dict[str, int]) -> list[Part]:
-    return [_slope(group, name, value) for name, value in expected.items()]
+def _of_landscapes(*answers: Answer) -> Callable[..., list[Found]]:
+    """The answers of one row of landscapes, in one line."""
+
+    def answer(record: Record, *names: str) -> list[Found]:
+        (row,) = _rows(record, names)
+        return [found for part in answers for found in part(row)]
+
+    return answer
 
 
-def _percent(first: Callable[[Record], Any], second: Callable[[Record], Any]) -> Any:
-    """How much lower the second one's error is, in percent of the first one's."""
-
-    def read(record: Record) -> Interval | None:
-        found = comparison(first(record), second(record))
-        return found and found.percent
-
-    return read
+def _gain_from_l2(row: questions.Row) -> list[Found]:
+    found = comparison(least_decay(row["Adam+L2"]), row["Adam+L2"])
+    return [judged("gain", found and found.percent, NOTHING, " %", 1)]
 
 
-def _beside_cosine(schedule: str) -> Part:
-    both = (_optimizer(x, "AdamW") for x in (schedule, "cosine"))
-    return Part(schedule, _percent(*both), MORE)
+def _beside_cosine(record: Record, *names: str) -> list[Found]:
+    """The last of the groups is cosine annealing."""
+    *others, cosine = (row["AdamW"] for row in _rows(record, names))
+    found = []
+    for name, x in zip(("fixed", "step drops"), others, strict=True):
+        difference = comparison(x, cosine)
+        found.append(judged(name, difference and difference.percent, MORE, " %", 1))
+    return found
 
 
-def _at_equal_loss(half: str) -> Part:
-    read = lambda record: figure3.at_equal_loss(record["optimizers"])[half].percent
-    return Part(half, read, MORE)
+def _at_equal_loss(record: Record) -> list[Found]:
+    halves = figure3.at_equal_loss(record["optimizers"])
+    return [judged(half, x.percent, MORE, " %", 1) for half, x in halves.items()]
 
 
-def _before_the_end(plain: str, restarted: str) -> Part:
-    """The mean over the ends of all cycles but the last, of each seed."""
-
-    def read(record: Record) -> Interval:
+def _as_early(record: Record) -> list[Found]:
+    """With the mean gain at the ends of all cycles but the last, of each seed."""
+    found = []
+    for plain, restarted in figure4.RESTARTED.items():
+        early = figure4.times_as_early(record, plain)
         errors = (record["optimizers"][x]["error_percent"][:-1] for x in (plain, restarted))
-        return paired(*(np.array(x, float).mean(0) for x in errors)).percent
-
-    return Part(restarted, read, MORE)
-
-
-def _over_steps(name: str) -> Part:
-    def read(record: Record) -> Interval | None:
-        found = record["optimizers"][name]["slope_over_steps"]
-        return found and Interval(*found)
-
-    return Part(name, read, BELOW_MINUS_QUARTER)
+        gain = paired(*(np.array(x, float).mean(0) for x in errors)).percent
+        value, low, high = (f"{x:.2g}" for x in early)
+        text = (
+            f"{restarted} {value} times as early [{low}, {high}], its error before the end lower "
+            f"by {gain.text(1)} %"
+        )
+        found.append(Found(restarted, text, verdict(EARLIER, early)))
+    return found
 
 
-ADAM_L2, ADAMW = (_optimizer("batch norm", name) for name in ("Adam+L2", "AdamW"))
-LEAST_L2 = lambda record: least_decay(ADAM_L2(record))
-NORMALIZED = PREDICTED["batch norm"]
+def _over_steps(record: Record) -> list[Found]:
+    found = {
+        x: normalized_decay.slope_over_steps(record["optimizers"][x]) for x in ("SGDW", "AdamW")
+    }
+    return [judged(name, x, BELOW_MINUS_QUARTER) for name, x in found.items()]
+
+
+DIGITS = (
+    _source("figure2_digits", "batch norm"),
+    _source("figure2_mnist1d", "batch norm"),
+)
+WITHOUT = (
+    _source("figure2_digits", "no normalization", where="no normalization"),
+    _source("figure2_mnist1d", "no normalization", where="no normalization"),
+)
+SCHEDULES = (
+    _source("figure1", "fixed", "step drops", "cosine"),
+    _source("figure2_mnist1d", "batch norm, fixed rate", "batch norm, step drops", "batch norm"),
+)
+NORMALIZED, OPPOSITE = PREDICTED["batch norm"], PREDICTED["no normalization"]
+
+
+def _values(claimed: dict[str, int]) -> str:
+    return "slopes " + ", ".join(str(x) for x in claimed.values())
+
 
 CLAIMS = [
     Claim(
-        "As the rate doubles, SGD+L2's best λ′ halves",
-        "slope -1",
-        "figure2_digits",
-        "batch norm",
-        _slopes("batch norm", {"SGD+L2": NORMALIZED["SGD+L2"]}),
+        "More rates reach the best error within 10 %, their decay tuned, if decoupled",
+        "more separable",
+        _of_landscapes(questions.near_best("rates")),
+        DIGITS,
     ),
     Claim(
-        "SGDW's best λ stays",
-        "slope 0",
-        "figure2_digits",
-        "batch norm",
-        _slopes("batch norm", {"SGDW": NORMALIZED["SGDW"]}),
+        "More cells of the grid come within 10 % of the best if decoupled",
+        "more separable",
+        _of_landscapes(questions.near_best("cells")),
+        DIGITS,
     ),
     Claim(
-        "AdamW's best λ stays",
-        "slope 0",
-        "figure2_digits",
-        "batch norm",
-        _slopes("batch norm", {"AdamW": NORMALIZED["AdamW"]}),
+        "Tuned one after the other, λ and the rate cost less than L2's λ′ and the rate "
+        "(points of error, worst start)",
+        "λ can be tuned alone",
+        _of_landscapes(questions.cost_beside_l2),
+        DIGITS,
     ),
     Claim(
-        "AdamW is more separable than Adam+L2",
+        "And less than λ/α and the rate: λ/α is the `weight_decay` of Optax and PyTorch",
+        "not in the paper",
+        _of_landscapes(questions.cost_beside_ratio),
+        DIGITS,
+    ),
+    Claim(
+        "At Adam's default rate 0.001, decays tuned, AdamW's error is 15 % below Adam+L2's",
+        "15 % lower (section 4.4, Figure 3)",
+        _of_landscapes(questions.improvement_at_default),
+        DIGITS,
+    ),
+    Claim(
+        "Best against best, rates tuned too, AdamW's error is 15 % below Adam+L2's",
+        "15 % lower",
+        _of_landscapes(questions.best_against_best),
+        DIGITS,
+    ),
+    Claim(
+        "As the rate doubles, SGD+L2's best λ′ halves, SGDW's and AdamW's best λ stays",
+        _values(NORMALIZED),
+        _of_landscapes(questions.slopes(NORMALIZED)),
+        DIGITS,
+    ),
+    Claim(
+        "Decoupled decay is more separable from the rate than L2",
         "slope closer to 0",
-        "figure2_digits",
-        "batch norm",
-        [Part("closer by", lambda x: closer_to_zero(ADAM_L2(x), ADAMW(x)), MORE)],
+        _of_landscapes(questions.separable),
+        DIGITS,
     ),
     Claim(
         "Without normalization the reverse",
-        "not in the paper; predicted: "
-        + ", ".join(str(x) for x in PREDICTED["no normalization"].values()),
-        "figure2_digits",
-        "no normalization",
-        _slopes("no normalization", PREDICTED["no normalization"]),
+        f"not in the paper; predicted: {_values(OPPOSITE)}",
+        _of_landscapes(questions.slopes(OPPOSITE)),
+        WITHOUT,
     ),
     Claim(
-        "The slopes of Figure 2 on a part of CIFAR-10",
-        ", ".join(str(x) for x in SLOPES.values()),
-        "figure2_cifar10",
-        "ResNet-8",
-        _slopes(None, SLOPES),
-    ),
-    Claim(
-        "AdamW's test error is lower than Adam+L2's",
-        "15 % lower",
-        "figure2_digits",
-        "batch norm",
-        [Part("lower by", _percent(ADAM_L2, ADAMW), AT_LEAST_15)],
-        " %",
+        "The slopes, and AdamW's error 15 % below Adam+L2's, on a part of CIFAR-10",
+        f"{_values(SLOPES)}; 15 % lower",
+        _of_landscapes(questions.slopes(SLOPES), questions.higher_error),
+        (_source("figure2_cifar10", where="ResNet-8 with batch norm"),),
     ),
     Claim(
         "Adam gains nothing from L2",
         "no gain",
-        "figure2_digits",
-        "batch norm",
-        [Part("gain", _percent(LEAST_L2, ADAM_L2), NOTHING)],
-        " %",
+        _of_landscapes(_gain_from_l2),
+        DIGITS,
+        first=False,
     ),
     Claim(
         "Cosine annealing is best for AdamW",
         "lower error",
-        "figure1",
-        "batch norm",
-        [_beside_cosine("fixed"), _beside_cosine("step drops")],
-        " %",
+        _beside_cosine,
+        SCHEDULES,
+        first=False,
     ),
     Claim(
         "At equal training loss AdamW's test error is lower",
         "lower",
-        "figure3",
-        "batch norm",
-        [_at_equal_loss(half) for half in figure3.HALVES],
-        " %",
+        _at_equal_loss,
+        (_source("figure3"),),
+        first=False,
     ),
     Claim(
-        "Warm restarts are better before the end",
+        "Warm restarts give good weights early",
         "up to 10 times as early",
-        "figure4",
-        "batch norm",
-        [_before_the_end(*names) for names in figure4.RESTARTED.items()],
-        " %",
+        _as_early,
+        (_source("figure4"),),
+        first=False,
     ),
     Claim(
         "The best λ_norm moves less with the budget than the best λ",
         "λ ∝ 1/√steps: slope -0.5",
-        "normalized_decay",
-        "batch norm",
-        [_over_steps("SGDW"), _over_steps("AdamW")],
+        _over_steps,
+        (_source("normalized_decay"),),
+        first=False,
     ),
 ]
 
 
-def judged(claim: Claim, record: Record) -> tuple[str, str]:
-    """What was found, in words, and the verdict."""
-    found = [part.read(record) for part in claim.parts]
-    digits = 1 if claim.unit else 2
-    texts = [
-        f"{part.name} {_text(x, digits)}{claim.unit}"
-        for part, x in zip(claim.parts, found, strict=True)
-    ]
-    verdicts = [verdict(part.rule, x) for part, x in zip(claim.parts, found, strict=True)]
-    return "; ".join(texts), verdict_of_all(verdicts)
+def judgement(found: list[Found]) -> str:
+    """One word, if all parts have it; else which part has which."""
+    parts: dict[str, list[str]] = {}
+    for x in found:
+        parts.setdefault(x.word, []).append(x.name)
+    if len(parts) == 1:
+        return found[0].word
+    return "; ".join(f"{word}: {', '.join(names)}" for word, names in parts.items())
 
 
-def _text(x: Interval | None, digits: int) -> str:
-    return "not located" if x is None else x.text(digits)
+def lines(claim: Claim, records: Callable[[str], Record | None]) -> list[tuple[str, str, str]]:
+    """Numbers, verdict and regime of each source that there is."""
+    found = []
+    for source in claim.sources:
+        record = records(source.record)
+        if record is None or not set(source.groups) <= set(_group_names(record)):
+            continue
+        parts = claim.answer(record, *source.groups)
+        numbers = "; ".join(x.text for x in parts)
+        found.append((numbers, judgement(parts), regime(source, record)))
+    return found
 
 
-def regime(claim: Claim, record: Record) -> str:
+def _group_names(record: Record) -> tuple[str, ...]:
+    return tuple(record.get("networks") or record.get("schedules") or ())
+
+
+def regime(source: Source, record: Record) -> str:
     budget = record["budget"]
     epochs, seeds = f"{budget['epochs']:,} epochs", f"{budget['seeds']} seeds"
-    return f"{record['data']}, {claim.regime}, {epochs}, {seeds}"
+    return f"{record['data']}, {source.where}, {epochs}, {seeds}"
 
 
-def rows(records: Callable[[str], Record]) -> list[list[str]]:
-    """The table; `records` gives the results of a name."""
-    table = [["claim", "paper", "here [95 % interval]", "verdict", "regime"]]
-    for claim in CLAIMS:
-        record = records(claim.record)
-        found, word = judged(claim, record)
-        table.append([claim.claim, claim.paper, found, word, regime(claim, record)])
+def rows(
+    records: Callable[[str], Record | None], claims: list[Claim] | None = None
+) -> list[list[str]]:
+    """The table; `records` gives the results of a name, None if there are none."""
+    table = [["claim", "paper", f"here [{PERCENT} interval]", "verdict", "regime"]]
+    for claim in CLAIMS if claims is None else claims:
+        columns = zip(*lines(claim, records), strict=True)
+        table.append([claim.claim, claim.paper, *map("<br>".join, columns)])
     return table
 
 
-def recorded(name: str) -> Record:
-    return json.loads((RESULTS / f"{name}.json").read_text())
+def recorded(name: str) -> Record | None:
+    path = RESULTS / f"{name}.json"
+    return json.loads(path.read_text()) if path.exists() else None
 
 
 def report() -> str:
-    """The Markdown of the generated part."""
+    """The README's rows, and the other claims as a list."""
+    first = [claim for claim in CLAIMS if claim.first]
+    others = [claim for claim in CLAIMS if not claim.first]
+    return f"{markdown(rows(recorded, first), align='---')}\n{bullets(sentences(others, recorded))}"
+
+
+def whole_report() -> str:
+    """Every row."""
     return markdown(rows(recorded), align="---")
 
 
+def sentences(claims: list[Claim], records: Callable[[str], Record | None]) -> list[str]:
+    """A sentence for each claim."""
+    found = []
+    for claim in claims:
+        parts = [f"{word}: {numbers} ({where})" for numbers, word, where in lines(claim, records)]
+        found.append(f"{claim.claim}. Paper: {claim.paper}. Here {'; '.join(parts)}.")
+    return found
+
+
 def main() -> None:
-    table = rows(recorded)[1:]
-    sentences = [
-        f"{claim}: {word}. Paper: {paper}. Here: {found} ({where})."
-        for claim, paper, found, word, where in table
-    ]
-    print(wrapped(sentences))
+    print(wrapped(sentences(CLAIMS, recorded)))
 
 
 if __name__ == "__main__":

@@ -8,18 +8,24 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.lib.readings import FEWEST_SEEDS, landscape
-from benchmarks.lib.rules import AT_LEAST_15, REFUTED, REPRODUCED, Interval, signed, verdict
-from benchmarks.lib.valleys import slopes
+from benchmarks.lib.readings import FEWEST_SEEDS, interval_of, landscape, scaled, slope_interval
+from benchmarks.lib.rules import (
+    AT_LEAST_15,
+    CONTRADICTED,
+    MORE,
+    SUPPORTED,
+    UNDECIDED,
+    about,
+    signed,
+    verdict,
+)
 from optax_decoupled import sweep
 
 Row = dict[str, dict[str, Any]]  # of a record: a `summary` for each optimizer
 PAIRS = {"SGDW": "SGD+L2", "AdamW": "Adam+L2"}  # the decoupled one, and its twin with L2
-LEVEL = 0.9
 TOLERANCE = 0.1
 DEFAULT_RATE = 0.001  # Adam's
 MOMENTUM = 0.9
-SUPPORTED, CONTRADICTED, UNDECIDED = "supported", "contradicted", "undecided"
 
 
 def sentences(where: str, row: Row, claimed_slopes: dict[str, int]) -> list[str]:
@@ -46,35 +52,16 @@ def slope_sentence(where: str, row: Row, claimed: dict[str, int]) -> str:
     for name in [x for x in claimed if x in row]:
         interval = slope_interval(row[name])
         text = "not located" if interval is None else interval.text()
-        parts.append(f"{name} {text}, claimed {claimed[name]}: {about(claimed[name], interval)}")
+        word = verdict(about(claimed[name]), interval)
+        parts.append(f"{name} {text}, claimed {claimed[name]}: {word}")
     return f"Slope of the best decay {where}: {'; '.join(parts)}."
-
-
-def slope_interval(optimizer: dict[str, Any]) -> Interval | None:
-    """By bootstrap over seeds; None if less than half of the resamples locate the valley."""
-    found = slopes(optimizer)
-    located = found[1:][np.isfinite(found[1:])]
-    if not np.isfinite(found[0]) or len(located) < len(found) / 2:
-        return None
-    low, high = np.quantile(located, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Interval(float(found[0]), float(low), float(high))
-
-
-def about(claim: float, interval: Interval | None) -> str:
-    """Supported by an interval within ±0.5 of the claim, contradicted by one outside of it."""
-    if interval is None:
-        return UNDECIDED
-    if claim - 0.5 <= interval.low <= interval.high <= claim + 0.5:
-        return SUPPORTED
-    return UNDECIDED if interval.holds(claim - 0.5, claim + 0.5) else CONTRADICTED
 
 
 def above_zero(difference: sweep.Estimate, *optimizers: dict[str, Any]) -> str:
     """Supported by an interval above 0, contradicted by one below."""
-    found = _interval(difference)
-    if any(map(tells_nothing, optimizers)) or found.holds(0, 0) or not np.isfinite(found).all():
+    if any(map(tells_nothing, optimizers)):
         return UNDECIDED
-    return SUPPORTED if found.value > 0 else CONTRADICTED
+    return verdict(MORE, interval_of(difference))
 
 
 def with_control(row: Row) -> Row:
@@ -110,7 +97,7 @@ def basins(names: str, l2: dict[str, Any], decoupled: dict[str, Any]) -> Iterato
     for what, of in (("learning rates", "rates"), ("share of cells", "cells")):
         a, b = getattr(ours, of), getattr(theirs, of)
         if of == "cells":
-            a, b = (_scaled(x, 100 / n) for x, n in zip((a, b), grid, strict=True))
+            a, b = (scaled(x, 100 / n) for x, n in zip((a, b), grid, strict=True))
         unit = " %" if of == "cells" else ""
         yield (
             f"{what.capitalize()} within 10 % of the best error, {names}: {_text(a)} and "
@@ -127,7 +114,7 @@ def costs(names: str, l2: dict[str, Any], decoupled: dict[str, Any]) -> Iterator
         ("rate, then decay", "rate_first"),
     ):
         a, b, c = (getattr(x, order) for x in (kept, theirs, ratio))
-        told = _interval(a.worst).high < limit and not tells_nothing(decoupled)
+        told = interval_of(a.worst).high < limit and not tells_nothing(decoupled)
         small = SUPPORTED if told else UNDECIDED
         yield (
             f"Cost of tuning the {what}, {names}, in points of error, worst (mean) of all starts: "
@@ -145,9 +132,8 @@ def improvements(where: str, l2: dict[str, Any], decoupled: dict[str, Any]) -> I
     near = np.flatnonzero(np.isclose(found.learning_rates, DEFAULT_RATE))
     places |= {f"at the rate {DEFAULT_RATE}": found.at_rate[i] for i in near}
     for place, gain in places.items():
-        percent = _scaled(gain, 100)
-        told = {REPRODUCED: SUPPORTED, REFUTED: CONTRADICTED}
-        word = told.get(verdict(AT_LEAST_15, _interval(percent)), UNDECIDED)
+        percent = scaled(gain, 100)
+        word = verdict(AT_LEAST_15, interval_of(percent))
         if tells_nothing(l2) or tells_nothing(decoupled):
             word = UNDECIDED
         yield (
@@ -158,7 +144,7 @@ def improvements(where: str, l2: dict[str, Any], decoupled: dict[str, Any]) -> I
 
 def shear_sentence(where: str, l2: dict[str, Any], decoupled: dict[str, Any]) -> str:
     found = sweep.shear(landscape(l2), landscape(decoupled), momentum=MOMENTUM)
-    correlation, distance = _interval(found.correlation), _interval(found.distance)
+    correlation, distance = interval_of(found.correlation), interval_of(found.distance)
     limit = TOLERANCE * decoupled["best"]["mean"]
     alike = correlation.value >= 0.9, distance.value <= limit
     word = {(True, True): SUPPORTED, (False, False): CONTRADICTED}.get(alike, UNDECIDED)
@@ -181,14 +167,6 @@ def gains(where: str, row: Row) -> Iterator[str]:
             )
 
 
-def _scaled(x: sweep.Estimate, factor: float) -> sweep.Estimate:
-    return sweep.Estimate(factor * x.value, factor * x.without, x.seeds)
-
-
-def _interval(x: sweep.Estimate) -> Interval:
-    return Interval(x.value, *x.interval(LEVEL))
-
-
 def _text(x: sweep.Estimate) -> str:
-    value, low, high = (signed(y, 2).removeprefix("+") for y in _interval(x))
+    value, low, high = (signed(y, 2).removeprefix("+") for y in interval_of(x))
     return f"{value} [{low}, {high}]"

@@ -2,14 +2,61 @@
 
 import json
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
+from benchmarks.lib import questions
 from benchmarks.lib.harness import RESULTS
 from benchmarks.lib.readings import slope_text
+from benchmarks.lib.rules import PERCENT
 from benchmarks.lib.tables import markdown
+from optax_decoupled import sweep
 
 GB = 1e9
+REGIMES = {  # a record of landscapes, and the groups of it that are columns; missing ones have none
+    "figure2_digits": {"batch norm": "digits, batch norm", "no normalization": "digits, none"},
+    "figure2_mnist1d": {
+        "batch norm": "MNIST-1D, batch norm",
+        "layer norm": "MNIST-1D, layer norm",
+        "no normalization": "MNIST-1D, none",
+    },
+    "figure2_cifar10": {"ResNet-8 of width 8 on small maps": "CIFAR-10, batch norm"},
+}
+ORDERS = {"decay, then rate": "decay_first", "rate, then decay": "rate_first"}
+
+
+def tuning_costs() -> str:
+    """What tuning one after the other costs, for each convention and regime, in both orders."""
+    columns = {title: dict(questions.costs(row)) for title, row in _regimes()}
+    conventions = list(next(iter(columns.values())))
+    tables = []
+    for title, order in ORDERS.items():
+        rows = [
+            [name, *(_cost(costs.get(name), order) for costs in columns.values())]
+            for name in conventions
+        ]
+        tables.append(markdown([[title, *columns], *rows]))
+    return (
+        "\n".join(tables) + f"\nThe error after tuning one after the other, minus that of the best "
+        f"cell: from the worst start [{PERCENT} interval], then the mean of all starts. Points of "
+        "test error; of the language model, nats per character. A start is a learning rate of the "
+        "grid (above) or a decay of it (below), also those at which most runs fail.\n"
+    )
+
+
+def _regimes() -> Iterator[tuple[str, questions.Row]]:
+    for name, groups in REGIMES.items():
+        networks = _load(name)["networks"] if _there(name) else {}
+        for group in [x for x in groups if x in networks]:
+            yield groups[group], networks[group]["optimizers"]
+    yield "language model, layer norm", {"AdamW": _load("language_model")["landscape"]}
+
+
+def _cost(cost: sweep.TuningCost | None, order: str) -> str:
+    if cost is None:
+        return "-"
+    mean = f"{getattr(cost, order).mean.value:.2f}"
+    return f"{questions.worst(getattr(cost, order))}, mean {mean}"
 
 
 def regimes() -> str:
@@ -32,8 +79,9 @@ def regimes() -> str:
         + table("lowest test error, %", _best)
         + f"\n{record['network']} on {record['train_images']} of "
         f"scikit-learn's digits, {budget['epochs']} epochs, cosine annealing, decay on kernels, "
-        f"{rates} rates by {decays} decays, {budget['seeds']} seeds; 95 % intervals by bootstrap "
-        "over seeds. The decay is $\\lambda$ for SGDW and AdamW, $\\lambda'$ for the two with L2.\n"
+        f"{rates} rates by {decays} decays, {budget['seeds']} seeds; {PERCENT} intervals by "
+        "bootstrap over seeds. The decay is $\\lambda$ for SGDW and AdamW, $\\lambda'$ for the two "
+        "with L2.\n"
     )
 
 
@@ -175,6 +223,10 @@ def _gigabytes(sizes: dict[str, int]) -> str:
     return f"{size:,.0f}" if size >= 100 else f"{size:.2g}"
 
 
+def _there(name: str) -> bool:
+    return (RESULTS / f"{name}.json").exists()
+
+
 def _load(name: str) -> dict[str, Any]:
     return json.loads((RESULTS / f"{name}.json").read_text())
 
@@ -186,6 +238,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "explain_speed": explain_speed,
     "regimes": regimes,
     "state_bytes": state_bytes,
+    "tuning_costs": tuning_costs,
     "sweep_memory": sweep_memory,
     "sweep_speed": sweep_speed,
 }

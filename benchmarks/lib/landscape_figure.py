@@ -20,8 +20,9 @@ def make(
     groups: str,
     jobs: dict[tuple[str, str], Job],
     conclusion: Conclusion,
+    ending: Callable[[dict[str, Any]], str] = lambda record: "",
 ) -> None:
-    """Trains the jobs, writes figure and numbers, prints tables and conclusion.
+    """Trains the jobs, writes figure and numbers, prints tables, conclusion and ending.
 
     Args:
       run: what the command line asked for.
@@ -29,6 +30,7 @@ def make(
       groups: what the groups of landscapes are; their key in the record.
       jobs: named (group, optimizer).
       conclusion: the sentences that the record bears out.
+      ending: what is printed after them, if anything is.
     """
     start = time.perf_counter()
     landscapes = train(jobs, run.cells)
@@ -40,7 +42,9 @@ def make(
     write_json(numbers, record)
     for group, result in record[groups].items():
         print(plain(landscape_rows(group, result)))
-    print(wrapped([f"Wrote {image} and {numbers}.", *conclusion(record)]))
+    print(wrapped(conclusion(record)))
+    print(ending(record))
+    print(f"Figure: {image}\nNumbers: {numbers}")
 
 
 def body(record: dict[str, Any], groups: str, conclusion: Conclusion) -> list[str]:

@@ -7,6 +7,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import optax
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
 import optax_decoupled as od
@@ -73,7 +74,7 @@ def landscape_job(
 
 
 def train(jobs: dict[tuple[str, str], Job], directory: Path | None = None) -> Landscapes:
-    """Runs the jobs, named (row, column), under one progress bar.
+    """Runs the jobs, named (row, column), under one progress bar; a line for each in a pipe.
 
     With a directory each job keeps its finished cells in a folder of its own, and goes on
     from there when it is run again.
@@ -87,7 +88,10 @@ def train(jobs: dict[tuple[str, str], Job], directory: Path | None = None) -> La
     )
     landscapes: Landscapes = {}
     before, every = 0, sum(job.cells for job in jobs.values())
-    with Progress(*columns, speed_estimate_period=60) as bar:
+    console = Console()
+    with Progress(
+        *columns, speed_estimate_period=60, console=console, disable=not console.is_terminal
+    ) as bar:
         row = bar.add_task("", total=every)
         for (group, name), job in jobs.items():
             bar.update(row, description=f"{name}, {group}")
@@ -99,6 +103,6 @@ def train(jobs: dict[tuple[str, str], Job], directory: Path | None = None) -> La
                 ),
             )
             before += job.cells
-            if not bar.console.is_terminal:  # where a bar is not drawn before its end
+            if bar.disable:
                 print(f"{name}, {group}: {before} of {every} cells", flush=True)
     return landscapes

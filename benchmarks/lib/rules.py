@@ -1,14 +1,17 @@
-"""When is a claim reproduced? Rules as data: what an interval must hold, and what it must not."""
+"""When does a number support a claim? Rules as data, by equivalence."""
 
 from typing import NamedTuple
 
 import numpy as np
 
-REPRODUCED, NEARLY, REFUTED, UNDECIDED = "reproduced", "nearly", "not reproduced", "undecided"
+LEVEL = 0.9  # of all intervals that decide a claim
+PERCENT = f"{100 * LEVEL:.0f} %"
+NEAR = 0.5  # a slope this near to a claimed one is taken for it
+SUPPORTED, CONTRADICTED, UNDECIDED = "supported", "contradicted", "undecided"
 
 
 class Interval(NamedTuple):
-    """A number and the ends of its 95 % interval."""
+    """A number and the ends of its interval."""
 
     value: float
     low: float
@@ -28,48 +31,40 @@ class Interval(NamedTuple):
 
 
 class Rule(NamedTuple):
-    """Reproduced by an interval that reaches into the claim and holds no rival.
+    """A claim is contradicted by an interval outside of it, supported by one within its bounds.
 
-    One that does not reach into the claim says that it is not reproduced, or nearly so, if all
-    of it is near; one that holds both the claim and a rival leaves it undecided.
+    All other intervals leave it undecided: a wide one, in particular, supports nothing.
 
     Attributes:
-      low: the least number that the claim allows.
-      high: the greatest.
-      rivals: numbers of which it says that they are not so.
-      near: the ends of what is near, if anything is.
+      claim: the least and the greatest number that the claim allows.
+      within: the bounds between which an interval must lie to support it. They are wider than
+        the claim where the claim competes with another number: "15 %" with "no difference".
     """
 
-    low: float
-    high: float
-    rivals: tuple[float, ...]
-    near: tuple[float, float] | None = None
+    claim: tuple[float, float]
+    within: tuple[float, float]
 
 
-def whole_number(value: int) -> Rule:
-    """Of the whole numbers it is this one, and not a neighbour; near is what rounds to it."""
-    return Rule(value, value, (value - 1, value + 1), (value - 0.5, value + 0.5))
+def about(value: float) -> Rule:
+    """A slope that is this one, to within one half."""
+    both = value - NEAR, value + NEAR
+    return Rule(both, both)
 
 
-MORE = Rule(0, np.inf, (0,))
-AT_LEAST_15 = Rule(15, np.inf, (0,))
-NOTHING = Rule(-np.inf, 0, (15,))
-BELOW_MINUS_QUARTER = Rule(-np.inf, -0.25, (-0.25,))
+MORE = Rule((0, np.inf), (0, np.inf))
+AT_LEAST_15 = Rule((15, np.inf), (0, np.inf))
+NOTHING = Rule((-np.inf, 0), (-np.inf, 15))
+BELOW_MINUS_QUARTER = Rule((-np.inf, -0.25), (-np.inf, -0.25))
 
 
 def verdict(rule: Rule, interval: Interval | None) -> str:
     """Of one interval; None or NaN, where there is none, leaves the claim undecided."""
     if interval is None or not np.isfinite(interval).all():
         return UNDECIDED
-    if not interval.holds(rule.low, rule.high):
-        near = rule.near is not None and rule.near[0] < interval.low <= interval.high < rule.near[1]
-        return NEARLY if near else REFUTED
-    return UNDECIDED if any(interval.holds(x, x) for x in rule.rivals) else REPRODUCED
-
-
-def verdict_of_all(verdicts: list[str]) -> str:
-    """A claim of several parts fails with any of them, and waits for all."""
-    return next((x for x in (REFUTED, UNDECIDED, NEARLY) if x in verdicts), REPRODUCED)
+    if not interval.holds(*rule.claim):
+        return CONTRADICTED
+    low, high = rule.within
+    return SUPPORTED if low < interval.low <= interval.high < high else UNDECIDED
 
 
 def signed(value: float, digits: int) -> str:

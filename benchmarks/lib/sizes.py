@@ -150,13 +150,14 @@ class Run(NamedTuple):
 def run_from_arguments(
     name: str, question: str, default: str, sizes: bool = True, parts: tuple[str, ...] = ()
 ) -> Run:
-    """Parses ``--out``, ``--seeds``, ``--quick``, unless there is one size also ``--size`` and
-    ``--data``, and, if there are parts to choose from, ``--parts``.
+    """Parses ``--out``, ``--seeds``, ``--stride``, ``--quick``, unless there is one size also
+    ``--size`` and ``--data``, and, if there are parts to choose from, ``--parts``.
     """
     parser = argparse.ArgumentParser(description=question)
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--quick", action="store_true", help="a tiny grid, to see that it works")
     parser.add_argument("--seeds", type=int, help="instead of the size's own number")
+    parser.add_argument("--stride", type=int, help="train every so many rates and decays")
     parser.set_defaults(size=default, data=None, parts=parts)
     if parts:
         parser.add_argument("--parts", nargs="+", choices=parts, help="default: all")
@@ -176,6 +177,8 @@ def run_from_arguments(
         size = size._replace(**QUICK[size.data])
     if arguments.seeds is not None:
         size = size._replace(seeds=arguments.seeds)
+    if arguments.stride is not None:
+        size = size._replace(rate_stride=arguments.stride, decay_stride=arguments.stride)
     if arguments.size != default:
         name = f"{name}_{arguments.size}"
     if arguments.quick:

@@ -4,6 +4,7 @@ import textwrap
 from typing import Any
 
 from benchmarks.lib.readings import slope_text
+from benchmarks.lib.rules import PERCENT
 
 # Of files that are not the official ones, by the checksum that the record has.
 CIFAR10_COPIES = {
@@ -56,7 +57,7 @@ def bullets(sentences: list[str]) -> str:
 
 def landscape_rows(title: str, result: dict[str, Any]) -> Rows:
     """A row for each optimizer of one of the groups of `readings.results`."""
-    rows = [[title, "test error %", "rate", "decay", "near best", "slope [95 %]"]]
+    rows = [[title, "test error %", "rate", "decay", "near best", f"slope [{PERCENT}]"]]
     for name, x in result["optimizers"].items():
         best = x["best"]
         cells = len(x["learning_rates"]) * len(x["weight_decays"])

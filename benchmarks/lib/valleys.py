@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.lib.rules import Interval
+from benchmarks.lib.rules import LEVEL, Interval
 
 RESAMPLES = 1000
 ROUNDING = 1e-6  # relative; errors are counts, and equal counts are ties
@@ -26,16 +26,25 @@ def slope_difference(first: dict[str, Any], second: dict[str, Any]) -> Interval 
     return _paired(first, second, lambda a, b: b - a)
 
 
+def slope_of_seeds(optimizer: dict[str, Any]) -> Interval | None:
+    """The slope and its interval; None if less than half of the resamples locate the valley."""
+    return _interval(slopes(optimizer))
+
+
 def _paired(first: dict[str, Any], second: dict[str, Any], difference: Any) -> Interval | None:
     """None if the seeds are not the same, or too few resamples locate both valleys."""
     if first["seeds"] != second["seeds"]:
         return None
-    both = difference(slopes(first), slopes(second))
-    located = both[1:][np.isfinite(both[1:])]
-    if not np.isfinite(both[0]) or len(located) < RESAMPLES / 2:
+    return _interval(difference(slopes(first), slopes(second)))
+
+
+def _interval(found: np.ndarray) -> Interval | None:
+    """Of all seeds' number and those of the resamples."""
+    located = found[1:][np.isfinite(found[1:])]
+    if not np.isfinite(found[0]) or len(located) < RESAMPLES / 2:
         return None
-    low, high = np.percentile(located, [2.5, 97.5])
-    return Interval(float(both[0]), float(low), float(high))
+    low, high = np.quantile(located, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Interval(float(found[0]), float(low), float(high))
 
 
 def slopes(optimizer: dict[str, Any]) -> np.ndarray:
@@ -60,6 +69,8 @@ def best_decays(mean: np.ndarray, decays: np.ndarray) -> np.ndarray:
     That is where it lies on the grid's edge, or where even the row's best cell is worse than
     the median cell.
     """
+    if len(decays) < 3:  # all of them are edges
+        return np.full(mean.shape[:2], np.nan)
     mean = _tied(np.where(np.isnan(mean), np.inf, mean))
     exceeds = (mean[..., :, None] > mean[..., None, :]).sum(-1)
     ties = (mean[..., :, None] == mean[..., None, :]).sum(-1) - 1

@@ -21,6 +21,7 @@ import optax_decoupled as od
 from benchmarks.lib import language
 from benchmarks.lib.harness import RESULTS, environment, write_json
 from benchmarks.lib.readings import Comparison, chosen_by_half, paired, summary
+from benchmarks.lib.rules import PERCENT
 from benchmarks.lib.tables import markdown, of_grid
 from optax_decoupled import sweep
 
@@ -107,8 +108,8 @@ def regime(record: dict[str, Any]) -> str:
         "the text after the training text. AdamW decays the parameters that `decay_mask` selects; "
         "hyperball trains the blocks' matrices, and AdamW without decay the rest. "
         f"{axes_text(record['optimizers'])} {half} seeds choose the cell, {half} others are shown "
-        "and compared: ± is their standard deviation, brackets are the 95 % interval of the paired "
-        "difference (Student's t).\n"
+        f"and compared: ± is their standard deviation, brackets are the {PERCENT} interval of the "
+        "paired difference (Student's t).\n"
     )
 
 

@@ -25,7 +25,7 @@ from benchmarks.lib.drawing import save
 from benchmarks.lib.harness import RESULTS, environment, write_json
 from benchmarks.lib.landscapes import Job, train
 from benchmarks.lib.readings import FEWEST_SEEDS, slope_interval, summary
-from benchmarks.lib.rules import NEARLY, REPRODUCED, Interval, verdict, whole_number
+from benchmarks.lib.rules import PERCENT, SUPPORTED, Interval, about, verdict
 from benchmarks.lib.tables import image, markdown, of_grid
 from optax_decoupled.sweep import Landscape
 
@@ -96,7 +96,7 @@ def report(record: dict[str, Any]) -> str:
         f"{language.TRAIN:,} characters of Python's `argparse.py`, {budget['steps']} steps of "
         f"{budget['batch_size']} × {language.CONTEXT} characters, cosine annealing, decay on the "
         f"parameters that `decay_mask` selects, {budget['seeds']} seeds, measured on the "
-        "text after the training text. Brackets are 95 % intervals by bootstrap over seeds.\n"
+        f"text after the training text. Brackets are {PERCENT} intervals by bootstrap over seeds.\n"
     )
 
 
@@ -121,15 +121,11 @@ def conclusion(x: dict[str, Any]) -> str:
 
 
 def _what_stays(of_lambda: Interval, of_v: Interval) -> str:
-    words = {name: verdict(whole_number(0), x) for name, x in (("λ", of_lambda), ("v", of_v))}
-    staying = [name for name, word in words.items() if word in (REPRODUCED, NEARLY)]
-    if len(staying) != 1:
-        less = ("λ", "v") if abs(of_lambda.value) < abs(of_v.value) else ("v", "λ")
-        return f"neither stays put for certain; {less[0]} moves less than {less[1]}."
-    (name,) = staying
-    other = "v" if name == "λ" else "λ"
-    nearly = "nearly " if words[name] == NEARLY else ""
-    return f"{name} {nearly}stays put here, and moves less than {other}."
+    found = (("λ", of_lambda), ("v", of_v))
+    staying = [name for name, x in found if verdict(about(0), x) == SUPPORTED]
+    less, more = ("λ", "v") if abs(of_lambda.value) < abs(of_v.value) else ("v", "λ")
+    stays = f"{staying[0]} stays put to within 0.5 here" if staying else "neither stays put"
+    return f"{stays}; {less} moves less than {more}."
 
 
 if __name__ == "__main__":

@@ -162,6 +162,20 @@ def report(record: dict[str, Any]) -> str:
     return "\n".join(parts)
 
 
+def range_of_edges(record: dict[str, Any]) -> str:
+    """AdamW's budgets at which this network starts to generalize, for the page on plans."""
+    x = record["networks"]["no normalization"]["AdamW"]
+    edges = budgets(x)
+    there = [value[0] for value in edges.reshape(len(edges), -1).T if interval(value) is not None]
+    rates, steps = x["learning_rates"], [int(n) for n in x["error"]]
+    return (
+        f"A small network that learns to add modulo {MODULUS} starts to generalize at a budget of "
+        f"{min(there):.2g} to {max(there):.2g}, for learning rates that differ by a factor of "
+        f"{rates[-1] / rates[0]:.0f} and runs of {steps[0]:,} to {steps[-1]:,} steps ({len(there)} "
+        f"of {edges[0].size} combinations start within the grid of decays).\n"
+    )
+
+
 def rows(network: str, row: dict[str, Found]) -> list[list[str]]:
     """The budget of each edge: a line for each optimizer and run length."""
     rates = next(iter(row.values()))["learning_rates"]

@@ -25,6 +25,7 @@ from benchmarks.lib.drawing import save
 from benchmarks.lib.fine_tuning import SHOTS, STEPS, TASKS, Draw
 from benchmarks.lib.harness import RESULTS, environment, write_json
 from benchmarks.lib.readings import Comparison, paired, points, rounded
+from benchmarks.lib.rules import PERCENT
 from benchmarks.lib.tables import bullets, image, markdown, of_grid
 
 QUESTION = " ".join((__doc__ or "").partition("\n\n")[0].split())
@@ -109,8 +110,8 @@ def report(record: dict[str, Any]) -> str:
         f"class, all in one batch; AdamW, cosine annealing, decay on kernels. Rates "
         f"{rates[0]:.2g} to {rates[-1]:.2g} in factors of four, λ {decays[0]:.2g} to "
         f"{decays[-1]:.2g} in factors of two. {half} seeds choose rate and decay by the error on "
-        f"the new task, {half} others are shown: ± is their standard deviation, brackets are 95 % "
-        "intervals of paired differences (Student's t).\n"
+        f"the new task, {half} others are shown: ± is their standard deviation, brackets are "
+        f"{PERCENT} intervals of paired differences (Student's t).\n"
     )
     return "\n".join(parts)
 

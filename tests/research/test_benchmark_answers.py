@@ -5,7 +5,7 @@ import pytest
 
 from benchmarks.figures import figure2_mnist1d
 from benchmarks.lib import answers, readings
-from benchmarks.lib.rules import Interval
+from benchmarks.lib.rules import Interval, about, verdict
 from optax_decoupled.sweep import Landscape
 
 SEEDS = 6
@@ -33,19 +33,21 @@ def _verdicts(row, beginning):
 @pytest.mark.parametrize(
     ("ends", "expected"),
     [
-        ((-0.4, 0.5), "supported"),
+        ((-0.4, 0.49), "supported"),
         ((-0.6, 0.2), "undecided"),
         ((0.51, 0.9), "contradicted"),
         ((0.1, 0.6), "undecided"),
+        ((-3.0, 3.0), "undecided"),
+        ((-0.9, -0.51), "contradicted"),
         (None, "undecided"),
     ],
 )
 def test_a_slope_is_supported_within_half_of_the_claim(ends, expected):
     interval = None if ends is None else Interval(np.mean(ends), *ends)
-    assert answers.about(0, interval) == expected
+    assert verdict(about(0), interval) == expected
     if interval is not None:
         moved = Interval(*(x + 1 for x in interval))
-        assert answers.about(1, moved) == expected
+        assert verdict(about(1), moved) == expected
 
 
 def test_the_papers_picture_is_supported():

@@ -3,13 +3,17 @@
 import importlib
 import json
 import pathlib
+import re
+import shlex
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 
+from benchmarks.figures import figure2_digits
 from benchmarks.lib import data
+from benchmarks.lib.sizes import run_from_arguments
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -72,3 +76,17 @@ def _check(done, script, out):
     record = json.loads((out / f"{script}_quick.json").read_text())
     figure = importlib.import_module(f"benchmarks.figures.{script}")
     assert all(sentence in figure.report(record) for sentence in figure.conclusion(record))
+
+
+def test_the_main_job_trains_every_second_rate_and_decay_of_one_network(tmp_path, monkeypatch):
+    """As the Makefile has it."""
+    makefile = (ROOT / "Makefile").read_text()
+    (command,) = re.findall(r"-m benchmarks.figures.figure2_digits (.*) --out", makefile)
+    monkeypatch.setattr(sys, "argv", ["", *shlex.split(command), "--out", str(tmp_path)])
+    run = run_from_arguments("x", "", "digits", sizes=False, parts=tuple(figure2_digits.NETWORKS))
+    jobs = figure2_digits.jobs(run)
+    assert {network for network, _ in jobs} == {"batch norm"}
+    for job in jobs.values():
+        assert (len(job.learning_rates), len(job.weight_decays), job.seeds) == (5, 7, 16)
+        assert job.learning_rates[1] == 4 * job.learning_rates[0]
+    assert sum(job.cells for job in jobs.values()) <= 2500  # 0.05 core-seconds each

@@ -85,7 +85,7 @@ def test_the_grids_shear_into_each_other_and_no_decay_is_no_decay(tmp_path):
     assert lower == 2.0**-4
 
 
-def test_a_tiny_part_trains_and_reads_as_a_record(tmp_path):
+def test_a_tiny_part_trains_and_reads_as_a_record(tmp_path, capsys):
     tiny = dict(train_images=50, batch_size=25, epochs=1, seeds=2, rate_stride=4, decay_stride=8)
     jobs = figure2_mnist1d.jobs(_run(tmp_path, **tiny))
     name = ("batch norm", "AdamW")
@@ -96,6 +96,7 @@ def test_a_tiny_part_trains_and_reads_as_a_record(tmp_path):
     assert error.shape == (2, 2, 2)
     assert np.all((error > 0) & (error <= 100))
     assert len(list(tmp_path.glob("cells/*/cell-*"))) == 8
+    assert capsys.readouterr().out == "AdamW, batch norm: 8 of 8 cells\n"  # no bar in a pipe
 
 
 def test_every_contestant_has_a_control():

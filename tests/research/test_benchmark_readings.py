@@ -18,37 +18,41 @@ def _optimizer(slope=None, low=None, high=None, seeds=SEEDS, errors=None):
 
 
 def _valley(slope):
-    """The record of a landscape whose best decay moves so as the rate doubles."""
+    """The record of a landscape whose best decay moves so as the rate doubles, for each seed."""
     rates, decays = np.arange(-3.0, 4), np.arange(-14.0, 3)
-    errors = 5 + (decays + 6 - slope * rates[:, None]) ** 2
-    errors = np.repeat(errors[..., None], SEEDS, 2)
+    slopes = np.broadcast_to(slope, SEEDS)
+    errors = 5 + (decays[:, None] + 6 - slopes * rates[:, None, None]) ** 2
     return readings.summary(Landscape(2.0**rates, 2.0**decays, np.arange(SEEDS), {"error": errors}))
 
 
 @pytest.mark.parametrize(
-    ("optimizer", "verdict"),
+    ("slope", "spread", "verdict"),
     [
-        (_optimizer(0.1, -0.3, 0.3), "reproduced for AdamW"),
-        (_optimizer(-0.34, -0.8, -0.2), "not reproduced for AdamW"),
-        (_optimizer(-0.23, -0.28, -0.06), "nearly for AdamW"),
-        (_optimizer(1.0, 0.9, 1.1), "not reproduced for AdamW"),
-        (_optimizer(0.5, -0.2, 1.2), "undecided for AdamW"),
-        (_optimizer(0.0, -0.1, 0.1, seeds=2), "undecided for AdamW"),
-        (_optimizer(), "undecided for AdamW"),
+        (0.1, 0.1, "(0.09 away): supported"),
+        (-0.5, 0.5, "undecided"),
+        (0.7, 0.1, "(0.70 away): contradicted"),
+        (-1.0, 0.1, "(1.00 away): contradicted"),
     ],
 )
-def test_a_slope_is_reproduced_if_its_interval_says_so(optimizer, verdict):
-    text = readings.separability("The claim", {"AdamW": optimizer}, {"AdamW": 0})
-    assert f": {verdict}" in text
+def test_a_slope_is_supported_if_its_interval_says_so(slope, spread, verdict):
+    slopes = slope + spread * np.linspace(-1, 1, SEEDS)
+    text = readings.slopes_as_claimed("The claim", {"AdamW": _valley(slopes)}, {"AdamW": 0})
+    assert text.endswith(f"{verdict}.")
+
+
+@pytest.mark.parametrize("optimizer", [_optimizer(0.0, -0.1, 0.1, seeds=2), _optimizer(seeds=2)])
+def test_a_slope_without_an_interval_is_undecided(optimizer):
+    text = readings.slopes_as_claimed("The claim", {"AdamW": optimizer}, {"AdamW": 0})
+    assert text.endswith("claimed 0: undecided.")
 
 
 def test_few_seeds_have_no_interval():
     errors = [[[7.0, 8.0], [6.0, 7.0]]]
     row = dict.fromkeys(("Adam+L2", "AdamW"), _optimizer(seeds=2, errors=errors))
     assert "too few seeds to tell" in readings.improvement("here", row)
-    assert readings.slope_text(_optimizer(0.12, 0.1, 0.2)) == "+0.12 [+0.10, +0.20]"
+    assert readings.slope_text(_valley(0.5)) == "+0.50 [+0.50, +0.50]"
     assert readings.slope_text(_optimizer(0.12, 0.1, 0.2, seeds=2)) == "+0.12, 2 seeds"
-    assert readings.slope_text(_optimizer()) == "not located"
+    assert readings.slope_text(_optimizer(seeds=2)) == "not located"
 
 
 @pytest.mark.parametrize(
@@ -79,9 +83,9 @@ def test_differences_have_the_interval_of_students_t():
     found = readings.paired(first, second)
     expected = stats.ttest_rel(first, second)
     np.testing.assert_allclose(
-        [found.points.low, found.points.high], expected.confidence_interval(0.95)
+        [found.points.low, found.points.high], expected.confidence_interval(0.9)
     )
-    assert found.points.may_be_chance == (expected.pvalue > 0.05)
+    assert found.points.may_be_chance == (expected.pvalue > 0.1)
     assert not readings.paired(first + 10, second).points.may_be_chance
     np.testing.assert_allclose(np.divide(found.percent, found.points), 100 / first.mean())
 
@@ -94,16 +98,17 @@ def test_half_of_the_seeds_choose_and_the_other_half_compare():
     assert np.isnan(readings.chosen_by_half(_optimizer(errors=[[[None, 1.0]]]))).all()
 
 
-def test_two_equal_optimizers_differ_in_one_of_twenty_landscapes():
+def test_two_equal_optimizers_seldom_differ_and_two_others_mostly_do():
     """What chooses the best cell must not make the interval of the comparison too short."""
     rng = np.random.default_rng(0)
 
-    def error():
-        return _optimizer(errors=rng.normal(7, 1, (4, 5, 10)).tolist())
+    def told(lower):
+        first, second = rng.normal(7, 1, (2, 4, 5, 10)) - np.reshape([0, lower], (2, 1, 1, 1))
+        errors = (_optimizer(errors=x.tolist()) for x in (first, second))
+        return "chance" not in readings.difference(*errors)
 
-    found = [readings.difference(error(), error()) for _ in range(1000)]
-    told = sum("chance" not in text for text in found)
-    assert 30 < told < 70
+    assert np.mean([told(0.0) for _ in range(100)]) <= 0.1
+    assert np.mean([told(2.0) for _ in range(30)]) >= 0.9
 
 
 def test_the_improvement_is_that_of_the_lowest_errors():
@@ -114,7 +119,7 @@ def test_the_improvement_is_that_of_the_lowest_errors():
     text = readings.improvement("here", row)
     assert "+20.0 %, in the paper 15 %" in text
     assert text.endswith("+2.00 [+2.00, +2.00] points.")
-    least = {"Adam+L2": _optimizer(errors=[[[9.0] * 4, [8.0, 8.0, 7.0, 7.0]]])}
+    least = {"Adam+L2": _optimizer(errors=[[[9.0] * 4, [7.0] * 4]])}
     assert "best: +2.00 [+2.00, +2.00] points;" in readings.no_gain_from_l2("here", least)
 
 

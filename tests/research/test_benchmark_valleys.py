@@ -86,3 +86,12 @@ def test_a_valley_on_the_edge_is_not_located():
     errors = np.array(optimizer["error_percent"])
     errors[:, 0] = 4.0  # the best cell of each row, though its neighbours are poor
     assert np.isnan(valleys.slopes(optimizer | {"error_percent": errors.tolist()})).all()
+
+
+@pytest.mark.parametrize("decays", [1, 2])
+def test_a_row_of_edges_alone_is_not_located(decays):
+    record = _record([0.5] * 4)
+    cut = {"error_percent": [row[:decays] for row in record["error_percent"]]}
+    cut |= {"weight_decays": record["weight_decays"][:decays], "valley_slope": None}
+    assert valleys.slope_of_seeds(record | cut) is None
+    assert readings.slope_text(record | cut) == "not located"

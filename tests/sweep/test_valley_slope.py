@@ -126,11 +126,11 @@ def test_a_refusal_of_too_few_rates_asks_for_more():
 def test_a_slope_prints_as_a_sentence():
     slope = sweep.ValleySlope(-0.93, -1.1, -0.8, (0.01, 0.02, 0.04), (1e-3, 5e-4, 2.5e-4))
     assert str(slope) == (
-        "slope -0.93 (95 % interval -1.10 to -0.80): each doubling of the rate multiplies\n"
+        "slope -0.93 (resampled: -1.10 to -0.80): each doubling of the rate multiplies\n"
         "the best weight decay by 0.525, over 3 learning rates, 0.01 to 0.04"
     )
     assert max(map(len, str(slope).splitlines())) <= 80
-    assert "interval" not in str(slope._replace(low=-0.93, high=-0.93))  # of one seed
+    assert "resampled" not in str(slope._replace(low=-0.93, high=-0.93))  # of one seed
 
 
 def test_valley_slope_survives_cliffs_diverged_cells_and_rates_that_do_not_train():

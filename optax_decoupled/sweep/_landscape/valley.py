@@ -17,9 +17,9 @@ class ValleySlope(NamedTuple):
     Attributes:
       slope: 0 if rate and decay can be tuned one after the other; -1 if the best decay is
         inversely proportional to the rate.
-      low: lower end of the 95 % bootstrap interval over seeds. The interval is too narrow for
-        two seeds, and empty for one.
-      high: upper end of the interval.
+      low: the 2.5 % quantile of the slopes of resampled seeds (bootstrap).
+      high: the 97.5 % quantile. Below ten seeds the range from low to high is too narrow for a
+        95 % interval; for one seed it is empty.
       learning_rates: the rates that the slope is fitted to.
       weight_decays: the best decay at each of them, interpolated.
     """
@@ -31,7 +31,7 @@ class ValleySlope(NamedTuple):
     weight_decays: tuple[float, ...]
 
     def __str__(self) -> str:
-        interval = f" (95 % interval {self.low:.2f} to {self.high:.2f})"
+        interval = f" (resampled: {self.low:.2f} to {self.high:.2f})"
         rates = f"{number(min(self.learning_rates))} to {number(max(self.learning_rates))}"
         return (
             f"slope {self.slope:.2f}{interval if self.low < self.high else ''}: each doubling of "
