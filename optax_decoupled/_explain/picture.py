@@ -46,7 +46,7 @@ def draw(rows: Sequence[Row], ax: Any) -> Any:
     ax.set(ylim=(len(lines) - 0.4, -0.6), xscale="log", xlabel="half-life (updates)")
     ax.set_xlim(left=1)
     if skipped > 0:
-        ax.set_title(f"{skipped} groups with longer half-lives are not shown", fontsize=9)
+        ax.set_title(f"not shown, with longer half-lives: {skipped}", fontsize=9)
     _legend(ax, {row.kind for _, row in lines})
     return ax
 

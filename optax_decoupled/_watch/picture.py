@@ -25,7 +25,7 @@ def draw(steps: np.ndarray, rows: Sequence[Row], axes: Any) -> Any:
         label = name if len(part) == 1 else f"{name} (median of {len(part)})"
         axes[0].plot(steps, _median(members, "rms"), label=label, **style)
         axes[1].plot(steps, _median(members, "rotation"), label=label, **style)
-        if members[0].removed.any():  # a ratio says nothing about a weight without decay
+        if np.any(members[0].removed > 0):  # a ratio says nothing about a weight without decay
             axes[2].plot(steps, np.median([_ratio(row) for row in members], axis=0), **style)
         axes[0].plot(steps, _median(members, "predicted_rms"), **{**style, "lw": 0.7, "alpha": 0.6})
     _decorate(axes, len(parts), steps)

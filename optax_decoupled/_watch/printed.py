@@ -121,7 +121,7 @@ def _table(
 def _numbers(rows: Sequence[Row], interval: int) -> tuple[str, ...]:
     """The medians of a group's weights."""
     median = lambda of: float(np.median([of(row) for row in rows]))
-    ratio = median(ratio_of_half) if rows[0].removed.any() else np.nan
+    ratio = median(ratio_of_half) if np.any(rows[0].removed > 0) else np.nan
     return (
         f"{median(lambda row: row.rms[-1]):.3g}",
         f"{median(lambda row: last_quarter(row.rotation)):.2g}",
