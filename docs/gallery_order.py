@@ -8,6 +8,7 @@ ORDER = (
     "decay_rules",
     "bfloat16",
     "sharded",
+    "whole_run",
     "watch_loops",
     "watch_weights",
     "watch_language_model",
