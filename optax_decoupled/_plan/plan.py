@@ -174,6 +174,7 @@ def _row(rule: _Rule, run: _Run) -> PlanRow:
         pytorch=peak * (1 - float(run.momentum or 0)) / run.learning_rate,
         rms=rms,
         rotation=rotation,
+        at_most=run.learning_rate / (steady or math.nan) if run.momentum is None else math.nan,
         source=rule.source,
         note=" ".join(filter(None, (rule.validity, *flags))),
         remaining=remaining,

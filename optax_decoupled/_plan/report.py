@@ -21,10 +21,11 @@ _HEADER = (
     "half-life",
     "rms",
     "rotation",
+    "at most",
     "source",
 )
 # The columns of the two tables, and the sides to which they are aligned.
-_PARTS = ((range(7), "<>>>>>>"), ((0, 7, 8, 9, 10), "<>>><"))
+_PARTS = ((range(7), "<>>>>>>"), ((0, 7, 8, 9, 10, 11), "<>>>><"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +46,8 @@ class PlanRow:
         full step; NaN without a learning rate, for SGD (it depends on the gradients) and if λ
         moves.
       rotation: the predicted angle per full step there, in radians.
+      at_most: the bound of every element that AdamW keeps where it converges, :math:`α/λ`
+        (arXiv:2404.04454); NaN without a learning rate and for SGD.
       source: where the rule was published.
       note: where the rule holds, and remarks on this run.
     """
@@ -58,6 +61,7 @@ class PlanRow:
     pytorch: float
     rms: float
     rotation: float
+    at_most: float
     source: str
     note: str
     # At even distances over the run: the share of an initial weight that is left before an
@@ -138,6 +142,7 @@ def _cells(row: PlanRow, steps: int | None = None) -> tuple[str, ...]:
         table.number_of_steps(row.half_life, "-"),
         _figure(row.rms),
         _figure(row.rotation),
+        _figure(row.at_most),
         row.source or "-",
     )
 

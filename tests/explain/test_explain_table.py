@@ -104,7 +104,7 @@ def test_only_full_sets_of_layers_share_a_line():
 def test_a_report_can_be_read_in_a_session_and_a_notebook():
     report = od.types.DecayReport((_row("a<b"),), warnings=("a & b",))
     assert repr(report) == str(report)
-    assert report._repr_html_().startswith("<pre>Weight decay: 1 of 1 parameters decay")
+    assert report._repr_html_().startswith("<p><b>Weight decay: 1 of 1 parameters decay")
     assert "a&lt;b" in report._repr_html_()
     assert "a &amp; b" in report._repr_html_()
 

@@ -277,8 +277,8 @@ def test_it_prints_within_eighty_columns():
     for row in plan.rows:
         assert sum(line.startswith(row.rule) for line in lines) >= 2
         assert str(row).startswith(row.rule)
-    assert plan._repr_html_().startswith("<pre>Weight decay over 2,000,000 steps")
-    assert plan.rows[0]._repr_html_().startswith("<pre>yours")
+    assert plan._repr_html_().startswith("<p><b>Weight decay over 2,000,000 steps")
+    assert plan.rows[0]._repr_html_().startswith("<p>yours")
     with pytest.raises(dataclasses.FrozenInstanceError):
         plan.steps = 1
     with pytest.raises(dataclasses.FrozenInstanceError):
@@ -360,3 +360,16 @@ def test_the_page_shows_what_the_plan_prints():
     )
     assert shown is not None
     assert shown.group(1) == str(plan)
+
+
+def test_the_bound_is_where_a_gradient_of_one_sign_drives_a_weight():
+    tx = od.adamw(0.01, 1e-2 / 1.1)
+    params, state = jnp.zeros(3), tx.init(jnp.zeros(3))
+    grads = jnp.array([1.0, -2.0, 1e-3])
+    step = lambda _, carry: (lambda u, s: (carry[0] + u, s))(*tx.update(grads, carry[1], carry[0]))
+    params, _ = jax.lax.fori_loop(0, 3000, step, (params, state))
+    yours = rows(weight_decay=1e-2 / 1.1, learning_rate=0.01)["yours"]
+    assert yours.at_most == pytest.approx(1.1)
+    np.testing.assert_allclose(np.abs(params), yours.at_most, rtol=1e-4)
+    assert np.isnan(rows(weight_decay=1e-3)["yours"].at_most)
+    assert np.isnan(rows(weight_decay=1e-3, learning_rate=0.1, momentum=0.9)["yours"].at_most)
