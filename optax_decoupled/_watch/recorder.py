@@ -222,7 +222,7 @@ def _advanced(state: WeightHistoryState, row: jax.Array) -> WeightHistoryState:
     total = state.total + jnp.where(is_chunk, recent, 0)
     recent = jnp.where(is_chunk, 0, recent)
     is_interval = pending == state.stride
-    mean = (total + recent) / state.stride
+    mean = (total + recent) / state.stride.astype(jnp.float32)
     table = state.table.at[state.size].set(jnp.where(is_interval, mean, state.table[state.size]))
     size = state.size + is_interval.astype(jnp.int32)
     is_full = size == table.shape[0]

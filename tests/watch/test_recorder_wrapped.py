@@ -12,6 +12,7 @@ import orbax.checkpoint as ocp
 import pytest
 from flax import nnx
 from flax.training.train_state import TrainState
+from jax import export
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -251,3 +252,45 @@ def test_another_rate_after_a_restart_is_visible():
         params = optax.apply_updates(params, updates)
     row = od.recorded_weight_dynamics(state).rows[1]
     assert row.rotation[12:].min() > 3 * row.rotation[5:9].max()
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.complex64])
+def test_it_runs_in_jaxs_strict_modes(dtype):
+    params = {"w": jnp.ones((3, 4), dtype), "zero": jnp.zeros((), dtype)}
+    with (
+        jax.numpy_dtype_promotion("strict"),
+        jax.numpy_rank_promotion("raise"),
+        jax.enable_checks(True),
+        jax.debug_nans(True),
+        jax.debug_infs(True),
+        jax.check_tracer_leaks(True),
+    ):
+        recorder = od.record_weight_dynamics(capacity=12)
+        state, update = recorder.init(params), jax.jit(recorder.update)
+        for i in range(12):
+            moved = jax.tree.map(lambda p, i=i: p * (1 - i / 100), params)
+            _, state = update(jax.tree.map(jnp.ones_like, params), state, moved)
+    history = od.recorded_weight_dynamics(state)
+    assert len(history.steps) == 5
+    assert all(np.isfinite(row.rms).all() for row in history.rows)
+
+
+def test_under_x64_every_dtype_of_the_state_stays():
+    with jax.enable_x64(True):
+        params = {"w": jnp.ones((3, 4), jnp.float32), "v": jnp.ones(3, jnp.float64)}
+        recorder = od.record_weight_dynamics(capacity=12)
+        state, update = recorder.init(params), jax.jit(recorder.update)
+        for _ in range(12):
+            _, after = update(params, state, params)
+            chex.assert_trees_all_equal_shapes_and_dtypes(after, state)
+            state = after
+    assert state.table.dtype == jnp.float32
+
+
+def test_it_lowers_for_tpu_and_cuda():
+    params = {"w": jnp.ones((300, 400)), "b": jnp.ones(4, jnp.bfloat16)}
+    tx = recorded()
+    state = tx.init(params)
+    exported = export.export(jax.jit(tx.update), platforms=("tpu", "cuda", "cpu"))
+    shapes = jax.eval_shape(lambda *x: x, params, state, params)
+    assert set(exported(*shapes).platforms) == {"tpu", "cuda", "cpu"}

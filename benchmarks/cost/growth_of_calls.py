@@ -1,0 +1,219 @@
+"""How does the time of each call grow with the number of parameters, from ten to ten thousand?
+
+Leaves of 16 x 16 weights in layers of ten. Each case runs in a process of its own with at most
+16 GB of memory, once, because the first call is the one that users wait for; its own time alone,
+without the imports. The exponent is the slope of log time over log leaves between the last two
+sizes: 1 is linear, 2 is quadratic. A case that takes more than 10 minutes or more memory is
+missing.
+
+Usage: python -m benchmarks.cost.growth_of_calls [--out DIR] [--leaves N ...] [--cases NAME ...]
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+import optax
+
+import optax_decoupled as od
+from benchmarks.lib.drawing import save
+from benchmarks.lib.harness import RESULTS, ROOT, environment, write_json
+from benchmarks.lib.tables import markdown
+
+SIZES = (10, 100, 1_000, 10_000)
+MEMORY, SECONDS = 16 * 2**30, 600
+ETA = optax.cosine_decay_schedule(1.0, 1_000)
+Params = dict[str, dict[str, jax.Array]]
+
+
+def parameters(leaves: int) -> Params:
+    weight = np.ones((16, 16), np.float32)
+    return {
+        f"layer_{i}": {f"kernel_{j}": jnp.asarray(weight) for j in range(10)}
+        for i in range(max(leaves // 10, 1))
+    }
+
+
+def ours() -> optax.GradientTransformation:
+    return od.adamw(1e-3, 1e-4, schedule=ETA, mask=od.decay_mask)
+
+
+def theirs() -> optax.GradientTransformation:
+    return optax.adamw(optax.cosine_decay_schedule(1e-3, 1_000), mask=od.decay_mask)
+
+
+def traced(tx: optax.GradientTransformation) -> Callable[[Params], Any]:
+    def call(params: Params) -> Any:
+        state = jax.eval_shape(tx.init, params)
+        return jax.jit(tx.update).trace(params, state, params)
+
+    return call
+
+
+def compiled(tx: optax.GradientTransformation) -> Callable[[Params], Any]:
+    def step(params: Params, state: Any, grads: Any) -> Any:
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    def call(params: Params) -> Any:
+        state = jax.eval_shape(tx.init, params)
+        return jax.jit(step, donate_argnums=(0, 1)).lower(params, state, params).compile()
+
+    return call
+
+
+def compiled_dynamics(params: Params) -> Any:
+    return jax.jit(od.weight_dynamics).lower(params, params).compile()
+
+
+def migrated(params: Params) -> Any:
+    old, new = optax.adamw(1e-3), od.adamw(1e-3, 1e-4)
+    state = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), jax.eval_shape(old.init, params))
+    start = time.perf_counter()
+    od.migrate_opt_state(state, new, params)
+    return time.perf_counter() - start
+
+
+def refused(params: Params) -> Any:
+    """The error of rules that lack every second parameter's name, in a tree with masked nodes."""
+    masked = jax.tree.map(lambda p: p, params) | {
+        f"masked_{i}": optax.MaskedNode() for i in range(sum(map(len, params.values())))
+    }
+    try:
+        od.decay_rules((".*kernel_[0-4]", 1.0))(masked)
+    except ValueError:
+        return None
+    raise AssertionError("the rules should not fit")
+
+
+def printed(params: Params) -> Any:
+    """A report whose rows all differ."""
+    (row, *_) = od.explain_weight_decay(ours(), {"a": jnp.ones(3)}).rows
+    rows = tuple(
+        dataclasses.replace(row, path=f"{layer}/{name}", decay_per_step=1e-4 * (1 + i / 1e3))
+        for i, layer in enumerate(params)
+        for name in params[layer]
+    )
+    start = time.perf_counter()
+    str(od.types.DecayReport(rows))
+    return time.perf_counter() - start
+
+
+CASES: dict[str, Callable[[Params], Any]] = {
+    "trace optax.adamw": traced(theirs()),
+    "trace adamw": traced(ours()),
+    "compile adamw": compiled(ours()),
+    "compile adamw with the recorder": compiled(optax.chain(ours(), od.record_weight_dynamics())),
+    "compile weight_dynamics": compiled_dynamics,
+    "explain": lambda params: od.explain_weight_decay(ours(), params),
+    "explain, steps=": lambda params: od.explain_weight_decay(ours(), params, steps=1_000),
+    "migrate_opt_state": migrated,
+    "decay_mask": od.decay_mask,
+    "an error of decay_rules": refused,
+    "print a report": printed,
+}
+
+
+def measure(name: str, leaves: int) -> float:
+    """Seconds; a case may return its own, to leave its preparation out."""
+    params = parameters(leaves)
+    jax.block_until_ready(params)
+    start = time.perf_counter()
+    own = CASES[name](params)
+    seconds = time.perf_counter() - start
+    return own if isinstance(own, float) else seconds
+
+
+def in_process(name: str, leaves: int) -> float | None:
+    """The seconds of a case in a new process; None if it ran out of memory or time."""
+    limited = ["sh", "-c", f'ulimit -v {MEMORY // 1024}; exec "$@"', "sh"]
+    python = [sys.executable, "-m", "benchmarks.cost.growth_of_calls"]
+    command = [*limited, *python, "--one", name, str(leaves)]
+    try:
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=SECONDS)
+    except subprocess.TimeoutExpired:
+        return None
+    return None if done.returncode else round(json.loads(done.stdout.splitlines()[-1]), 4)
+
+
+def exponent(seconds: dict[str, float | None]) -> float | None:
+    """The slope of log time over log leaves between the last two sizes that were measured."""
+    points = [(float(n), s) for n, s in seconds.items() if s]
+    if len(points) < 2:
+        return None
+    (n, s), (m, t) = points[-2:]
+    return round(float(np.log(t / s) / np.log(m / n)), 2)
+
+
+def draw(record: dict[str, Any], path: Path) -> None:
+    figure, ax = plt.subplots(figsize=(8, 5), layout="constrained")
+    for i, (name, found) in enumerate(record["cases"].items()):
+        points = [(int(n), s) for n, s in found["seconds"].items() if s]
+        label = f"{name}: n^{found['exponent']}"
+        style = {"marker": "os^v<>D"[i % 7], "ls": ("-", "--")[i // 7]}
+        ax.loglog(*zip(*points, strict=True), label=label, **style)
+    ax.set(xlabel="parameters (leaves)", ylabel="seconds, first call")
+    ax.grid(alpha=0.25)
+    ax.legend(fontsize="small", frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    save(figure, path)
+
+
+def report(record: dict[str, Any]) -> str:
+    """The Markdown of the generated part."""
+    sizes = list(next(iter(record["cases"].values()))["seconds"])
+    rows = [
+        [name, *(_text(found["seconds"].get(n)) for n in sizes), str(found["exponent"] or "-")]
+        for name, found in record["cases"].items()
+    ]
+    header = ["first call, seconds", *(f"{int(n):,}" for n in sizes), "exponent"]
+    device = record["device"]
+    return (
+        f"{markdown([header, *rows])}\nLeaves of 16 x 16, each case in a process of its own, "
+        f"{device['cores']} cores ({device['kind']}), load {record['load']:.1f} at the start. The "
+        "exponent is that between the last two sizes; -: not measured, more than 10 minutes, or "
+        "more than 16 GB.\n\n![Seconds over leaves](benchmarks/results/growth_of_calls.png)\n"
+    )
+
+
+def _text(seconds: float | None) -> str:
+    return "-" if seconds is None else f"{seconds:.2g}" if seconds < 10 else f"{seconds:.0f}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--leaves", type=int, nargs="+", default=SIZES)
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--one", nargs=2, help="measure one case here and print it")
+    options = parser.parse_args()
+    if options.one:
+        print(json.dumps(measure(options.one[0], int(options.one[1]))))
+        return
+    path = options.out / "growth_of_calls.json"
+    old = json.loads(path.read_text())["cases"] if path.exists() else {}
+    record = {"name": "growth_of_calls", **environment(), "load": os.getloadavg()[0], "cases": {}}
+    for name in CASES:
+        seconds = old.get(name, {}).get("seconds", {})
+        if name in options.cases:
+            seconds = seconds | {str(n): in_process(name, n) for n in options.leaves}
+        seconds = dict(sorted(seconds.items(), key=lambda pair: int(pair[0])))
+        record["cases"][name] = {"seconds": seconds, "exponent": exponent(seconds)}
+        print(name, record["cases"][name], flush=True)
+    options.out.mkdir(parents=True, exist_ok=True)
+    write_json(path, record)
+    draw(record, path.with_suffix(".png"))
+
+
+if __name__ == "__main__":
+    main()
