@@ -3,8 +3,8 @@ A whole run, from the plan to the history
 =========================================
 
 A small network in bfloat16 with gradient accumulation on scikit-learn's digits. Its decay is
-planned, checked, recorded, saved with Orbax, moved from ``optax.adamw`` to this package in the middle of the
-run, looked at in the end, and compared with other values.
+planned, checked, recorded, saved with Orbax, moved from ``optax.adamw`` to this package in the
+middle of the run, looked at in the end, and compared with other values.
 """
 
 import tempfile

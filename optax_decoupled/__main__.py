@@ -150,7 +150,7 @@ def _history(options: argparse.Namespace) -> None:
 
 def _masked(state: object, decay: float) -> object:
     """The decay of each recorded weight, 0 where decay_mask spares it."""
-    tree: dict[str, object] = {}
+    tree: dict = {}
     for table in stored.tables(state):
         for path, shape, dtype, _ in table.labels:
             *parents, last = path.split("/")

@@ -139,7 +139,8 @@ def measure(case: str, first: str, turns: int) -> dict[str, Any]:
         "milliseconds": {n: round(1e3 * statistics.median(t), 3) for n, t in times.items()},
         "compile_seconds": {n: round(r.compile_seconds, 2) for n, r in rivals.items()},
         "temporary_bytes": {
-            n: r.step.memory_analysis().temp_size_in_bytes for n, r in rivals.items()
+            n: getattr(r.step.memory_analysis(), "temp_size_in_bytes", None)
+            for n, r in rivals.items()
         },
     }
 

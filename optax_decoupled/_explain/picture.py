@@ -7,7 +7,7 @@ from typing import Any, Protocol
 from optax_decoupled._common import groups, table
 from optax_decoupled._common.extras import COLOURS, import_extra
 
-_COLOURS = dict(
+_COLOURS: dict[str, str] = dict(
     zip(
         ("decoupled", "coupled", "toward", "growing", "cautious", "nonlinear", "constrained"),
         COLOURS,

@@ -134,9 +134,7 @@ def _columns(rows: list[tuple[jax.Array, ...]], n: int) -> list[list[jax.Array]]
     return [list(column) for column in zip(*rows, strict=True)] or [[]] * n
 
 
-def _forces(
-    param: Leaf, c: Any, along: jax.Array, turned: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _forces(param: Leaf, c: Any, along: jax.Array, turned: jax.Array) -> tuple[jax.Array, ...]:
     """Alignment, injection and removal of one leaf, from its κ and q."""
     if not is_decayable(param):
         return (jnp.zeros_like(along),) * 3

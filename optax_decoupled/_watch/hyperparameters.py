@@ -53,7 +53,7 @@ class Hyperparameters:
             leaves = named_leaves(weight_decay)[0]
             self.by_path = {"/".join(path): float(x) for path, x in leaves}
 
-    def _values(self, value: ScalarOrSchedule) -> np.ndarray:
+    def _values(self, value: Any) -> np.ndarray:
         """float64[intervals, counts]."""
         if not callable(value):
             return np.full(self.counts.shape, float(np.asarray(value)))
@@ -81,7 +81,7 @@ class Hyperparameters:
         Lion's signs stay correlated for so long that decay counts, too.
         """
         if len(self.betas) == 1:
-            b1 = float(self.betas[0])
+            b1 = float(np.asarray(self.betas[0]))
             return 2 * b1 / (1 - b1) or 1.0
         c = float(np.mean(decay)) if len(decay) else 0.0
         return 2 * sum_of_sign_correlations(*self.betas, 1 - c)

@@ -24,7 +24,7 @@ Shape = tuple[int, ...]
 class Weight(NamedTuple):
     """A leaf that is recorded: one weight, or one of each slice over its leading axes."""
 
-    index: int  # of the leaf in the flattened tree
+    leaf: int  # its number in the flattened tree
     path: str
     shape: Shape
     dtype: Any  # at least float32: the one in which it is compared
@@ -82,8 +82,8 @@ class Layout(NamedTuple):
         """For each row in the tree's order, its number among the stored ones: int[rows]."""
         firsts, first = {}, 0
         for weight in (weight for group in self.groups for weight in group):
-            firsts[weight.index], first = first, first + weight.rows
-        order = [np.arange(w.rows) + firsts[w.index] for w in self.weights]
+            firsts[weight.leaf], first = first, first + weight.rows
+        order = [np.arange(w.rows) + firsts[w.leaf] for w in self.weights]
         return np.concatenate([np.zeros(0, int), *order])
 
 
@@ -141,7 +141,7 @@ def _elements(x: jax.Array, spans: Sequence[range]) -> jax.Array:
 
 def gathered(at: Layout, leaves: Sequence[Leaf]) -> list[jax.Array]:
     """The samples of all leaves: one array [rows, elements] for each length and dtype."""
-    return [jnp.concatenate([sampled(w, leaves[w.index]) for w in group]) for group in at.groups]
+    return [jnp.concatenate([sampled(w, leaves[w.leaf]) for w in group]) for group in at.groups]
 
 
 def reduced(
