@@ -118,21 +118,7 @@ def record_weight_dynamics(
     intervals = (capacity - _RESERVED) // 2 * 2
 
     def begun(params: optax.Params) -> WeightHistoryState:
-        at = samples.layout(params, stacked, elements)
-        number = lambda x: jnp.full([], x, jnp.int32)
-        zeros = lambda *shape: jnp.zeros(shape, jnp.float32)
-        return WeightHistoryState(
-            count=number(0),
-            stride=number(1),
-            size=number(0),
-            pending=number(-1),
-            table=zeros(intervals, at.rows, COLUMNS),
-            total=zeros(at.rows, COLUMNS),
-            recent=zeros(at.rows, COLUMNS),
-            idle=zeros(at.rows),
-            words=samples.to_words(samples.gathered(at, jax.tree.leaves(params))),
-            labels=jnp.asarray(samples.labels(at)),
-        )
+        return _begun(samples.layout(params, stacked, elements), params, intervals)
 
     def init_fn(params: optax.Params) -> WeightHistoryState:
         if is_probing():
@@ -161,6 +147,24 @@ def record_weight_dynamics(
         return _after(updates, row), after
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _begun(at: samples.Layout, params: optax.Params, intervals: int) -> WeightHistoryState:
+    """The state before the first call; no two fields are one buffer, so all can be donated."""
+    number = lambda x: jnp.full([], x, jnp.int32)
+    zeros = lambda *shape: jnp.zeros(shape, jnp.float32)
+    return WeightHistoryState(
+        count=number(0),
+        stride=number(1),
+        size=number(0),
+        pending=number(-1),
+        table=zeros(intervals, at.rows, COLUMNS),
+        total=zeros(at.rows, COLUMNS),
+        recent=zeros(at.rows, COLUMNS),
+        idle=zeros(at.rows),
+        words=samples.to_words(samples.gathered(at, jax.tree.leaves(params))),
+        labels=jnp.asarray(samples.labels(at)),
+    )
 
 
 def _read_first(
