@@ -119,6 +119,7 @@ THRESHOLDS = {
     "a large fraction": (lambda p: -0.2 * p, True),
     "a replacement": (lambda p: -0.3 * p, False),
     "a rotation": (_turn(0.006), False),
+    "a rotation, in float32": (_turn(0.3), False),  # it keeps the norm within 2e-8
     "2e-3 of the update": (lambda p: -1e-4 * p - 1e-4 / 2e-3 * 64, True),
     "5e-4 of the update": (lambda p: -1e-4 * p - 1e-4 / 5e-4 * 64, False),
 }
