@@ -458,6 +458,8 @@ def test_scales_follow_the_parameters_by_path():
     state = nnx.state(NnxModel(nnx.Rngs(0)), nnx.Param)
     tx = od.scale_adjusted_l2_to_grad(DECAY, jax.tree.map(lambda p: 2.0, state))
     assert decayed_paths(tx, state, _pure(state))["first/kernel"] == pytest.approx(-2 * DECAY)
+    empty = {"a": np.zeros((0, 2))}  # a scale without elements is not asked for its least one
+    od.scale_adjusted_l2_to_grad(DECAY, empty).init(empty)
 
 
 def test_a_parameter_called_value_keeps_its_name():

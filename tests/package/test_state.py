@@ -310,6 +310,14 @@ REFUSED = {
         ),
         ["mu/bias would lose precision from float32 to bfloat16"],
     ),
+    "a smaller range": (
+        lambda: od.migrate_opt_state(
+            _state(optax.adamw(RATE, mu_dtype=jnp.bfloat16)),
+            od.adamw(RATE, DECAY, mu_dtype=jnp.float16),
+            _params(),
+        ),
+        ["mu/bias would lose precision from bfloat16 to float16"],
+    ),
     "another unit of momentum": (
         lambda: od.migrate_opt_state(_state(THEIR_SGD()), od.sgdw(RATE, DECAY), _params()),
         ["buffer holds gradients, the new one scaled", "scale_before_momentum"],
@@ -339,9 +347,10 @@ def test_refused(name):
     with pytest.raises(ValueError, match="opt_state cannot be migrated") as caught:
         call()
     assert re.search(".*".join(map(re.escape, parts)), str(caught.value)), caught.value
+    assert "[]" not in str(caught.value)  # no moments are of no kind
 
 
-@pytest.mark.parametrize("count", [-3, 2.7])
+@pytest.mark.parametrize("count", [-3, 2.7, np.inf])
 def test_a_count_must_be_whole(count):
     with pytest.raises(ValueError, match=rf"count={count}.*whole number >= 0"):
         od.migrate_opt_state(_state(ADAMW()), OURS(), _params(), count=count)
