@@ -270,6 +270,35 @@ def test_in_a_compiled_function_the_count_must_be_given():
         jax.jit(lambda s: migrate(s, None))(state)
 
 
+def _noisy(tx, kind):
+    return optax.chain(optax.add_noise(0.1, 0.5, key=jax.random.key(1, impl=kind)), tx)
+
+
+def _disagreeing():
+    first, *others = OURS().init(_params())
+    return (first._replace(count=jnp.array(7)), *others)
+
+
+class _Level(optax.schedules.StatefulSchedule):
+    """A schedule that remembers more than the step."""
+
+    def init(self):
+        return {"count": jnp.zeros([], jnp.int32), "level": jnp.array(RATE)}
+
+    def update(self, state, **extra):
+        return {"count": state["count"] + 1, "level": state["level"] / 2}
+
+    def __call__(self, state, **extra):
+        return state["level"]
+
+
+def test_an_injected_schedule_begins_at_the_count_with_the_targets_state():
+    tx = optax.inject_hyperparams(od.adamw)(_Level(), DECAY)
+    migrated = od.migrate_opt_state(_state(ADAMW()), tx, _params(), count=5)
+    state = migrated.hyperparams_states["learning_rate"]
+    assert (int(state["count"]), float(state["level"])) == (5, pytest.approx(RATE))
+
+
 REFUSED = {
     "momentum of another unit in a group": (
         lambda: od.migrate_opt_state(
@@ -310,6 +339,12 @@ REFUSED = {
         ),
         ["mu/bias would lose precision from float32 to bfloat16"],
     ),
+    "another kind of random key": (
+        lambda: od.migrate_opt_state(
+            _state(_noisy(ADAMW(), "threefry2x32")), _noisy(OURS(), "rbg"), _params()
+        ),
+        ["rng_key would lose precision from key<fry> to key<rbg>"],
+    ),
     "a smaller range": (
         lambda: od.migrate_opt_state(
             _state(optax.adamw(RATE, mu_dtype=jnp.bfloat16)),
@@ -333,6 +368,23 @@ REFUSED = {
             _params(),
         ),
         ["does not count steps", "pass count"],
+    ),
+    "unknown count, and an update that needs a loss": (
+        lambda: od.migrate_opt_state(
+            _state(THEIR_SGD()),
+            optax.chain(
+                optax.GradientTransformationExtraArgs(
+                    optax.init_empty_state, lambda u, s, p=None, *, value, **_: (u * value, s)
+                ),
+                od.sgd_l2(RATE, PYTORCH, scale_before_momentum=False),
+            ),
+            _params(),
+        ),
+        ["does not count steps", "pass count"],
+    ),
+    "counters that disagree": (
+        lambda: od.migrate_opt_state(_disagreeing(), OURS(), _params()),
+        ["its counters disagree, [0, 7]: pass count"],
     ),
     "half an accumulation": (
         lambda: od.migrate_opt_state(_state(optax.MultiSteps(ADAMW(), 3)), OURS(), _params()),
@@ -386,7 +438,12 @@ def test_swapped_arguments_and_untyped_states_are_told():
     params, tx = {"w": jnp.ones((3, 2))}, od.adamw(1e-3, 1e-5)
     state = tx.init(params)
     order = r"order is\s+migrate_opt_state\(opt_state, tx, params\)"
-    for swapped in ((tx, state, params), (state, params, tx), (params, state, tx)):
+    for swapped in (
+        (tx, state, params),
+        (state, params, tx),
+        (params, state, tx),
+        (tx, tx, params),
+    ):
         with pytest.raises(TypeError, match=order):
             od.migrate_opt_state(*swapped)
     untyped = [{"count": 0, "mu": params, "nu": params}, None, None]
