@@ -332,10 +332,10 @@ def test_prefixes(mask):
     assert selected(mask, params) == {"encoder/a/w", "encoder/b/w", "encoder/b/v"}
 
 
-def test_a_bare_array_is_a_parameter_tree_too():
-    assert decayed_paths(od.add_decoupled_weight_decay(DECAY, mask=True), jnp.ones(2)) == {
-        "": pytest.approx(DECAY)
-    }
+@pytest.mark.parametrize("multiplier", [True, 0.5])
+def test_a_bare_array_is_a_parameter_tree_too(multiplier):
+    tx = od.add_decoupled_weight_decay(DECAY, mask=multiplier)
+    assert decayed_paths(tx, jnp.ones(2)) == {"": pytest.approx(multiplier * DECAY)}
 
 
 def test_every_transform_takes_a_mask():
@@ -408,6 +408,16 @@ def test_rules_may_match_parameters_of_masked_subtrees_at_any_depth():
     for pattern in ["[b]/weight", "deep/[c]/d/kernel", "[b]/norm/kernel"]:
         with pytest.raises(ValueError, match=r"matches no .*'b', 'deep/c' cannot be seen"):
             od.decay_rules((pattern, 1.0), default=0.0)(params)
+
+
+def test_a_prefix_may_stand_for_masked_parameters_alone():
+    masked = optax.MaskedNode()
+    params = {"encoder": {"layer": {"kernel": masked}}, "head": jnp.ones(2)}
+    for mask in ({"encoder": True, "head": 0.5}, {"encoder": {"layer": True}, "head": 0.5}):
+        tx = od.add_decoupled_weight_decay(DECAY, mask=mask)
+        assert decayed_paths(tx, params) == {"head": pytest.approx(DECAY / 2)}
+    with pytest.raises(ValueError, match="no parameters: 'decoder'"):
+        od.add_decoupled_weight_decay(DECAY, mask={"decoder": True, "head": 0.5}).init(params)
 
 
 def test_only_rules_that_are_sure_to_be_idle_are_refused():
@@ -494,6 +504,31 @@ def test_undecayed_names(name):
         params = {key: params}
     assert selected(od.decay_mask, params) == set()
     assert selected(od.decay_mask, {name: jnp.ones((2, 2))}) == set()
+
+
+# Matrices between embedding and head, which a norm usually follows, and those of the two.
+HIDDEN = """
+block/kernel block/output/kernel block/logits/kernel block/head/query/kernel attn_head/kernel
+multi_head/kernel attention_output/kernel headroom/kernel stem/embedment/kernel
+"""
+NOT_HIDDEN = """
+embed/kernel embeds/w unembed/kernel model/embedder/w model/pos_embedding/w embeddings/w wte/w
+h/wpe/w vocab/w head/kernel output/kernel logits_dense/kernel classifier/kernel readout/kernel
+model/head/kernel model/lm_head/w model/LM_Head/w model/head block/norm/scale
+"""
+
+
+@pytest.mark.parametrize("name", (HIDDEN + NOT_HIDDEN).split())
+def test_names_of_hidden_matrices(name):
+    """Their decay is multiplied by the squared schedule in `adamc`."""
+    tx = od.adamc(0.1, DECAY, schedule=lambda step: 0.5)
+    params: Any = jnp.ones((2, 2))
+    for key in reversed(name.split("/")):
+        params = {key: params}
+    factor = 0.25 if name in HIDDEN.split() else 0.5
+    assert decayed_paths(tx, params) == {name: pytest.approx(factor * DECAY)}
+    vectors = jax.tree.map(lambda x: x[0], params)
+    assert decayed_paths(tx, vectors) == {name: pytest.approx(0.5 * DECAY)}
 
 
 @pytest.mark.parametrize("name", DECAYED.split())

@@ -408,10 +408,12 @@ def test_a_count_must_be_whole(count):
         od.migrate_opt_state(_state(ADAMW()), OURS(), _params(), count=count)
 
 
-def test_a_given_count_is_used():
+@pytest.mark.parametrize("count", [2, 2.0])
+def test_a_given_count_is_used(count):
     tx = od.sgd_l2(RATE, PYTORCH, schedule=ETA, scale_before_momentum=False)
-    migrated = od.migrate_opt_state(_state(THEIR_SGD()), tx, _params(), count=2)
+    migrated = od.migrate_opt_state(_state(THEIR_SGD()), tx, _params(), count=count)
     assert int(migrated[2].count) == 2
+    chex.assert_trees_all_equal_dtypes(migrated, tx.init(_params()))
 
 
 def test_leaves_that_a_state_gains_are_carried():
