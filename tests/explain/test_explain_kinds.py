@@ -329,6 +329,19 @@ def test_decay_that_is_no_fraction_is_nonlinear(name):
     assert "momentum" not in warning
 
 
+def test_nonlinear_decay_in_a_momentum_is_coupled():
+    """Beside a parameter of the same decay without momentum, whose kind depends on no gradient."""
+    decay = optax.stateless(lambda _, params: jax.tree.map(lambda p: -0.1 * p * abs(p), params))
+    groups = {"alone": decay, "remembered": optax.chain(decay, optax.trace(0.9))}
+    weight = 0.3 * jax.random.normal(jax.random.key(0), (8, 16))
+    tx = optax.partition(groups, {name: name for name in groups})
+    found = by_path(od.explain_weight_decay(tx, dict.fromkeys(groups, weight)))
+    assert {path: row.kind for path, row in found.items()} == {
+        "alone": "nonlinear",
+        "remembered": "coupled",
+    }
+
+
 @pytest.mark.parametrize("rows", [4, 7])
 def test_decay_of_some_rows_is_not_decoupled(rows):
     mask = np.arange(8)[:, None] < rows
@@ -375,6 +388,11 @@ def test_an_update_that_holds_the_norm_is_constrained(radius):
     assert report.warnings == ()
     assert any("holds a norm fixed" in note for note in report.notes)
     assert kinds(od.explain_weight_decay(optax.adam(LR), small_params())) == {"none"}
+
+
+def test_over_a_run_too_a_norm_that_is_held_loses_nothing():
+    rows = od.explain_weight_decay(_on_sphere(None), small_params(), steps=10).rows
+    assert [(row.kind, row.budget, row.left) for row in rows] == [("constrained", 0.0, 1.0)] * 2
 
 
 def test_decay_scaled_by_the_gradient_is_coupled():

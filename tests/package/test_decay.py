@@ -175,6 +175,26 @@ def test_cautious_sees_the_directions_of_tiny_complex_numbers():
     assert updates[0] != -tiny[0]
 
 
+def test_cautious_compares_complex_numbers_as_vectors():
+    """The same, an orthogonal and an opposite direction: only the first one is spared."""
+    params, steps = jnp.array([1 + 3j, 1.0, 1.0]), jnp.array([1 + 3j, 1j, -1 + 2j])
+    tx = od.add_decoupled_weight_decay(0.009, cautious=True)
+    updates, _ = tx.update(steps, tx.init(params), params)
+    expected = steps - 0.009 * jnp.array([0, 1, 1]) * params
+    np.testing.assert_allclose(updates, expected, rtol=1e-6)
+
+
+def test_wider_parameters_are_not_rounded_to_the_updates_dtype():
+    """The difference of two numbers that agree in float32 is that of float64."""
+    with jax.enable_x64(True):
+        params, updates = jnp.array([1 / 3], jnp.float64), jnp.array([0.009 / 3], jnp.float32)
+        tx = od.add_decoupled_weight_decay(0.009)
+        new, _ = tx.update(updates, tx.init(params), params)
+        assert new.dtype == jnp.float32
+        expected = np.float64(updates) - 0.009 / 3  # 3e-11, a rounding of float32
+        np.testing.assert_allclose(new, expected, rtol=1e-4)
+
+
 def test_complex_parameters_decay_towards_zero():
     params = jnp.array([1.0 + 2.0j, -3.0j])
     tx = od.decouple(optax.sgd(0.1), 1e-3)

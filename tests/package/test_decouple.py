@@ -1,5 +1,7 @@
 """`decouple` around other people's optimizers: their update, minus c_t θ."""
 
+import warnings
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -100,6 +102,37 @@ QUIET = {
 @pytest.mark.parametrize("name", QUIET)
 def test_one_that_does_not_is_not(name):
     od.decouple(QUIET[name](), DECAY).init(_params())
+
+
+def _turn(angle):
+    """The update that turns the first two elements of a weight: it keeps the norm."""
+    across = jnp.array([-1.0, 1.0])
+    return lambda p: p * (jnp.cos(angle) - 1) + jnp.sin(angle) * across * p
+
+
+# Around each threshold: updates that are, and are not, the decay of the optimizer itself.
+THRESHOLDS = {
+    "less than rounding": (lambda p: -6e-8 * p, False),
+    "the last place": (lambda p: -1.2e-7 * p, True),
+    "so little that the norm stays": (lambda p: -5e-7 * p, True),
+    "a usual fraction": (lambda p: -5e-5 * p, True),
+    "a large fraction": (lambda p: -0.2 * p, True),
+    "a replacement": (lambda p: -0.3 * p, False),
+    "a rotation": (_turn(0.006), False),
+    "a rotation, in float32": (_turn(0.3), False),  # it keeps the norm within 2e-8
+    "2e-3 of the update": (lambda p: -1e-4 * p - 1e-4 / 2e-3 * 64, True),
+    "5e-4 of the update": (lambda p: -1e-4 * p - 1e-4 / 5e-4 * 64, False),
+}
+
+
+@pytest.mark.parametrize("name", THRESHOLDS)
+def test_where_the_decay_of_the_inner_optimizer_begins(name):
+    update, decays = THRESHOLDS[name]
+    tx = od.decouple(optax.stateless(lambda _, params: update(params)), DECAY)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        tx.init(jnp.ones(2))
+    assert ["decays" in str(each.message) for each in caught] == [True] * decays
 
 
 @pytest.mark.parametrize("transform", [jax.jit, jax.grad, lambda f: lambda x: jax.vmap(f)(x[None])])

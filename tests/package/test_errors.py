@@ -69,6 +69,7 @@ REFUSED = {
     "b1": (lambda: od.adamw(0.1, 1e-3, b1=1.0), ValueError, ["b1=1.0", "[0, 1)"]),
     "b2": (lambda: od.adam_l2(0.1, 1e-3, b2=-0.1), ValueError, ["b2=-0.1", "[0, 1)"]),
     "eps": (lambda: od.scale_by_adam(eps=-1e-8), ValueError, ["eps=-1e-08", ">= 0"]),
+    "eps_root": (lambda: od.scale_by_adam(eps_root=-1e-8), ValueError, ["eps_root=-1e-08", ">= 0"]),
     "momentum": (lambda: od.sgdw(0.1, 1e-3, momentum=1.5), ValueError, ["momentum=1.5", "[0, 1)"]),
     "l2": (lambda: od.sgd_l2(0.1, -1.0), ValueError, ["l2=-1.0", ">= 0"]),
     "schedule": (
@@ -162,6 +163,11 @@ REFUSED = {
         lambda: od.sgdw(0.1, 1e-3, nesterov="yes"),  # pyright: ignore[reportArgumentType]
         TypeError,
         ["nesterov='yes'", "True or False"],
+    ),
+    "Adam's nesterov": (
+        lambda: od.adamw(0.1, 1e-3, nesterov=1),  # pyright: ignore[reportArgumentType]
+        TypeError,
+        ["nesterov=1", "True or False"],
     ),
     **{
         f"accumulation inside: {name}": (

@@ -96,6 +96,26 @@ def test_what_is_zero_stays_without_nan():
         np.testing.assert_allclose(updates[name], 0, atol=1e-7)
 
 
+def test_a_step_that_ends_in_the_middle_of_the_sphere_moves_nothing():
+    """No direction leads back from there; a longer step ends on the other side."""
+    params = jnp.array([3.0, 0.0])
+    for alpha, expected in ((1.0, 0 * params), (1.5, -2 * params)):
+        tx = od.hyperball(optax.identity(), alpha)
+        with jax.debug_nans(True), jax.debug_infs(True):
+            updates, _ = tx.update(params, tx.init(params), params)
+        np.testing.assert_allclose(updates, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("params", [jnp.ones(3), jnp.zeros(3)])
+def test_weights_whose_radius_is_zero_stay_as_they_are(params):
+    """As after ``init`` on a template of zeros whose state was kept: they are not set to 0."""
+    tx = od.hyperball(optax.identity(), 0.1)
+    state = tx.init(jnp.zeros(3))
+    with jax.debug_nans(True), jax.debug_infs(True):
+        updates, _ = tx.update(jnp.arange(3.0), state, params)
+    np.testing.assert_array_equal(updates, 0)
+
+
 def test_slices_of_a_stack_are_weights_of_their_own():
     params = jnp.arange(1.0, 4.0)[:, None] * jnp.ones((3, 5))
     grads = _noise(params, 0)

@@ -332,10 +332,10 @@ def test_prefixes(mask):
     assert selected(mask, params) == {"encoder/a/w", "encoder/b/w", "encoder/b/v"}
 
 
-def test_a_bare_array_is_a_parameter_tree_too():
-    assert decayed_paths(od.add_decoupled_weight_decay(DECAY, mask=True), jnp.ones(2)) == {
-        "": pytest.approx(DECAY)
-    }
+@pytest.mark.parametrize("multiplier", [True, 0.5])
+def test_a_bare_array_is_a_parameter_tree_too(multiplier):
+    tx = od.add_decoupled_weight_decay(DECAY, mask=multiplier)
+    assert decayed_paths(tx, jnp.ones(2)) == {"": pytest.approx(multiplier * DECAY)}
 
 
 def test_every_transform_takes_a_mask():
@@ -410,6 +410,16 @@ def test_rules_may_match_parameters_of_masked_subtrees_at_any_depth():
             od.decay_rules((pattern, 1.0), default=0.0)(params)
 
 
+def test_a_prefix_may_stand_for_masked_parameters_alone():
+    masked = optax.MaskedNode()
+    params = {"encoder": {"layer": {"kernel": masked}}, "head": jnp.ones(2)}
+    for mask in ({"encoder": True, "head": 0.5}, {"encoder": {"layer": True}, "head": 0.5}):
+        tx = od.add_decoupled_weight_decay(DECAY, mask=mask)
+        assert decayed_paths(tx, params) == {"head": pytest.approx(DECAY / 2)}
+    with pytest.raises(ValueError, match="no parameters: 'decoder'"):
+        od.add_decoupled_weight_decay(DECAY, mask={"decoder": True, "head": 0.5}).init(params)
+
+
 def test_only_rules_that_are_sure_to_be_idle_are_refused():
     """Below 500 masked layers any of 500 names may stand: too many pairs to try."""
     params = {f"a{i}": {f"w{i}": jnp.ones(())} for i in range(500)}
@@ -458,6 +468,8 @@ def test_scales_follow_the_parameters_by_path():
     state = nnx.state(NnxModel(nnx.Rngs(0)), nnx.Param)
     tx = od.scale_adjusted_l2_to_grad(DECAY, jax.tree.map(lambda p: 2.0, state))
     assert decayed_paths(tx, state, _pure(state))["first/kernel"] == pytest.approx(-2 * DECAY)
+    empty = {"a": np.zeros((0, 2))}  # a scale without elements is not asked for its least one
+    od.scale_adjusted_l2_to_grad(DECAY, empty).init(empty)
 
 
 def test_a_parameter_called_value_keeps_its_name():
@@ -492,6 +504,31 @@ def test_undecayed_names(name):
         params = {key: params}
     assert selected(od.decay_mask, params) == set()
     assert selected(od.decay_mask, {name: jnp.ones((2, 2))}) == set()
+
+
+# Matrices between embedding and head, which a norm usually follows, and those of the two.
+HIDDEN = """
+block/kernel block/output/kernel block/logits/kernel block/head/query/kernel attn_head/kernel
+multi_head/kernel attention_output/kernel headroom/kernel stem/embedment/kernel
+"""
+NOT_HIDDEN = """
+embed/kernel embeds/w unembed/kernel model/embedder/w model/pos_embedding/w embeddings/w wte/w
+h/wpe/w vocab/w head/kernel output/kernel logits_dense/kernel classifier/kernel readout/kernel
+model/head/kernel model/lm_head/w model/LM_Head/w model/head block/norm/scale
+"""
+
+
+@pytest.mark.parametrize("name", (HIDDEN + NOT_HIDDEN).split())
+def test_names_of_hidden_matrices(name):
+    """Their decay is multiplied by the squared schedule in `adamc`."""
+    tx = od.adamc(0.1, DECAY, schedule=lambda step: 0.5)
+    params: Any = jnp.ones((2, 2))
+    for key in reversed(name.split("/")):
+        params = {key: params}
+    factor = 0.25 if name in HIDDEN.split() else 0.5
+    assert decayed_paths(tx, params) == {name: pytest.approx(factor * DECAY)}
+    vectors = jax.tree.map(lambda x: x[0], params)
+    assert decayed_paths(tx, vectors) == {name: pytest.approx(0.5 * DECAY)}
 
 
 @pytest.mark.parametrize("name", DECAYED.split())

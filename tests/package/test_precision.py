@@ -166,6 +166,18 @@ def test_moment_dtypes_of_wider_parameters(dtype):
     assert state[0].mu.dtype == state[0].nu.dtype == dtype
 
 
+def test_the_first_moment_of_complex_parameters_has_a_complex_dtype():
+    params = jnp.array([1.0 + 2.0j, -1.0j])
+    _, state = (tx := od.scale_by_adam(mu_dtype=jnp.complex64)).update(params, tx.init(params))
+    np.testing.assert_allclose(state.mu, 0.1 * params, rtol=1e-6)
+    for dtype, kind, leaf in (
+        (jnp.float32, "complex", params),
+        (jnp.complex64, "real", params.real),
+    ):
+        with pytest.raises(ValueError, match=f"first moment of {kind} parameters.* must be {kind}"):
+            od.scale_by_adam(mu_dtype=dtype).init(leaf)
+
+
 def test_complex_second_moments_can_be_stored_as_real_numbers():
     params = jnp.array([1.0 + 2.0j, -1.0j])
     real, stock = od.scale_by_adam(nu_dtype=jnp.float32), optax.scale_by_adam()

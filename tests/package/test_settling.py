@@ -1,5 +1,7 @@
 """Where weights settle: the formulas against simulations by this package's optimizers."""
 
+import inspect
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -154,6 +156,24 @@ def test_a_larger_gradient_is_a_larger_weight_of_the_same_rotation():
     one, four = (od.equilibrium.sgdw(0.1, 1e-3, gradient_norm=g) for g in (1.0, 4.0))
     assert four.rotation == one.rotation
     assert four.rms == pytest.approx(2 * one.rms)
+
+
+@pytest.mark.parametrize(
+    ("predict", "optimizer"),
+    [
+        (od.equilibrium.adamw, od.adamw),
+        (od.equilibrium.lion, optax.lion),
+        (od.equilibrium.sgdw, od.sgdw),
+        (od.equilibrium.sgd_l2, od.sgd_l2),
+    ],
+)
+def test_the_default_momentum_is_that_of_the_optimizer(predict, optimizer):
+    defaults = inspect.signature(optimizer).parameters
+    shared = inspect.signature(predict).parameters.keys() & {"b1", "b2", "momentum"}
+    given = {name: defaults[name].default for name in shared}
+    assert given
+    assert predict(0.1, 1e-3) == predict(0.1, 1e-3, **given)
+    assert predict(0.1, 1e-3) != predict(0.1, 1e-3, **dict.fromkeys(given, 0.8))
 
 
 @pytest.mark.parametrize(

@@ -270,6 +270,35 @@ def test_in_a_compiled_function_the_count_must_be_given():
         jax.jit(lambda s: migrate(s, None))(state)
 
 
+def _noisy(tx, kind):
+    return optax.chain(optax.add_noise(0.1, 0.5, key=jax.random.key(1, impl=kind)), tx)
+
+
+def _disagreeing():
+    first, *others = OURS().init(_params())
+    return (first._replace(count=jnp.array(7)), *others)
+
+
+class _Level(optax.schedules.StatefulSchedule):
+    """A schedule that remembers more than the step."""
+
+    def init(self):
+        return {"count": jnp.zeros([], jnp.int32), "level": jnp.array(RATE)}
+
+    def update(self, state, **extra):
+        return {"count": state["count"] + 1, "level": state["level"] / 2}
+
+    def __call__(self, state, **extra):
+        return state["level"]
+
+
+def test_an_injected_schedule_begins_at_the_count_with_the_targets_state():
+    tx = optax.inject_hyperparams(od.adamw)(_Level(), DECAY)
+    migrated = od.migrate_opt_state(_state(ADAMW()), tx, _params(), count=5)
+    state = migrated.hyperparams_states["learning_rate"]
+    assert (int(state["count"]), float(state["level"])) == (5, pytest.approx(RATE))
+
+
 REFUSED = {
     "momentum of another unit in a group": (
         lambda: od.migrate_opt_state(
@@ -310,6 +339,20 @@ REFUSED = {
         ),
         ["mu/bias would lose precision from float32 to bfloat16"],
     ),
+    "another kind of random key": (
+        lambda: od.migrate_opt_state(
+            _state(_noisy(ADAMW(), "threefry2x32")), _noisy(OURS(), "rbg"), _params()
+        ),
+        ["rng_key would lose precision from key<fry> to key<rbg>"],
+    ),
+    "a smaller range": (
+        lambda: od.migrate_opt_state(
+            _state(optax.adamw(RATE, mu_dtype=jnp.bfloat16)),
+            od.adamw(RATE, DECAY, mu_dtype=jnp.float16),
+            _params(),
+        ),
+        ["mu/bias would lose precision from bfloat16 to float16"],
+    ),
     "another unit of momentum": (
         lambda: od.migrate_opt_state(_state(THEIR_SGD()), od.sgdw(RATE, DECAY), _params()),
         ["buffer holds gradients, the new one scaled", "scale_before_momentum"],
@@ -326,6 +369,23 @@ REFUSED = {
         ),
         ["does not count steps", "pass count"],
     ),
+    "unknown count, and an update that needs a loss": (
+        lambda: od.migrate_opt_state(
+            _state(THEIR_SGD()),
+            optax.chain(
+                optax.GradientTransformationExtraArgs(
+                    optax.init_empty_state, lambda u, s, p=None, *, value, **_: (u * value, s)
+                ),
+                od.sgd_l2(RATE, PYTORCH, scale_before_momentum=False),
+            ),
+            _params(),
+        ),
+        ["does not count steps", "pass count"],
+    ),
+    "counters that disagree": (
+        lambda: od.migrate_opt_state(_disagreeing(), OURS(), _params()),
+        ["its counters disagree, [0, 7]: pass count"],
+    ),
     "half an accumulation": (
         lambda: od.migrate_opt_state(_state(optax.MultiSteps(ADAMW(), 3)), OURS(), _params()),
         ["the new optimizer has no acc_grads/bias"],
@@ -339,18 +399,21 @@ def test_refused(name):
     with pytest.raises(ValueError, match="opt_state cannot be migrated") as caught:
         call()
     assert re.search(".*".join(map(re.escape, parts)), str(caught.value)), caught.value
+    assert "[]" not in str(caught.value)  # no moments are of no kind
 
 
-@pytest.mark.parametrize("count", [-3, 2.7])
+@pytest.mark.parametrize("count", [-3, 2.7, np.inf])
 def test_a_count_must_be_whole(count):
     with pytest.raises(ValueError, match=rf"count={count}.*whole number >= 0"):
         od.migrate_opt_state(_state(ADAMW()), OURS(), _params(), count=count)
 
 
-def test_a_given_count_is_used():
+@pytest.mark.parametrize("count", [2, 2.0])
+def test_a_given_count_is_used(count):
     tx = od.sgd_l2(RATE, PYTORCH, schedule=ETA, scale_before_momentum=False)
-    migrated = od.migrate_opt_state(_state(THEIR_SGD()), tx, _params(), count=2)
+    migrated = od.migrate_opt_state(_state(THEIR_SGD()), tx, _params(), count=count)
     assert int(migrated[2].count) == 2
+    chex.assert_trees_all_equal_dtypes(migrated, tx.init(_params()))
 
 
 def test_leaves_that_a_state_gains_are_carried():
@@ -377,7 +440,12 @@ def test_swapped_arguments_and_untyped_states_are_told():
     params, tx = {"w": jnp.ones((3, 2))}, od.adamw(1e-3, 1e-5)
     state = tx.init(params)
     order = r"order is\s+migrate_opt_state\(opt_state, tx, params\)"
-    for swapped in ((tx, state, params), (state, params, tx), (params, state, tx)):
+    for swapped in (
+        (tx, state, params),
+        (state, params, tx),
+        (params, state, tx),
+        (tx, tx, params),
+    ):
         with pytest.raises(TypeError, match=order):
             od.migrate_opt_state(*swapped)
     untyped = [{"count": 0, "mu": params, "nu": params}, None, None]

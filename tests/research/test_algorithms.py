@@ -1,5 +1,6 @@
 """Algorithms 1 and 2 of the paper, against NumPy float64 references."""
 
+import inspect
 import itertools
 
 import jax
@@ -146,6 +147,33 @@ def test_every_option_reaches_the_algorithm(name):
         if not (option == "scale_before_momentum" and set(eta) == {1.0}):
             without = run(THETA, gradient, eta, 0.02, **coupled, **others)
             assert relative_error(without, expected) > 1e-6, option
+
+
+# As the paper and, where it has the option, `optax.adamw`.
+ADAM_DEFAULTS = dict(b1=0.9, b2=0.999, eps=1e-8, eps_root=0.0, mu_dtype=None, nesterov=False)
+DEFAULTS = ADAM_DEFAULTS | dict(
+    **dict(nu_dtype=None, momentum=0.9, scale_before_momentum=True),
+    **dict(schedule=None, decay_schedule=None, cycle_mult=2, eta_min=0.0),
+    **dict(mask=None, cautious=False, toward=None),
+)
+FACTORIES = [od.scale_by_adam, od.adamc, *(factory for factory, *_ in FORWARDED.values())]
+
+
+def _defaults(function):
+    options = inspect.signature(function).parameters.values()
+    return {x.name: x.default for x in options if x.default is not inspect.Parameter.empty}
+
+
+@pytest.mark.parametrize("factory", FACTORIES, ids=lambda factory: factory.__name__)
+def test_options_that_are_left_out(factory):
+    ours = _defaults(factory)
+    ours.pop("normalized", None)
+    assert ours == {name: DEFAULTS[name] for name in ours}
+
+
+def test_options_that_are_left_out_are_those_of_optax():
+    theirs = _defaults(optax.adamw)
+    assert {name: theirs[name] for name in ADAM_DEFAULTS} == ADAM_DEFAULTS
 
 
 def test_eps_root_dtypes_and_caution_reach_the_transforms():

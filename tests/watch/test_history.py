@@ -160,6 +160,71 @@ def test_schedules_masks_and_rates_give_the_decay_and_the_size_of_each_interval(
     np.testing.assert_allclose(w.rms[-1], w.predicted_rms[-1], rtol=0.05)
 
 
+def written(rms, removed=0.02, ratio=1.0, angle=0.1, unchanged=0.0, still=False, shape=(8, 8)):
+    """A state whose intervals have these numbers, under noise without momentum."""
+    square, c = np.square(np.asarray(rms, float)), removed / 2
+    along = ratio * removed / 2 - c
+    change = 0.0 if still else removed - 2 * c * along - c**2
+    ones = np.ones(len(square))
+    columns = [square, along * square, change * square, angle**2 * square, unchanged * ones]
+    state = od.record_weight_dynamics().init({"w": jnp.ones(shape)})
+    n = len(square)
+    table = state.table.at[:n, 0].set(np.stack(columns, axis=1))
+    whole = lambda x: jnp.asarray(x, jnp.int32)
+    return state._replace(table=table, size=whole(n), count=whole(n + 1), pending=whole(0))
+
+
+# Around each threshold: the numbers of the intervals, and the verdict on them.
+VERDICTS = {
+    "a trend of 4 %": (dict(rms=[1.0] * 12 + [1.04] * 4), "settled"),
+    "of 6 %": (dict(rms=[1.0] * 12 + [1.06] * 4), "growing"),
+    "of -4 %": (dict(rms=[1.0] * 12 + [0.96] * 4), "settled"),
+    "of -6 %": (dict(rms=[1.0] * 12 + [0.94] * 4), "shrinking"),
+    "earlier quarters": (dict(rms=[3.0] * 8 + [1.0] * 8), "settled"),
+    "it was zero": (dict(rms=[0.0] * 12 + [1.0] * 4), "growing"),
+    "eight intervals": (dict(rms=[1.0] * 8), "settled"),
+    "seven": (dict(rms=[1.0] * 7), "too short"),
+    "none": (dict(rms=[]), "too short"),
+    "98.5 % unchanged": (dict(rms=[1.0] * 8, unchanged=0.985), "settled"),
+    "99.5 % unchanged": (dict(rms=[1.0] * 8, unchanged=0.995), "lost"),
+    "no change": (dict(rms=[1.0] * 8, still=True), "frozen"),
+    "a turn less than the decay": (dict(rms=[1.0] * 8, ratio=0.0, angle=0.009), "only decays"),
+    "a turn greater than it": (dict(rms=[1.0] * 8, ratio=0.0, angle=0.011), "settled"),
+    "a weight of one element": (
+        dict(rms=[1.0] * 8, ratio=0.0, angle=0.0, shape=(1,)),
+        "settled",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", VERDICTS)
+def test_the_verdict_on_each_side_of_a_threshold(name):
+    numbers, kind = VERDICTS[name]
+    (row,) = od.recorded_weight_dynamics(written(**numbers), weight_decay=0.01, b1=0.0).rows
+    assert row.kind == kind
+
+
+def test_a_weight_is_settled_from_the_last_interval_that_is_far_from_its_final_rms():
+    rms = [1.0, 1.5, 1.2, 1.12, 1.08, *[1.0] * 11]  # farther than 10 % up to the fourth
+    history = od.recorded_weight_dynamics(written(rms))
+    assert history.rows[0].since == history.steps[4]
+    assert od.recorded_weight_dynamics(written([1.0] * 16)).rows[0].since == 1
+
+
+@pytest.mark.parametrize(
+    ("ratio", "held_by"),
+    [(1.3, "noise"), (1.5, "the loss"), (0.75, "noise"), (0.68, "the loss"), (-1.0, "the loss")],
+)
+def test_noise_holds_a_weight_whose_ratio_is_near_1(ratio, held_by):
+    read = od.recorded_weight_dynamics
+    state = written([1.0] * 16, ratio=ratio)
+    (row,) = read(state, weight_decay=0.01, b1=0.0).rows
+    np.testing.assert_allclose(row.ratio, ratio, rtol=1e-4)
+    assert row.held_by == held_by
+    assert read(state).rows[0].held_by is None  # the decay is unknown
+    assert read(state, weight_decay=0.0).rows[0].held_by is None
+
+
 def test_arguments_and_states_that_do_not_fit():
     recorder = od.record_weight_dynamics()
     state = recorder.init({"w": jnp.ones(3)})
