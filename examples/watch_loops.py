@@ -48,7 +48,7 @@ with SummaryWriter(str(folder)) as writer:
     for t in range(STEPS):
         train_state = linen_step(train_state)
         if t % EVERY == EVERY - 1:
-            history = od.recorded_weight_dynamics(train_state, weight_decay=DECAY)
+            history = od.recorded_weight_dynamics(train_state)
             for name, value in history.metrics().items():
                 writer.add_scalar(name, value, t)
 print(*(f"{name}: {value:.3g}" for name, value in list(history.metrics().items())[:5]), sep="\n")
@@ -72,8 +72,8 @@ def nnx_step(model, optimizer):
 for _ in range(STEPS):
     nnx_step(model, optimizer)
 
-decay = jax.tree.map(lambda w: DECAY * w, od.decay_mask(nnx.state(model, nnx.Param)))
-history = od.recorded_weight_dynamics(optimizer, weight_decay=decay, learning_rate=RATE)
+known = dict(weight_decay=DECAY, learning_rate=RATE, mask=od.decay_mask)
+history = od.recorded_weight_dynamics(optimizer, **known)
 with (folder / "history.csv").open("w", newline="") as file:
     writer = csv.writer(file)
     writer.writerow(["updates", "weight", "rms", "rotation", "growth"])

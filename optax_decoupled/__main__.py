@@ -8,12 +8,10 @@ import sys
 import warnings
 from collections.abc import Sequence
 
-import jax
-import jax.numpy as jnp
 import optax
 
 import optax_decoupled as od
-from optax_decoupled._watch import checkpoints, stored
+from optax_decoupled._watch import checkpoints
 
 _PLAN = "the effect of a decay over a run, beside the values of published rules"
 _HISTORY = "what happened to each weight of a run, from an Orbax checkpoint"
@@ -77,6 +75,7 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument(
                 "--decay-mask", action="store_true", help="weights spared by od.decay_mask: 0"
             )
+            command.add_argument("--steps", type=int, help="updates of the whole run, for --cosine")
             command.add_argument("--plot", metavar="FILE", help="draw it to this file, too")
     return parser
 
@@ -133,33 +132,19 @@ def _plan(options: argparse.Namespace) -> None:
 
 
 def _history(options: argparse.Namespace) -> None:
-    state = checkpoints.read(options.checkpoint)
-    steps = od.recorded_weight_dynamics(state).steps
-    decay = _weight_decay(options)
+    if options.cosine and options.steps is None:
+        raise ValueError("--cosine needs --steps, the updates of the whole run.")
     history = od.recorded_weight_dynamics(
-        state,
-        weight_decay=_masked(state, decay) if options.decay_mask and decay is not None else decay,
-        schedule=_schedule(options, int(steps[-1]) if len(steps) else 0),
+        checkpoints.read(options.checkpoint),
+        weight_decay=_weight_decay(options),
+        schedule=_schedule(options, options.warmup if options.steps is None else options.steps),
         learning_rate=options.learning_rate,
+        mask=od.decay_mask if options.decay_mask else None,
         b1=options.b1,
     )
     if options.plot:
         history.plot()[0].figure.savefig(options.plot, dpi=150)
     print(history)
-
-
-def _masked(state: object, decay: float) -> object:
-    """The decay of each recorded weight, 0 where decay_mask spares it."""
-    tree: dict = {}
-    for table in stored.tables(state):
-        for path, shape, dtype, _ in table.labels:
-            *parents, last = path.split("/")
-            node: dict = tree
-            for key in parents:
-                node = node.setdefault(key, {})
-            node[last] = jnp.zeros(shape, dtype)
-    mask = od.decay_mask(tree)
-    return jax.tree.map(lambda decays: decay * float(decays), mask)
 
 
 if __name__ == "__main__":

@@ -95,7 +95,7 @@ def explain_weight_decay(
     check_arguments(tx, params, state, grads)
     step = whole_number("step", step, 0, STEP)
     steps = whole_number("steps", steps, 1, STEPS)
-    state = own_state if state is None else state
+    state = foreign.without_histories(own_state if state is None else state)
     params, state, grads = (foreign.without_boxes(tree) for tree in (params, state, grads))
     optimizer = WithLoss(tx)
     probe = Probe(optimizer, params, state, grads, step)

@@ -97,6 +97,13 @@ def injected(state: PyTree) -> list[dict[str, Any]]:
     return [hyperparams for hyperparams in found if isinstance(hyperparams, dict)]
 
 
+def without_histories(state: PyTree) -> Any:
+    """The state with empty arrays for each weight history: its recorder then records nothing."""
+    is_history = lambda node: type(node).__name__ == HISTORY
+    empty = lambda node: jax.tree.map(lambda _: jnp.zeros(0, jnp.uint8), node)
+    return jax.tree.map(lambda x: empty(x) if is_history(x) else x, state, is_leaf=is_history)
+
+
 def without_boxes(tree: PyTree) -> Any:
     """Flax NNX variables as their arrays, as nnx.Optimizer passes them to tx.update."""
     is_box = lambda node: hasattr(node, "get_value") and hasattr(node, "get_metadata")

@@ -20,8 +20,11 @@ _ENDS = (
 )
 
 
-def with_histories(state: PyTree, opt_state: PyTree) -> Any:
-    """The new state with the weight histories of the old one, if they are of the same weights."""
+def with_histories(state: PyTree, opt_state: PyTree, count: Any) -> Any:
+    """The new state with the weight histories of the old one, if they are of the same weights.
+
+    Others begin anew, after so many updates.
+    """
     is_history = lambda node: type(node).__name__ == foreign.HISTORY
     old, new = (
         [node for node in jax.tree.leaves(tree, is_leaf=is_history) if is_history(node)]
@@ -33,6 +36,6 @@ def with_histories(state: PyTree, opt_state: PyTree) -> Any:
         for a, b in zip(old, new, strict=True)
     ):
         checks.warn(_BEGINS if new else _ENDS)
-        return state
+        old = [node._replace(count=jnp.asarray(count, node.count.dtype)) for node in new]
     kept = iter(old)
     return jax.tree.map(lambda x: next(kept) if is_history(x) else x, state, is_leaf=is_history)

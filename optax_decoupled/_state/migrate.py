@@ -97,7 +97,7 @@ def migrate_opt_state(
             f"opt_state cannot be migrated: {'; '.join(problems[:8])}{more}. To start the new "
             "optimizer afresh instead, use tx.init(params)."
         )
-    return with_histories(_filled(target, old, count), opt_state)
+    return with_histories(_filled(target, old, count), opt_state, count)
 
 
 def _check_order(opt_state: optax.OptState, tx: optax.GradientTransformation) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -45,8 +46,9 @@ def _items(path: Path) -> Iterator[Path]:
 
 
 def _step(item: Path) -> int:
-    numbers = [int(part) for part in item.parts[-2:] if part.isdigit()]
-    return numbers[-1] if numbers else -1
+    """The number at the end of a directory's name, such as 7 or checkpoint_7; -1 without one."""
+    numbers = [re.search(r"(\d+)$", part) for part in item.parts[-2:]]
+    return next((int(found[1]) for found in reversed(numbers) if found), -1)
 
 
 def _restored(orbax: Any, item: Path, tree: Any) -> Any:

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 
 from optax_decoupled._common.checks import brief
-from optax_decoupled._common.types import PyTree, Scalar, ScalarOrSchedule
+from optax_decoupled._common.types import Mask, PyTree, Scalar, ScalarOrSchedule
 from optax_decoupled._watch import picture, printed, stored
-from optax_decoupled._watch.hyperparameters import Hyperparameters
+from optax_decoupled._watch.hyperparameters import Hyperparameters, decay_of_each
 from optax_decoupled._watch.row import WeightHistoryRow
-from optax_decoupled._watch.verdict import Averages, Verdict, judged
+from optax_decoupled._watch.verdict import Averages, Forces, judged, last_ratio
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -79,6 +79,7 @@ def recorded_weight_dynamics(
     weight_decay: ScalarOrSchedule | PyTree | None = None,
     schedule: ScalarOrSchedule | None = None,
     learning_rate: ScalarOrSchedule | None = None,
+    mask: Mask = None,
     b1: Scalar | tuple[Scalar, Scalar] = 0.9,
 ) -> WeightHistory:
     r"""The history that :func:`~optax_decoupled.record_weight_dynamics` keeps in a state.
@@ -89,9 +90,9 @@ def recorded_weight_dynamics(
     .. math:: \|θ\|^2 \leftarrow \|θ\|^2 + 2⟨θ, u⟩ + \|u\|^2 - 2c \|θ\|^2 + O(c^2, cu)
 
     Momentum alone gives noise an alignment of :math:`2β_1 / (1 - β_1)` times the injection.
-    ``ratio`` is the measured one over that. Near 1 noise holds the length of the weight: decay
-    sets its rotation, and the best decay stays where it is if the learning rate moves. Far
-    from 1 the loss holds the length, and decay sets that length.
+    ``ratio`` is the measured one over that; without momentum it is the measured one itself, 0
+    for noise. A weight with the ratio of noise is held by noise: decay sets its rotation. With
+    any other the loss holds its length, and decay changes that length.
 
     Args:
       opt_state: a state that holds a :class:`types.WeightHistoryState` anywhere, such as that
@@ -99,13 +100,14 @@ def recorded_weight_dynamics(
         checkpoint that Orbax restored without a target. Several of them (of
         ``optax.partition``) are joined.
       weight_decay: the fraction removed per full step, as given to the optimizer: a number, a
-        schedule, or a tree of numbers with the parameters' names, 0 where a parameter does not
-        decay. None: unknown.
+        schedule, or a tree of numbers with the parameters' names. None: unknown.
       schedule: the multiplier of learning rate and decay, as given to the optimizer.
       learning_rate: that of an Adam-type optimizer, for ``predicted_rms``; a number or a
         schedule. None: unknown.
+      mask: the parameters that decay, as given to the optimizer; of an array its mean counts.
       b1: the decay rate of the first moment, or the momentum of SGD, in [0, 1). For Lion, whose
-        signs are correlated otherwise, the pair ``(b1, b2)``.
+        signs are correlated otherwise, the pair ``(b1, b2)``. (Nesterov's momentum has another
+        alignment: 13.2 instead of 18 for 0.9, so that noise reads 0.73.)
 
     Returns:
       A :class:`types.WeightHistory`.
@@ -147,7 +149,8 @@ def recorded_weight_dynamics(
             "the same. Pass one of the states that hold them."
         )
     steps, interval = tables[0].steps, tables[0].interval
-    known = Hyperparameters(steps, interval, weight_decay, schedule, learning_rate, b1)
+    decays = decay_of_each(weight_decay, mask, stored.shapes(tables))
+    known = Hyperparameters(steps, interval, decays, schedule, learning_rate, b1)
     rows = [_row(known, *each) for table in tables for each in table.weights()]
     return WeightHistory(steps, interval, tuple(rows))
 
@@ -160,11 +163,9 @@ def _row(
     rms = np.sqrt(a.square)
     aligned = 2 * (a.along + c * a.square)
     injected = a.change + 2 * c * a.along + c**2 * a.square
-    ratio = aligned / injected / known.noise_alignment(c)
-    half = slice(len(rms) // 2, None)
-    of_half = aligned[half].sum() / injected[half].sum() / known.noise_alignment(c)
-    of_half = float(of_half) if c[half].any() else math.nan  # no decay, nothing to hold against
-    verdict: Verdict = judged(a, known.steps, of_half, math.prod(shape))
+    ratio = aligned / injected / (known.noise_alignment(c) or 1.0)
+    forces = Forces(aligned, injected, 2 * c * a.square, known.noise_alignment(c), known.interval)
+    verdict = judged(a, forces, known.steps, math.prod(shape))
     return WeightHistoryRow(
         path=path,
         shape=shape,
@@ -177,6 +178,7 @@ def _row(
         aligned=aligned / a.square,
         injected=injected / a.square,
         ratio=ratio,
+        last_ratio=last_ratio(forces),
         predicted_rms=known.noise_rms(c, rms),
         **verdict._asdict(),
     )

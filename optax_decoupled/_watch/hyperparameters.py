@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from optax_decoupled._common import checks
-from optax_decoupled._common.types import PyTree, Scalar, ScalarOrSchedule
-from optax_decoupled._select.names import named_leaves
+from optax_decoupled._common.types import Mask, PyTree, Scalar, ScalarOrSchedule
+from optax_decoupled._select.masks import leaf_multipliers
+from optax_decoupled._select.names import listing, named_leaves
 from optax_decoupled.equilibrium import sum_of_sign_correlations
 
 # Counts at which a schedule is evaluated in each interval.
@@ -25,7 +26,7 @@ class Hyperparameters:
         self,
         steps: np.ndarray,
         interval: int,
-        weight_decay: ScalarOrSchedule | PyTree | None,
+        decays: dict[str, Any],
         schedule: ScalarOrSchedule | None,
         learning_rate: ScalarOrSchedule | None,
         b1: Scalar | tuple[Scalar, Scalar],
@@ -43,15 +44,7 @@ class Hyperparameters:
         self.rate = None
         if learning_rate is not None:
             self.rate = self._values(learning_rate) * self.multiplier
-        self.one: np.ndarray | None = None  # a decay of all parameters
-        self.by_path: dict[str, float] = {}
-        if callable(weight_decay) or (weight_decay is not None and _is_scalar(weight_decay)):
-            if not callable(weight_decay):
-                checks.check_share("weight_decay", weight_decay, "It is the optimizer's own.")
-            self.one = self._values(weight_decay)
-        elif weight_decay is not None:
-            leaves = named_leaves(weight_decay)[0]
-            self.by_path = {"/".join(path): float(x) for path, x in leaves}
+        self.decays = decays
 
     def _values(self, value: Any) -> np.ndarray:
         """float64[intervals, counts]."""
@@ -62,27 +55,19 @@ class Hyperparameters:
 
     def decay(self, path: str) -> np.ndarray:
         """The mean fraction that an update removes of this weight in each interval; or NaN."""
-        if self.by_path:
-            array = path.partition("[")[0]  # of which it is a slice
-            given = self.by_path.get(path, self.by_path.get(array))
-            if given is None:
-                raise ValueError(
-                    f"weight_decay has no entry for {array!r}. Pass a tree with the names of the "
-                    "parameters, 0 for one that does not decay."
-                )
-            return (given * self.multiplier).mean(axis=1)
-        if self.one is None:
+        given, w = self.decays[path]
+        if given is None:
             return np.full(len(self.steps), math.nan)
-        return (self.one * self.multiplier).mean(axis=1)
+        return (w * self._values(given) * self.multiplier).mean(axis=1)
 
     def noise_alignment(self, decay: np.ndarray) -> float:
-        """Alignment over injection that momentum gives to noise; 1 without momentum.
+        """Alignment over injection that momentum gives to noise, 0 without momentum.
 
         Lion's signs stay correlated for so long that decay counts, too.
         """
         if len(self.betas) == 1:
             b1 = float(np.asarray(self.betas[0]))
-            return 2 * b1 / (1 - b1) or 1.0
+            return 2 * b1 / (1 - b1)
         c = float(np.mean(decay)) if len(decay) else 0.0
         return 2 * sum_of_sign_correlations(*self.betas, 1 - c)
 
@@ -96,6 +81,50 @@ class Hyperparameters:
             added = (1 - kept) / (1 - (1 - c) ** 2) if c > 0 else self.interval
             squares.append(kept * squares[-1] + added * rate)
         return np.sqrt(squares)
+
+
+def decay_of_each(
+    weight_decay: ScalarOrSchedule | PyTree | None, mask: Mask, shapes: dict[str, Any]
+) -> dict[str, tuple[Any, float]]:
+    """For each weight its decay (a number, a schedule or None) and its multiplier.
+
+    `shapes` are the arrays that hold the weights, by the path of each weight.
+    """
+    tree = _nested({path.partition("[")[0]: shape for path, shape in shapes.items()})
+    by_path = {"/".join(path): shape for path, shape in named_leaves(tree)[0]}
+    multipliers = dict(zip(by_path, leaf_multipliers(mask, tree), strict=True))
+    if weight_decay is None or callable(weight_decay) or _is_scalar(weight_decay):
+        if weight_decay is not None and not callable(weight_decay):
+            _check_decay("weight_decay", weight_decay)
+        given = dict.fromkeys(by_path, weight_decay)
+    else:
+        given = {"/".join(path): x for path, x in named_leaves(weight_decay)[0]}
+        lacking = [path for path in by_path if path not in given]
+        if lacking:
+            raise ValueError(
+                f"weight_decay has no entry for {listing(lacking)}. Pass a tree with the names of "
+                "the parameters, 0 for one that does not decay, or one number and the mask."
+            )
+        for path in by_path:
+            _check_decay(f"weight_decay at {path!r}", given[path])
+    arrays = {path: path.partition("[")[0] for path in shapes}
+    return {path: (given[a], float(np.mean(multipliers[a]))) for path, a in arrays.items()}
+
+
+def _nested(leaves: dict[str, Any]) -> dict:
+    """The tree of dicts whose leaves have these paths."""
+    tree: dict = {}
+    for path, leaf in leaves.items():
+        *parents, last = path.split("/")
+        node = tree
+        for key in parents:
+            node = node.setdefault(key, {})
+        node[last] = leaf
+    return tree
+
+
+def _check_decay(name: str, value: Any) -> None:
+    checks.check_share(name, value, "It is the fraction removed per full step.")
 
 
 def _is_scalar(x: Any) -> bool:

@@ -45,13 +45,6 @@ def last_quarter(values: np.ndarray) -> float:
     return float(np.mean(values[-max(len(values) // 4, 1) :]))
 
 
-def ratio_of_half(row: Row) -> float:
-    """Alignment over injection of the last half of the run, over that of noise."""
-    half = slice(len(row.rms) // 2, None)
-    weights = (row.rms**2 * row.injected)[half]
-    return float(np.sum(row.ratio[half] * weights) / np.sum(weights))
-
-
 def percent(row: Row, interval: int) -> float:
     """The change of the rms in 1,000 updates, in percent, from the last two quarters."""
     between = interval * max(len(row.rms) // 4, 1)
@@ -59,7 +52,7 @@ def percent(row: Row, interval: int) -> float:
 
 
 def advice(steps: np.ndarray, interval: int, rows: Sequence[Row]) -> Iterator[str]:
-    """At most five remarks, each with its number."""
+    """A few remarks, each with its number."""
     of = lambda kind: [row for row in rows if row.kind == kind]
     if lost := of("lost"):
         share = np.mean([last_quarter(row.unchanged) for row in lost])
@@ -68,17 +61,24 @@ def advice(steps: np.ndarray, interval: int, rows: Sequence[Row]) -> Iterator[st
             "update that is not 0. Keep these weights in float32, or apply the updates with "
             "apply_updates_with_stochastic_rounding."
         )
+    if wrong := of("not finite"):
+        yield f"Not finite: {_these(wrong)}. These weights hold NaN or infinity."
     if alone := of("only decays"):
-        fastest = -min(percent(row, interval) for row in alone)
+        known = last_quarter(alone[0].removed) > 0
         yield (
-            f"Only decays, by up to {fastest:.2g} % in 1,000 updates: {_these(alone)}. No gradient "
-            "reaches these weights. Check that the loss uses them, or mask them."
+            f"Only decays: {_these(alone)}. "
+            + (
+                "No other update moves these weights. Check that the loss uses them, or mask them."
+                if known
+                else "These weights shrink and do not turn: by decay alone, or by a loss that "
+                "pulls them to 0. Pass weight_decay= to tell."
+            )
         )
     if growing := [row for row in of("growing") if last_quarter(row.removed) > 0]:
         yield f"Still growing: {_these(growing)}. {_outlook(steps, growing)}"
     for holder, meaning in _MEANINGS.items():
         if held := [row for row in rows if row.held_by == holder]:
-            ratio = np.median([ratio_of_half(row) for row in held])
+            ratio = np.median([row.last_ratio for row in held])
             yield f"Held by {holder} (median ratio {ratio:.2f}): {_these(held)}. {meaning}"
     if np.isnan([row.removed[-1] for row in rows]).all():
         yield "Pass weight_decay= (and schedule=) to see what holds each weight."
@@ -121,11 +121,12 @@ def _table(
 def _numbers(rows: Sequence[Row], interval: int) -> tuple[str, ...]:
     """The medians of a group's weights."""
     median = lambda of: float(np.median([of(row) for row in rows]))
-    ratio = median(ratio_of_half) if np.any(rows[0].removed > 0) else np.nan
+    change = median(lambda row: percent(row, interval))
+    ratio = median(lambda row: row.last_ratio) if np.any(rows[0].removed > 0) else np.nan
     return (
         f"{median(lambda row: row.rms[-1]):.3g}",
         f"{median(lambda row: last_quarter(row.rotation)):.2g}",
-        f"{median(lambda row: percent(row, interval)):+.2g}",
+        "" if np.isnan(change) else f"{change:+.2g}",
         "" if np.isnan(ratio) else f"{ratio:.2f}",
     )
 

@@ -72,6 +72,8 @@ def record_weight_dynamics(
     and read the history of any state or checkpoint with
     :func:`~optax_decoupled.recorded_weight_dynamics`. Updates pass unchanged, bit for bit.
 
+    Put ``optax.MultiSteps`` around the chain, not into it, so that a call is an update.
+
     At each call it compares at most ``elements`` elements of each weight with the same ones at
     the call before. It so sees what really happened to the weights: rounding, projections and
     changes by other code included. The averages of a call go into a table in the state. When
@@ -121,10 +123,7 @@ def record_weight_dynamics(
         return _begun(samples.layout(params, stacked, elements), params, intervals)
 
     def init_fn(params: optax.Params) -> WeightHistoryState:
-        if is_probing():
-            like = jax.eval_shape(begun, params)
-            return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
-        return begun(params)
+        return empty_history() if is_probing() else begun(params)
 
     def update_fn(
         updates: optax.Updates,
@@ -133,9 +132,10 @@ def record_weight_dynamics(
         **extra: object,
     ) -> tuple[optax.Updates, WeightHistoryState]:
         params = required(params, "record_weight_dynamics")
-        if is_probing():
+        if not state.labels.size:  # of `explain_weight_decay`, which measures the others
             return updates, state
         at = samples.layout(params, stacked, elements)
+        _check_fits(state, jax.eval_shape(begun, params))
         before = samples.from_words(at, state.words)
         now = _read_first(at, jax.tree.leaves(params), before, state.count)
         row = samples.reduced(at, _averages, (COLUMNS,), before, now)
@@ -147,6 +147,12 @@ def record_weight_dynamics(
         return _after(updates, row), after
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def empty_history() -> WeightHistoryState:
+    """A state that records nothing."""
+    fields = dict.fromkeys(WeightHistoryState._fields, jnp.zeros(0, jnp.uint8))
+    return WeightHistoryState(**fields)
 
 
 def _begun(at: samples.Layout, params: optax.Params, intervals: int) -> WeightHistoryState:
@@ -165,6 +171,16 @@ def _begun(at: samples.Layout, params: optax.Params, intervals: int) -> WeightHi
         words=samples.to_words(samples.gathered(at, jax.tree.leaves(params))),
         labels=jnp.asarray(samples.labels(at)),
     )
+
+
+def _check_fits(state: WeightHistoryState, like: WeightHistoryState) -> None:
+    found, wanted = ([x.shape for x in each] for each in (state, like))
+    if found != wanted:
+        raise ValueError(
+            "params are not those of this weight history: record_weight_dynamics was initialized "
+            "with other parameters, capacity, elements or stacked. Begin a new history with "
+            "tx.init(params), or carry the moments over with migrate_opt_state."
+        )
 
 
 def _read_first(

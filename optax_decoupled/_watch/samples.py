@@ -113,9 +113,20 @@ def _steps(shape: Shape, most: int) -> Shape:
     order = sorted(range(len(shape)), key=shape.__getitem__)
     for place, axis in enumerate(order):  # the shortest first: others use what it leaves
         share = max(math.floor(most ** (1 / (len(order) - place)) + 1e-9), 1)
-        steps[axis] = -(-shape[axis] // share)
+        steps[axis] = min(_step(-(-shape[axis] // share)), shape[axis])
         most //= shape[axis] // steps[axis]
     return tuple(steps)
+
+
+def _step(at_least: int) -> int:
+    """A distance that shares no factor 2 with the sizes of heads, nor 3 if it is large.
+
+    With 128 the sample of 128 x heads would see one dimension of each head only.
+    """
+    step = at_least
+    while step > 1 and (step % 2 == 0 or (step > 4 and step % 3 == 0)):
+        step += 1
+    return step
 
 
 def sampled(weight: Weight, x: Leaf) -> jax.Array:

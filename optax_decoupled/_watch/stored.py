@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -20,6 +20,15 @@ def tables(opt_state: PyTree) -> list[Table]:
     optimizer, own_state = foreign.transform_and_state(opt_state)
     tree = foreign.without_boxes(optimizer if own_state is None else own_state)
     return [Table(node) for node in history_nodes(tree)]
+
+
+def shapes(found: list[Table]) -> dict[str, jax.ShapeDtypeStruct]:
+    """For the path of each weight the array that holds it."""
+    return {
+        path: jax.ShapeDtypeStruct(tuple(shape), dtype)
+        for table in found
+        for path, shape, dtype in table.arrays()
+    }
 
 
 def history_nodes(tree: PyTree) -> list[Mapping[str, Any]]:
@@ -41,6 +50,11 @@ class Table:
     """One recorder's state on the host."""
 
     def __init__(self, state: Mapping[str, Any]):
+        if np.ndim(_on_host(state["count"])):
+            raise ValueError(
+                f"opt_state holds a stack of {len(_on_host(state['count']))} weight histories, as "
+                "jax.vmap makes it. Pass one: jax.tree.map(lambda x: x[0], opt_state)."
+            )
         size, stride, count, pending = (
             int(_on_host(state[name])) for name in ("size", "stride", "count", "pending")
         )
@@ -54,10 +68,21 @@ class Table:
         """The path, shape, dtype and averages of each weight."""
         number = 0
         for path, shape, dtype, axes in self.labels:
-            for index in np.ndindex(*shape[:axes]):
-                name = path + (f"[{','.join(map(str, index))}]" if index else "")
+            for name in _slices(path, shape[:axes]):
                 yield name, tuple(shape[axes:]), dtype, Averages(*self.values[:, number].T)
                 number += 1
+
+    def arrays(self) -> Iterator[tuple[str, list[int], str]]:
+        """The path of each weight, and the shape and dtype of the array that holds it."""
+        for path, shape, dtype, axes in self.labels:
+            for name in _slices(path, shape[:axes]):
+                yield name, shape, dtype
+
+
+def _slices(path: str, shape: Sequence[int]) -> Iterator[str]:
+    """The names of an array's slices, or its own if it is one weight."""
+    for index in np.ndindex(*shape):
+        yield path + (f"[{','.join(map(str, index))}]" if index else "")
 
 
 def _on_host(x: Any) -> np.ndarray:

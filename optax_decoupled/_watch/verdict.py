@@ -19,9 +19,17 @@ _TREND, _NEAR = 0.05, 0.1
 # From this share of elements on that do not change although their update is not 0, a weight is
 # lost to rounding. Stochastic rounding leaves a smaller share unchanged, and decays on average.
 _LOST = 0.99
-# Noise holds the length of a weight that decays if its ratio over the last half of the run
-# is between 1/1.4 and 1.4.
-_NOISE = 1.4
+# Noise holds the length of a weight if its ratio over the last half of the run is between 1/1.4
+# and 1.4; without momentum, where that of noise is 0, if it is between -0.4 and 0.4.
+_NOISE, _NO_MOMENTUM = 1.4, 0.4
+# The ratio of the last half is the median of so many parts: one call that replaces the weights, or
+# one spike of the loss, moves one of them.
+_PARTS = 16
+# Decay must have removed this part of the squared length over the last half. Otherwise the length
+# is still that of the start, whatever holds it in the long run.
+_ACTED = 1.0
+# The updates of a weight that only decays have less than this share in the change of its length.
+_SILENT = 0.1
 
 
 class Verdict(NamedTuple):
@@ -42,47 +50,88 @@ class Averages(NamedTuple):
     unchanged: np.ndarray
 
 
-def judged(a: Averages, steps: np.ndarray, ratio: float, elements: int) -> Verdict:
-    """The verdict; `ratio` is that of the last half, NaN if it is not known."""
+class Forces(NamedTuple):
+    """The forces on a weight in each interval, times its mean square: float64[intervals].
+
+    All are NaN if the decay is not known.
+    """
+
+    aligned: np.ndarray
+    injected: np.ndarray
+    removed: np.ndarray
+    of_noise: float  # aligned over injected of noise; 0 without momentum
+    interval: int
+
+
+def last_ratio(f: Forces) -> float:
+    """Alignment over injection of the last half, over that of noise if noise has any."""
+    half = slice(len(f.aligned) // 2, None)
+    parts = min(_PARTS, max(len(f.aligned[half]), 1))
+    sums = [
+        [part.sum() for part in np.array_split(x[half], parts)] for x in (f.aligned, f.injected)
+    ]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return float(np.median(np.divide(*sums))) / (f.of_noise or 1.0)
+
+
+def judged(a: Averages, f: Forces, steps: np.ndarray, elements: int) -> Verdict:
+    """The verdict of a weight with so many elements in its sample's array."""
     n = len(steps)
     if n == 0:
         return Verdict("too short")
     last = slice(n - max(n // _QUARTERS, 1), n)
-    if np.mean(a.unchanged[last]) >= _LOST:
+    if not np.isfinite(a.square[last]).all():
+        return Verdict("not finite")
+    moves = a.change[last].any()
+    if np.mean(a.unchanged[last]) >= _LOST or (not moves and a.unchanged[last].any()):
         return Verdict("lost")
-    if not a.change[last].any():
+    if not moves:
         return Verdict("frozen")
-    removed = -np.sum(a.along[last])
-    if elements > 1 and removed > 0 and _angle(a, last) < removed / np.sum(a.square[last]):
+    if _only_decays(a, f, last, elements):
         return Verdict("only decays")
     if n < _FEWEST:
         return Verdict("too short")
-    return _judged_trend(a, steps, last)._replace(held_by=_held_by(ratio))
+    return _judged_trend(a, f, steps, last)
 
 
-def _angle(a: Averages, last: slice) -> float:
-    return float(np.sqrt(np.sum(a.across[last]) / np.sum(a.square[last])))
+def _only_decays(a: Averages, f: Forces, last: slice, elements: int) -> bool:
+    """Whether no update but decay moves it; if decay is not known, whether none turns it."""
+    removed = f.removed[last].sum()
+    if not np.isnan(removed):
+        others = abs(f.aligned[last].sum()) + f.injected[last].sum()
+        return bool(removed > 0 and others < _SILENT * removed)
+    shrunk = -a.along[last].sum()
+    angle = np.sqrt(a.across[last].sum() * a.square[last].sum())
+    return bool(elements > 1 and shrunk > 0 and angle < _SILENT * shrunk)
 
 
 def trend(rms: np.ndarray) -> float:
     """The logarithm of the rms of the last quarter over that of the quarter before."""
     n = len(rms)
     width = max(n // _QUARTERS, 1)
+    if n < 2:
+        return math.nan
     final, earlier = np.mean(rms[n - width :]), np.mean(rms[max(n - 2 * width, 0) : n - width])
-    return math.log(final / earlier) if n > 1 and min(final, earlier) > 0 else math.nan
+    return math.log(final / earlier) if min(final, earlier) > 0 else math.nan
 
 
-def _judged_trend(a: Averages, steps: np.ndarray, last: slice) -> Verdict:
+def _judged_trend(a: Averages, f: Forces, steps: np.ndarray, last: slice) -> Verdict:
     rms = np.sqrt(a.square)
+    half = slice(len(rms) // 2, None)
+    acted = f.interval * np.sum(f.removed[half] / a.square[half]) >= _ACTED
+    held_by = _held_by(last_ratio(f), f.of_noise) if acted else None
     change = trend(rms)
-    if not abs(change) < _TREND:
-        return Verdict("shrinking" if change < 0 else "growing")  # NaN: it was 0
+    if not abs(change) < _TREND:  # NaN: it was 0
+        return Verdict("shrinking" if change < 0 else "growing", None, held_by)
+    if not acted and not np.isnan(f.removed).any():
+        return Verdict("steady")
     far = np.flatnonzero(abs(rms / np.mean(rms[last]) - 1) > _NEAR)
     first = int(far[-1]) + 1 if len(far) else 0
-    return Verdict("settled", int(steps[min(first, len(rms) - 1)]))
+    return Verdict("settled", int(steps[min(first, len(rms) - 1)]), held_by)
 
 
-def _held_by(ratio: float) -> str | None:
+def _held_by(ratio: float, of_noise: float) -> str | None:
     if math.isnan(ratio):
         return None
-    return "noise" if 1 / _NOISE < ratio < _NOISE else "the loss"
+    is_noise = 1 / _NOISE < ratio < _NOISE if of_noise else abs(ratio) < _NO_MOMENTUM
+    return "noise" if is_noise else "the loss"

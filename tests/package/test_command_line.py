@@ -35,6 +35,9 @@ def checkpoints(tmp_path_factory):
     with ocp.CheckpointManager(path / "manager") as manager:
         manager.save(3, args=ocp.args.StandardSave({"params": params}))
         manager.save(12, args=ocp.args.StandardSave(tree))
+    with ocp.StandardCheckpointer() as saver:  # as Flax names them
+        saver.save(path / "prefixed" / "checkpoint_2", {"params": params})
+        saver.save(path / "prefixed" / "checkpoint_10", tree)
     return path, od.recorded_weight_dynamics(state, weight_decay=1e-4)
 
 
@@ -57,7 +60,7 @@ def test_plan_prints_the_plan(capsys):
     assert run(capsys, "plan", "100000", "--weight-decay", "3e-5")[1] != out
 
 
-@pytest.mark.parametrize("name", ["single", "manager", "manager/12"])
+@pytest.mark.parametrize("name", ["single", "manager", "manager/12", "prefixed"])
 def test_history_prints_what_a_checkpoint_holds(capsys, checkpoints, name):
     path, history = checkpoints
     code, out, _ = run(capsys, "history", str(path / name), "--weight-decay", "1e-4")
@@ -79,6 +82,7 @@ def test_history_spares_what_decay_mask_spares_and_draws(capsys, checkpoints, tm
 @pytest.mark.parametrize(
     ("line", "message"),
     [
+        ("history nowhere --cosine", "--cosine needs --steps"),
         ("plan 100 --pytorch 0.1", "--pytorch needs --learning-rate"),
         ("plan 100 --warmup 200", "--warmup 200 must be between 0 and the run's 100"),
         ("plan 0", "steps=0 is not allowed"),
@@ -120,3 +124,16 @@ def test_the_module_runs():
     assert process.returncode == 1
     assert "Traceback" not in process.stderr
     assert "--warmup -1" in process.stderr
+
+
+def test_the_schedule_of_an_early_checkpoint_is_that_of_the_whole_run(capsys, checkpoints):
+    path, _ = checkpoints
+    line = ["history", str(path / "single"), "--weight-decay", "1e-4", "--warmup", "50"]
+    code, out, _ = run(capsys, *line)
+    assert code == 0
+    other = run(capsys, *line, "--cosine", "--steps", "60")[1]
+    assert other.splitlines()[0] == out.splitlines()[0]
+    state = trained()[1]
+    eta = optax.linear_schedule(0.0, 1.0, 50)
+    expected = od.recorded_weight_dynamics(state, weight_decay=1e-4, schedule=eta)
+    assert out == f"{expected}\n"

@@ -1,5 +1,7 @@
 """Histories of runs whose end is known: closed forms, random walks, a quadratic, dead weights."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -79,7 +81,7 @@ def test_a_random_walk_is_held_by_noise_at_the_predicted_size(name):
         assert abs(row.aligned[half].mean() / row.injected[half].mean()) < 0.05
     else:
         assert abs(row.ratio[half].mean() - 1) < 0.05
-        assert row.held_by == "noise"
+    assert row.held_by == "noise"
     balance = row.aligned + row.injected - row.removed
     assert abs(balance[half].mean()) < 0.1 * row.removed[0]
     assert row.kind == "settled"
@@ -160,18 +162,36 @@ def test_schedules_masks_and_rates_give_the_decay_and_the_size_of_each_interval(
     np.testing.assert_allclose(w.rms[-1], w.predicted_rms[-1], rtol=0.05)
 
 
-def written(rms, removed=0.02, ratio=1.0, angle=0.1, unchanged=0.0, still=False, shape=(8, 8)):
-    """A state whose intervals have these numbers, under noise without momentum."""
+def written(
+    rms,
+    removed=0.02,
+    ratio=1.0,
+    angle=0.1,
+    unchanged=0.0,
+    still=False,
+    shape=(8, 8),
+    injected=None,
+    stride=64,
+):
+    """A state whose intervals of 64 updates have these numbers; `ratio` without momentum."""
     square, c = np.square(np.asarray(rms, float)), removed / 2
-    along = ratio * removed / 2 - c
-    change = 0.0 if still else removed - 2 * c * along - c**2
+    injected = removed if injected is None else injected
+    along = ratio * injected / 2 - c
+    change = 0.0 if still else injected - 2 * c * along - c**2
     ones = np.ones(len(square))
     columns = [square, along * square, change * square, angle**2 * square, unchanged * ones]
     state = od.record_weight_dynamics().init({"w": jnp.ones(shape)})
     n = len(square)
     table = state.table.at[:n, 0].set(np.stack(columns, axis=1))
     whole = lambda x: jnp.asarray(x, jnp.int32)
-    return state._replace(table=table, size=whole(n), count=whole(n + 1), pending=whole(0))
+    table = table if still is not True else table.at[:, :, 1].set(0)
+    return state._replace(
+        table=table,
+        size=whole(n),
+        stride=whole(stride),
+        count=whole(n * stride + 1),
+        pending=whole(0),
+    )
 
 
 # Around each threshold: the numbers of the intervals, and the verdict on them.
@@ -188,12 +208,13 @@ VERDICTS = {
     "98.5 % unchanged": (dict(rms=[1.0] * 8, unchanged=0.985), "settled"),
     "99.5 % unchanged": (dict(rms=[1.0] * 8, unchanged=0.995), "lost"),
     "no change": (dict(rms=[1.0] * 8, still=True), "frozen"),
-    "a turn less than the decay": (dict(rms=[1.0] * 8, ratio=0.0, angle=0.009), "only decays"),
-    "a turn greater than it": (dict(rms=[1.0] * 8, ratio=0.0, angle=0.011), "settled"),
-    "a weight of one element": (
-        dict(rms=[1.0] * 8, ratio=0.0, angle=0.0, shape=(1,)),
-        "settled",
-    ),
+    "half unchanged, the rest idle": (dict(rms=[1.0] * 8, still=True, unchanged=0.5), "lost"),
+    "updates of 8 % of the decay": (dict(rms=[1.0] * 8, ratio=0, injected=16e-4), "only decays"),
+    "of 12 %": (dict(rms=[1.0] * 8, ratio=0, injected=24e-4), "settled"),
+    "one element": (dict(rms=[1.0] * 8, ratio=0, injected=0, shape=(1,)), "only decays"),
+    "decay that had time": (dict(rms=[1.0] * 8, removed=0.02, stride=16), "settled"),
+    "that had none": (dict(rms=[1.0] * 8, removed=0.02, stride=8), "steady"),
+    "not a number": (dict(rms=[1.0] * 7 + [np.nan]), "not finite"),
 }
 
 
@@ -204,25 +225,81 @@ def test_the_verdict_on_each_side_of_a_threshold(name):
     assert row.kind == kind
 
 
+def test_without_a_known_decay_a_weight_only_decays_if_no_update_turns_it():
+    read = lambda **numbers: od.recorded_weight_dynamics(written([1.0] * 8, ratio=0, **numbers))
+    assert read(angle=0.09 * 0.01).rows[0].kind == "only decays"
+    assert "or by a loss that pulls" in " ".join(str(read(angle=0.09 * 0.01)).split())
+    assert read(angle=0.11 * 0.01).rows[0].kind == "settled"
+    assert read(angle=0.0, shape=(1,)).rows[0].kind == "settled"
+
+
 def test_a_weight_is_settled_from_the_last_interval_that_is_far_from_its_final_rms():
     rms = [1.0, 1.5, 1.2, 1.12, 1.08, *[1.0] * 11]  # farther than 10 % up to the fourth
     history = od.recorded_weight_dynamics(written(rms))
     assert history.rows[0].since == history.steps[4]
-    assert od.recorded_weight_dynamics(written([1.0] * 16)).rows[0].since == 1
+    assert od.recorded_weight_dynamics(written([1.0] * 16)).rows[0].since == 64
 
 
 @pytest.mark.parametrize(
-    ("ratio", "held_by"),
-    [(1.3, "noise"), (1.5, "the loss"), (0.75, "noise"), (0.68, "the loss"), (-1.0, "the loss")],
+    ("ratio", "b1", "held_by"),
+    [
+        (1.3, 0.9, "noise"),
+        (1.5, 0.9, "the loss"),
+        (0.75, 0.9, "noise"),
+        (0.68, 0.9, "the loss"),
+        (-1.0, 0.9, "the loss"),
+        (0.35, 0.0, "noise"),
+        (-0.35, 0.0, "noise"),
+        (0.45, 0.0, "the loss"),
+        (1.0, 0.0, "the loss"),
+    ],
 )
-def test_noise_holds_a_weight_whose_ratio_is_near_1(ratio, held_by):
+def test_noise_holds_a_weight_with_the_ratio_of_noise(ratio, b1, held_by):
     read = od.recorded_weight_dynamics
-    state = written([1.0] * 16, ratio=ratio)
-    (row,) = read(state, weight_decay=0.01, b1=0.0).rows
+    state = written([1.0] * 16, ratio=ratio * (18 if b1 else 1))
+    (row,) = read(state, weight_decay=0.01, b1=b1).rows
     np.testing.assert_allclose(row.ratio, ratio, rtol=1e-4)
+    np.testing.assert_allclose(row.last_ratio, ratio, rtol=1e-4)
     assert row.held_by == held_by
     assert read(state).rows[0].held_by is None  # the decay is unknown
     assert read(state, weight_decay=0.0).rows[0].held_by is None
+    short = written([1.0] * 16, ratio=ratio, stride=4)
+    assert read(short, weight_decay=0.01).rows[0].held_by is None  # decay had no time
+
+
+def test_one_call_that_replaces_the_weights_does_not_change_the_ratio():
+    state = written([1.0] * 32, ratio=18.0)
+    outlier = state.table[25, 0] * jnp.array([1.0, -50.0, 1000.0, 1000.0, 1.0])
+    replaced = state._replace(table=state.table.at[25, 0].set(outlier))
+    (row,) = od.recorded_weight_dynamics(replaced, weight_decay=0.01).rows
+    np.testing.assert_allclose(row.last_ratio, 1, rtol=1e-3)
+    assert row.held_by == "noise"
+
+
+def test_a_mask_is_that_of_the_optimizer_and_a_decay_is_a_fraction():
+    params = {"layer": {"kernel": jnp.ones((4, 4)), "bias": jnp.ones(4)}}
+    recorder = od.record_weight_dynamics()
+    state = recorder.init(params)
+    for _ in range(3):
+        _, state = recorder.update(params, state, params)
+    read = functools.partial(od.recorded_weight_dynamics, state)
+    bias, kernel = read(weight_decay=1e-3, mask=od.decay_mask).rows
+    np.testing.assert_allclose(kernel.removed, 2e-3)
+    assert not bias.removed.any()
+    halved = read(weight_decay=1e-3, mask={"layer": {"kernel": 0.5, "bias": 0.0}}).rows[1]
+    np.testing.assert_allclose(halved.removed, 1e-3)
+    for wrong in (True, -5.0, 2.0, lambda t: t):
+        with pytest.raises((TypeError, ValueError), match="weight_decay at 'layer/bias'"):
+            read(weight_decay={"layer": {"kernel": 0.0, "bias": wrong}})
+
+
+def test_a_stack_of_histories_says_how_to_take_one():
+    recorder = od.record_weight_dynamics(capacity=8)
+    state = jax.vmap(recorder.init)({"w": jnp.ones((3, 4))})
+    with pytest.raises(ValueError, match=r"stack of 3 weight histories.*x\[0\]"):
+        od.recorded_weight_dynamics(state)
+    one = jax.tree.map(lambda x: x[0], state)
+    assert len(od.recorded_weight_dynamics(one).rows) == 1
 
 
 def test_arguments_and_states_that_do_not_fit():

@@ -66,10 +66,19 @@ def test_a_sample_is_spread_over_the_weight_and_as_large_as_it_may_be(shape):
     values = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
     (weight,) = samples.layout({"w": values}, None, 1024).weights
     sample = np.asarray(samples.sampled(weight, values)).ravel()
-    assert 512 <= len(sample) <= 1024
+    assert 300 <= len(sample) <= 1024
     assert len(set(sample)) == len(sample)
     quarters = np.histogram(sample, 4, (0, values.size))[0] / len(sample)
     assert quarters.min() > 0.15
+
+
+@pytest.mark.parametrize("period", [2, 3, 64, 96, 128])
+@pytest.mark.parametrize("shape", [(2048,), (512, 1024), (3072, 64), (4096, 8192)])
+def test_a_sample_sees_every_part_of_a_head(shape, period):
+    values = np.arange(shape[-1]) % period + np.zeros(shape, np.int32)
+    (weight,) = samples.layout({"w": np.zeros(shape, np.float32)}, None, 1024).weights
+    seen = np.unique(np.asarray(samples.sampled(weight, values)))
+    assert len(seen) >= min(period, 20)
 
 
 def test_a_sample_agrees_with_the_whole_weight_within_its_error():
@@ -191,7 +200,7 @@ def test_what_bfloat16_rounds_away_is_counted_and_a_frozen_weight_is_not():
     np.testing.assert_allclose(shares["lost"], 1)
     np.testing.assert_allclose(shares["half"], 0.5, atol=0.02)
     np.testing.assert_allclose(shares["frozen"], 0)
-    assert [row.kind for row in rows] == ["frozen", "frozen", "lost"]
+    assert [row.kind for row in rows] == ["frozen", "lost", "lost"]
 
 
 def test_other_code_that_changes_the_weights_is_seen():
@@ -250,6 +259,36 @@ def test_a_migration_says_that_a_history_begins_anew_or_ends():
         smaller = od.migrate_opt_state(state, optax.chain(bare, recorder), params)
     with pytest.warns(UserWarning, match="history begins anew"):
         fresh = od.migrate_opt_state(lean, optax.chain(bare, recorder), params)
-    for begun in (smaller, fresh):
+    for begun, chain in ((smaller, 32), (fresh, 32)):
         assert begun[0][0].count == 5
         assert len(od.recorded_weight_dynamics(begun).steps) == 0
+        tx = optax.chain(bare, od.record_weight_dynamics(capacity=chain))
+        for _ in range(3):
+            _, begun = tx.update(params, begun, params)
+        assert od.recorded_weight_dynamics(begun).steps.tolist() == [6, 7]  # of the whole run
+
+
+def test_parameters_of_another_shape_or_number_are_refused():
+    recorder = od.record_weight_dynamics()
+    state = recorder.init({"w": jnp.ones((3, 4))})
+    for other in ({"w": jnp.ones((3, 5))}, {"w": jnp.ones((3, 4)), "v": jnp.ones(2)}, {"w": 1.0}):
+        with pytest.raises(ValueError, match="not those of this weight history"):
+            recorder.update(other, state, other)
+
+
+def test_weights_that_are_no_numbers_are_said_to_be():
+    bad = {"w": jnp.full(4, jnp.nan)}
+    history = history_of([{"w": jnp.ones(4)}] * 3 + [bad] * 9)
+    assert history.rows[0].kind == "not finite"
+    assert "hold NaN or infinity" in str(history)
+
+
+def test_an_update_compiled_for_explain_records_in_training():
+    tx = recorded(od.adamw(1e-3, 1e-4), steps=0)[0]
+    tx = optax.GradientTransformation(tx.init, jax.jit(tx.update))
+    params = {"w": random((8, 8))}
+    od.explain_weight_decay(tx, params)
+    state = tx.init(params)
+    for _ in range(3):
+        _, state = tx.update(params, state, params)
+    assert len(od.recorded_weight_dynamics(state).steps) == 2
