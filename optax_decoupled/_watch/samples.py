@@ -119,12 +119,12 @@ def _steps(shape: Shape, most: int) -> Shape:
 
 
 def _step(at_least: int) -> int:
-    """A distance that shares no factor 2 with the sizes of heads, nor 3 if it is large.
+    """A distance without the factors 2 and 3 of the usual sizes of heads and channels.
 
     With 128 the sample of 128 x heads would see one dimension of each head only.
     """
     step = at_least
-    while step > 1 and (step % 2 == 0 or (step > 4 and step % 3 == 0)):
+    while step > 1 and (step % 2 == 0 or step % 3 == 0):
         step += 1
     return step
 
