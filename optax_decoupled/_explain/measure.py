@@ -8,6 +8,7 @@ or depends on the gradients.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,6 +31,8 @@ _MEMORABLE = 2.0**12
 _ROUNDING = 1e-5
 # The decoupled part that counts, relative to the whole fraction.
 _SIGNIFICANT = 0.05
+# Two measurements of a factor on the growth of a norm may differ by this share of its effect.
+_SAME_BRAKE = 0.1
 # Of the energy of d: what elements that decay at both of two opposite parameters have.
 _ONE_SIDED = 0.05
 # L2 coefficients that are tried: the last two tell a linear response from a saturated one.
@@ -135,22 +138,55 @@ def _one_sided(found: Response) -> np.ndarray:
     return _dot(excess, excess) < 4 * _ONE_SIDED * found.size**2
 
 
-def holds_norm(p: Probe, start: optax.OptState, at_natural: Response) -> np.ndarray:
-    """Whether θ + u has the norm of θ, or one that does not depend on θ.
+def norm_control(
+    p: Probe, start: optax.OptState, at_natural: Response
+) -> tuple[np.ndarray, np.ndarray]:
+    """Whether θ + u has the norm of θ, or one that does not depend on θ; and a factor on growth.
 
-    Asked where an update is a quarter and a half of θ: of small ones rounding hides it.
+    The factor is that of a radial brake, NaN where there is none. Asked where an update is a
+    quarter and a half of θ: of small ones rounding hides it.
     """
     vv = _dot(p.v, p.v)
     unit = 4 * at_natural.update / (np.sqrt(vv) + TINY)
     unit = np.where((unit > 0) & np.isfinite(unit), unit, p.natural)
-    keeps_norm, norms = np.ones_like(unit, bool), []
+    keeps_norm, norms, factors = np.ones_like(unit, bool), [], []
     for amplitude in (unit, unit / 2):
-        update = p.until_moving(start, amplitude)[0]
-        uu, gain = _dot(update, update), 2 * amplitude * _dot(update, p.v)
+        pair = [p.until_moving(start, sign * amplitude)[0] for sign in (1, -1)]
+        uu, gain = _dot(pair[0], pair[0]), 2 * amplitude * _dot(pair[0], p.v)
         keeps_norm &= (abs(uu + gain) < TOLERANCE * uu) & (uu > 0)
         norms.append(amplitude**2 * vv + uu + gain)
+        factors += _growth_factors(p, amplitude, pair)
     constant = (abs(norms[0] - norms[1]) < 1e-3 * norms[0]) & (at_natural.update > 0)
-    return keeps_norm | constant
+    return keeps_norm | constant, _common_factor(np.array(factors))
+
+
+def _growth_factors(p: Probe, amplitude: np.ndarray, pair: Sequence[Leaves]) -> list[np.ndarray]:
+    """The n in ‖θ + u‖ = ‖θ‖ + n (‖θ + u'‖ - ‖θ‖) at θ = ±v, NaN where it shrinks.
+
+    A brake keeps the direction of θ + u', and u', the update without it, is the same at v and -v.
+    So it is where the two directions meet.
+    """
+    moved = [
+        [sign * v + u / a for v, u, a in zip(p.v, update, amplitude, strict=True)]
+        for sign, update in zip((1, -1), pair, strict=True)
+    ]
+    length, size = np.sqrt(_dot(p.v, p.v)), [np.sqrt(_dot(x, x)) for x in moved]
+    a, b = (_dot(x, p.v) / n for x, n in zip(moved, size, strict=True))
+    cosine = _dot(*moved) / (size[0] * size[1])
+    unbraked = (2 * x / (1 - cosine**2) for x in (a - cosine * b, cosine * a - b))
+    pairs = zip(size, unbraked, strict=True)
+    grows = lambda n: n > (1 + 1e-3) * length
+    return [np.where(grows(n), (x - length) / (n - length), np.nan) for x, n in pairs]
+
+
+def _common_factor(factors: np.ndarray) -> np.ndarray:
+    """The mean of each column, NaN if it is 1, known only once, or not of equal numbers."""
+    known = np.isfinite(factors)
+    mean = np.where(known, factors, 0).sum(0) / known.sum(0)
+    spread = np.where(known, abs(factors - mean), 0).max(0)
+    effect = abs(1 - mean)
+    is_common = (spread < _SAME_BRAKE * effect) & (effect > _SIGNIFICANT) & (known.sum(0) > 1)
+    return np.where(is_common, mean, np.nan)
 
 
 def is_pulled(p: Probe, start: optax.OptState, c: np.ndarray) -> np.ndarray:
@@ -185,13 +221,17 @@ def depends_on_no_gradient(p: Probe, start: optax.OptState) -> np.ndarray:
     After an update: at its first, Adam takes steps of one size whatever the gradients. At
     another amplitude than the state's: a pull to the initial norm is 0 there.
     """
-    after, amplitude = p.until_moving(_at_rest(p, start), p.natural)[2], 4 * p.natural
+    rest, amplitude = _at_rest(p, start), 4 * p.natural
+    after = p.until_moving(rest, p.natural)[2]
     one = response(p, after, amplitude)
-    other = response(p, after, amplitude, other=True)
-    change = [a - b for a, b in zip(one.odd_part, other.odd_part, strict=True)]
-    noise = one.noise + other.noise
-    is_equal = np.sqrt(_dot(change, change)) < TOLERANCE * one.size + noise
-    return is_equal & (one.size > noise)
+    is_equal = one.size > one.noise
+    # Without gradients and moments, too: a step of Lion has one size for all of them.
+    for state, gradients in ((after, dict(other=True)), (rest, dict(factor=0.0))):
+        found = response(p, state, amplitude, **gradients)
+        change = [a - b for a, b in zip(one.odd_part, found.odd_part, strict=True)]
+        noise = one.noise + found.noise
+        is_equal &= np.sqrt(_dot(change, change)) < TOLERANCE * one.size + noise
+    return is_equal
 
 
 def hides_l2(p: Probe, start: optax.OptState, c: np.ndarray) -> np.ndarray:

@@ -29,6 +29,7 @@ class Findings(NamedTuple):
     silent: int | None  # calls before the first that moves anything; None if none does
     period: int  # calls from one such update to the next
     varies: np.ndarray  # whether the fraction depends on gradients, memory or sizes
+    growth: np.ndarray  # the factor of a radial brake on the growth of the norm; NaN without
     start: optax.OptState | None  # before the update that was measured; None if nothing moves
 
 
@@ -64,6 +65,7 @@ def examine(p: Probe) -> Findings:
         silent=silent,
         period=period,
         varies=traits.coupled,
+        growth=traits.growth,
         start=start,
     )
 
@@ -96,9 +98,8 @@ def _peak(x: np.ndarray) -> float:
 def _nothing_moves(sizes: np.ndarray) -> Findings:
     zero = np.zeros(len(sizes))
     kind, silent = np.full(len(sizes), "none"), None if sizes.any() else 0
-    return Findings(
-        kind, zero, zero, zero > 0, sizes == 0, zero == 0, zero, silent, 1, zero > 0, None
-    )
+    no, unknown = zero > 0, np.full(len(sizes), np.nan)
+    return Findings(kind, zero, zero, no, sizes == 0, ~no, zero, silent, 1, no, unknown, None)
 
 
 class _Traits(NamedTuple):
@@ -112,6 +113,7 @@ class _Traits(NamedTuple):
     nonlinear: np.ndarray
     linear: np.ndarray
     cautious: np.ndarray
+    growth: np.ndarray  # the factor of a brake, or NaN
 
 
 def _traits(
@@ -123,7 +125,13 @@ def _traits(
     straight = at_large.residual < TOLERANCE + at_large.noise / (at_large.size + TINY)
     others = ((small_c, at_natural.fraction_noise), (memory.middle, memory.noise))
     is_constant = measure.is_same_fraction(c, *others)
-    keeps_norm = measure.holds_norm(p, start, at_natural)
+    keeps_norm, growth = measure.norm_control(p, start, at_natural)
+    brakes = np.isfinite(growth) & ~keeps_norm & ~memory.remembered
+    # A brake removes a part of each growth, which no decay explains. Decay is what more than
+    # the gradients' part of an update is removed by, beside large parameters.
+    is_constant |= brakes
+    odd_when_small &= ~brakes
+    odd_when_large &= ~brakes | (2 * at_large.size**2 > at_large.update**2)
     # A step whose size depends on the parameters turns with their sign, but not along them.
     both = (at_large, at_natural)
     along = np.any([abs(x.fraction) * x.extent > x.own_noise for x in both], axis=0)
@@ -143,6 +151,7 @@ def _traits(
         nonlinear=uneven & ignores_gradients & ~memory.remembered,
         linear=memory.remembered & ~(uneven | keeps_norm),
         cautious=np.zeros_like(uneven),
+        growth=np.where(brakes, growth, np.nan),
     )
 
 
