@@ -8,7 +8,6 @@ or depends on the gradients.
 """
 
 import math
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,9 +29,7 @@ _MEMORABLE = 2.0**12
 # may come out otherwise each time.
 _ROUNDING = 1e-5
 # The decoupled part that counts, relative to the whole fraction.
-_SIGNIFICANT = 0.05
-# Two measurements of a factor on the growth of a norm may differ by this share of its effect.
-_SAME_BRAKE = 0.1
+SIGNIFICANT = 0.05
 # Of the energy of d: what elements that decay at both of two opposite parameters have.
 _ONE_SIDED = 0.05
 # L2 coefficients that are tried: the last two tell a linear response from a saturated one.
@@ -69,8 +66,8 @@ class Memory(NamedTuple):
 def response(p: Probe, state: optax.OptState, amplitude: Amplitude, **kwargs: Any) -> Response:
     plus, minus = (p.until_moving(state, s * amplitude, **kwargs)[0] for s in (1, -1))
     odd = [(a - b) / 2 for a, b in zip(plus, minus, strict=True)]
-    vv, dd, dv = _dot(p.v, p.v), _dot(odd, odd), _dot(odd, p.v)
-    update = np.sqrt((_dot(plus, plus) + _dot(minus, minus)) / 2)
+    vv, dd, dv = dot(p.v, p.v), dot(odd, odd), dot(odd, p.v)
+    update = np.sqrt((dot(plus, plus) + dot(minus, minus)) / 2)
     extent = amplitude * np.sqrt(vv) + TINY
     noise = rounding(p, update, extent)
     return Response(
@@ -122,7 +119,7 @@ def is_cautious(
     moved = p.step(rest, 0.0, factor=0.0)[0]
     ratio = response(p, rest, p.large, factor=0.0).fraction / at_large.fraction
     all_or_none = (abs(ratio - 2) < TOLERANCE) | (abs(ratio) < TOLERANCE)
-    return seen & np.where(_dot(moved, moved) == 0, all_or_none, _one_sided(at_large)), share
+    return seen & np.where(dot(moved, moved) == 0, all_or_none, _one_sided(at_large)), share
 
 
 def _along(p: Probe, found: Response) -> Leaves:
@@ -135,58 +132,7 @@ def _one_sided(found: Response) -> np.ndarray:
     """Whether the even part of the updates is as large as the odd one in each element."""
     pairs = list(zip(*found.pair, strict=True))
     excess = [abs(a + b) - abs(a - b) for a, b in pairs]
-    return _dot(excess, excess) < 4 * _ONE_SIDED * found.size**2
-
-
-def norm_control(
-    p: Probe, start: optax.OptState, at_natural: Response
-) -> tuple[np.ndarray, np.ndarray]:
-    """Whether θ + u has the norm of θ, or one that does not depend on θ; and a factor on growth.
-
-    The factor is that of a radial brake, NaN where there is none. Asked where an update is a
-    quarter and a half of θ: of small ones rounding hides it.
-    """
-    vv = _dot(p.v, p.v)
-    unit = 4 * at_natural.update / (np.sqrt(vv) + TINY)
-    unit = np.where((unit > 0) & np.isfinite(unit), unit, p.natural)
-    keeps_norm, norms, factors = np.ones_like(unit, bool), [], []
-    for amplitude in (unit, unit / 2):
-        pair = [p.until_moving(start, sign * amplitude)[0] for sign in (1, -1)]
-        uu, gain = _dot(pair[0], pair[0]), 2 * amplitude * _dot(pair[0], p.v)
-        keeps_norm &= (abs(uu + gain) < TOLERANCE * uu) & (uu > 0)
-        norms.append(amplitude**2 * vv + uu + gain)
-        factors += _growth_factors(p, amplitude, pair)
-    constant = (abs(norms[0] - norms[1]) < 1e-3 * norms[0]) & (at_natural.update > 0)
-    return keeps_norm | constant, _common_factor(np.array(factors))
-
-
-def _growth_factors(p: Probe, amplitude: np.ndarray, pair: Sequence[Leaves]) -> list[np.ndarray]:
-    """The n in ‖θ + u‖ = ‖θ‖ + n (‖θ + u'‖ - ‖θ‖) at θ = ±v, NaN where it shrinks.
-
-    A brake keeps the direction of θ + u', and u', the update without it, is the same at v and -v.
-    So it is where the two directions meet.
-    """
-    moved = [
-        [sign * v + u / a for v, u, a in zip(p.v, update, amplitude, strict=True)]
-        for sign, update in zip((1, -1), pair, strict=True)
-    ]
-    length, size = np.sqrt(_dot(p.v, p.v)), [np.sqrt(_dot(x, x)) for x in moved]
-    a, b = (_dot(x, p.v) / n for x, n in zip(moved, size, strict=True))
-    cosine = _dot(*moved) / (size[0] * size[1])
-    unbraked = (2 * x / (1 - cosine**2) for x in (a - cosine * b, cosine * a - b))
-    pairs = zip(size, unbraked, strict=True)
-    grows = lambda n: n > (1 + 1e-3) * length
-    return [np.where(grows(n), (x - length) / (n - length), np.nan) for x, n in pairs]
-
-
-def _common_factor(factors: np.ndarray) -> np.ndarray:
-    """The mean of each column, NaN if it is 1, known only once, or not of equal numbers."""
-    known = np.isfinite(factors)
-    mean = np.where(known, factors, 0).sum(0) / known.sum(0)
-    spread = np.where(known, abs(factors - mean), 0).max(0)
-    effect = abs(1 - mean)
-    is_common = (spread < _SAME_BRAKE * effect) & (effect > _SIGNIFICANT) & (known.sum(0) > 1)
-    return np.where(is_common, mean, np.nan)
+    return dot(excess, excess) < 4 * _ONE_SIDED * found.size**2
 
 
 def is_pulled(p: Probe, start: optax.OptState, c: np.ndarray) -> np.ndarray:
@@ -197,12 +143,12 @@ def is_pulled(p: Probe, start: optax.OptState, c: np.ndarray) -> np.ndarray:
     kept = _lasting(p, start)
     start = p.with_references(start, p.natural)
     first, state = p.step(p.sharing.emptied(start, kept), 0.0, factor=0.0)
-    xx = _dot(first, first)
-    pulled = np.sqrt(xx) > TOLERANCE * abs(c) * p.natural * np.sqrt(_dot(p.v, p.v))
+    xx = dot(first, first)
+    pulled = np.sqrt(xx) > TOLERANCE * abs(c) * p.natural * np.sqrt(dot(p.v, p.v))
     if not pulled.any():
         return pulled
     second = p.until_moving(p.sharing.emptied(state, kept), 0.0, factor=0.0)[0]
-    return pulled & (_dot(first, second) > (1 - TOLERANCE) * np.sqrt(xx * _dot(second, second)))
+    return pulled & (dot(first, second) > (1 - TOLERANCE) * np.sqrt(xx * dot(second, second)))
 
 
 def _lasting(p: Probe, start: optax.OptState) -> set[Any]:
@@ -221,17 +167,13 @@ def depends_on_no_gradient(p: Probe, start: optax.OptState) -> np.ndarray:
     After an update: at its first, Adam takes steps of one size whatever the gradients. At
     another amplitude than the state's: a pull to the initial norm is 0 there.
     """
-    rest, amplitude = _at_rest(p, start), 4 * p.natural
-    after = p.until_moving(rest, p.natural)[2]
+    after, amplitude = p.until_moving(_at_rest(p, start), p.natural)[2], 4 * p.natural
     one = response(p, after, amplitude)
-    is_equal = one.size > one.noise
-    # Without gradients and moments, too: a step of Lion has one size for all of them.
-    for state, gradients in ((after, dict(other=True)), (rest, dict(factor=0.0))):
-        found = response(p, state, amplitude, **gradients)
-        change = [a - b for a, b in zip(one.odd_part, found.odd_part, strict=True)]
-        noise = one.noise + found.noise
-        is_equal &= np.sqrt(_dot(change, change)) < TOLERANCE * one.size + noise
-    return is_equal
+    other = response(p, after, amplitude, other=True)
+    change = [a - b for a, b in zip(one.odd_part, other.odd_part, strict=True)]
+    noise = one.noise + other.noise
+    is_equal = np.sqrt(dot(change, change)) < TOLERANCE * one.size + noise
+    return is_equal & (one.size > noise)
 
 
 def hides_l2(p: Probe, start: optax.OptState, c: np.ndarray) -> np.ndarray:
@@ -244,13 +186,13 @@ def measure_memory(
     p: Probe, start: optax.OptState, at_large: Response, at_natural: Response
 ) -> Memory:
     """Compares the updates that follow one at +v with those that follow one at -v."""
-    c, large, vv = at_large.fraction, p.large, _dot(p.v, p.v) + TINY
+    c, large, vv = at_large.fraction, p.large, dot(p.v, p.v) + TINY
 
     def two_steps(first: Amplitude, shift: float, second: np.ndarray) -> np.ndarray:
         u1, state = p.step(start, first, shift=shift)
         u2 = p.until_moving(state, second, other=True)[0]
-        sizes = (np.sqrt(_dot(u, u) / vv) for u in (u1, u2))
-        return np.array([_dot(u1, p.v) / vv, _dot(u2, p.v) / vv, *sizes])
+        sizes = (np.sqrt(dot(u, u) / vv) for u in (u1, u2))
+        return np.array([dot(u1, p.v) / vv, dot(u2, p.v) / vv, *sizes])
 
     def odd_part(first: Amplitude, shift: float = 0.0, flip: bool = False) -> np.ndarray:
         """Of the first update, and of the one that follows; and the sizes of both."""
@@ -273,7 +215,7 @@ def measure_memory(
         decoupled = np.where(remembered & (decoupled > at_large.fraction_noise), decoupled, 0.0)
         if decoupled.any():  # unless steps grow with the parameters: then L2 explains more there
             most = odd_part(large, _COEFFICIENTS[-1] * large)[0] / large
-            explains_it = c - most < _SIGNIFICANT * c
+            explains_it = c - most < SIGNIFICANT * c
             decoupled = np.where(explains_it & (most > 8 * as_l2[-1][0]), 0.0, decoupled)
     second = np.where(abs(second) > 1e-6 * scale, abs(second), 0.0)
     return Memory(remembered, leak, second, decoupled, middle / _MEMORABLE, noise)
@@ -300,7 +242,7 @@ def _beside_l2(
     of_l2 = np.where(linear, share * fractions[-1], np.where(out_of_reach, most, fraction))
     rest = fraction - of_l2
     valid = (fraction > 0) & np.isfinite(as_l2).all((0, 1)) & np.isfinite(leak)
-    return np.where(valid & (rest > _SIGNIFICANT * fraction), rest, 0.0)
+    return np.where(valid & (rest > SIGNIFICANT * fraction), rest, 0.0)
 
 
 def steady_fraction(p: Probe, start: optax.OptState) -> np.ndarray:
@@ -315,7 +257,7 @@ def steady_fraction(p: Probe, start: optax.OptState) -> np.ndarray:
         state = start
         for i in range(3):
             update, _, state, _ = p.until_moving(state, sign * p.natural)
-            removed[i] -= sign * _dot(update, p.v) / (2 * _dot(p.v, p.v) * p.natural + TINY)
+            removed[i] -= sign * dot(update, p.v) / (2 * dot(p.v, p.v) * p.natural + TINY)
     first, _, third = removed
     steps = np.diff(removed, axis=0)
     constant = (abs(steps) < 1e-3 * abs(first)).all(0)
@@ -326,7 +268,7 @@ def steady_fraction(p: Probe, start: optax.OptState) -> np.ndarray:
     return np.where(constant, third, np.where(geometric, limit, np.nan))
 
 
-def _dot(xs: Leaves, ys: Leaves) -> np.ndarray:
+def dot(xs: Leaves, ys: Leaves) -> np.ndarray:
     """The inner product of each pair of leaves, in float64."""
     wide = lambda x: np.asarray(x, np.result_type(x, np.float64))
     pairs = zip(xs, ys, strict=True)

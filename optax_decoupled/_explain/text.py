@@ -97,9 +97,8 @@ _LOST = (
     "apply_updates_with_stochastic_rounding."
 )
 _NONLINEAR = (
-    "The decay of {} depends on no gradient, but is not one fraction of every element: an L1 or "
-    "clipped decay, one to a target norm, or decay of some elements only. Its half-life depends on "
-    "the weights."
+    "The decay of {} depends on no gradient, but is not a fraction of each element: an L1 or "
+    "clipped decay, or one to a target norm. Its half-life depends on the weights."
 )
 _LATER = (
     "Measured at update {} from this state: before it nothing moves (a warmup from 0, or gradient "

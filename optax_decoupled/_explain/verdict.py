@@ -5,7 +5,8 @@ from typing import NamedTuple
 import numpy as np
 import optax
 
-from optax_decoupled._explain import measure
+from optax_decoupled._explain import elements, measure, norms
+from optax_decoupled._explain.elements import Elements
 from optax_decoupled._explain.measure import FAINT, TINY, TOLERANCE, Memory, Response
 from optax_decoupled._explain.probe import Probe
 from optax_decoupled._state import foreign
@@ -30,6 +31,8 @@ class Findings(NamedTuple):
     period: int  # calls from one such update to the next
     varies: np.ndarray  # whether the fraction depends on gradients, memory or sizes
     growth: np.ndarray  # the factor of a radial brake on the growth of the norm; NaN without
+    projected: np.ndarray  # the fraction that fits all elements best
+    spread: np.ndarray  # the lowest and the highest fraction of an element; NaN where there is one
     start: optax.OptState | None  # before the update that was measured; None if nothing moves
 
 
@@ -50,7 +53,10 @@ def examine(p: Probe) -> Findings:
     traits = traits._replace(coupled=traits.coupled | hidden)
     is_one_call = silent + p.calls_per_step == 1
     from_start = at_large if is_one_call else measure.response(p, p.start, p.large, factor=FAINT)
-    fraction = _fractions(from_start.fraction, at_natural, memory, traits)
+    own, relative = traits.elements, from_start.fraction / at_large.fraction
+    fraction = _fractions(
+        np.where(own.is_own, own.mean * relative, from_start.fraction), at_natural, memory, traits
+    )
     steady = np.where(traits.remembered | traits.nonlinear, np.nan, fraction)
     if traits.linear.any():
         steady = np.where(traits.linear, measure.steady_fraction(p, start), steady)
@@ -66,6 +72,8 @@ def examine(p: Probe) -> Findings:
         period=period,
         varies=traits.coupled,
         growth=traits.growth,
+        projected=from_start.fraction,
+        spread=_spread(traits, fraction),
         start=start,
     )
 
@@ -114,6 +122,7 @@ class _Traits(NamedTuple):
     linear: np.ndarray
     cautious: np.ndarray
     growth: np.ndarray  # the factor of a brake, or NaN
+    elements: Elements
 
 
 def _traits(
@@ -125,7 +134,7 @@ def _traits(
     straight = at_large.residual < TOLERANCE + at_large.noise / (at_large.size + TINY)
     others = ((small_c, at_natural.fraction_noise), (memory.middle, memory.noise))
     is_constant = measure.is_same_fraction(c, *others)
-    keeps_norm, growth = measure.norm_control(p, start, at_natural)
+    keeps_norm, growth = norms.norm_control(p, start, at_natural)
     brakes = np.isfinite(growth) & ~keeps_norm & ~memory.remembered
     # A brake removes a part of each growth, which no decay explains. Decay is what more than
     # the gradients' part of an update is removed by, beside large parameters.
@@ -142,6 +151,8 @@ def _traits(
         ignores_gradients = measure.depends_on_no_gradient(p, start)
     nothing = ~(is_odd & (along | ignores_gradients) | memory.remembered | keeps_norm)
     uneven = ~(straight & is_constant) & ~nothing & ~keeps_norm
+    own = elements.examine(p, start, at_large, at_natural, uneven & ~memory.remembered)
+    uneven &= ~own.is_own
     return _Traits(
         nothing=nothing,
         sign=np.sign(np.where(odd_when_large, c, np.where(odd_when_small, small_c, memory.leak))),
@@ -152,12 +163,14 @@ def _traits(
         linear=memory.remembered & ~(uneven | keeps_norm),
         cautious=np.zeros_like(uneven),
         growth=np.where(brakes, growth, np.nan),
+        elements=own,
     )
 
 
 def _hides_l2(p: Probe, start: optax.OptState, c: np.ndarray, traits: _Traits) -> np.ndarray:
     """Whether a decay that seems decoupled stands beside L2 that these gradients hide."""
     seems = ~(traits.nothing | traits.keeps_norm | traits.coupled | traits.cautious) & (c > 0)
+    seems &= np.isnan(traits.growth)  # a brake removes more of what grows
     return seems & measure.hides_l2(p, start, c) if seems.any() else seems
 
 
@@ -175,6 +188,13 @@ def _kinds(p: Probe, start: optax.OptState, at_large: Response, traits: _Traits)
         (traits.cautious, "cautious"),
     )
     return np.select(*map(list, zip(*table, strict=True)), default="decoupled")
+
+
+def _spread(traits: _Traits, fraction: np.ndarray) -> np.ndarray:
+    """The lowest and the highest fraction of an element: float64[2, parameters]."""
+    own = traits.elements
+    ends = np.array([own.lowest, own.highest]) * (fraction / own.mean)
+    return np.where(own.is_own, ends, np.nan)
 
 
 def _fractions(c: np.ndarray, at_natural: Response, memory: Memory, traits: _Traits) -> np.ndarray:

@@ -7,7 +7,7 @@ import optax
 
 from optax_decoupled._common.dtypes import widen
 from optax_decoupled._common.types import Mask
-from optax_decoupled._select.masks import leaf_multipliers
+from optax_decoupled._select.masks import scalar_multipliers
 from optax_decoupled._select.names import named_leaves
 
 # How many leading axes number the slices: one integer for all, or a mask of them. None is 0.
@@ -21,7 +21,7 @@ def leading_axes(stacked: Stacked, params: optax.Params) -> list[int]:
         counts: list[object] = [stacked or 0] * len(leaves)
     else:
         try:
-            counts = list(leaf_multipliers(stacked, params))
+            counts = list(scalar_multipliers("stacked", stacked, params))
         except (TypeError, ValueError) as error:
             raise type(error)(f"stacked must fit params as a mask does. {error}") from error
     for (path, leaf), count in zip(leaves, counts, strict=True):
