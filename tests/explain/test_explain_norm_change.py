@@ -11,7 +11,7 @@ import optax_decoupled as od
 INNER = {
     "adamw": (lambda c: od.adamw(LR, c), 1e-4),
     "sgdw": (lambda c: od.sgdw(10 * LR, c), 1e-4),
-    "lion": (lambda c: od.decouple(optax.lion(LR, weight_decay=0.0), c), 1e-3),
+    "lion": (lambda c: od.decouple(optax.lion(LR, weight_decay=0.0), c), 1e-4),
 }
 every_inner = pytest.mark.parametrize(("make", "c"), INNER.values(), ids=INNER)
 
