@@ -11,6 +11,8 @@ from optax_decoupled._explain.sharing import Leaves
 
 # Two measurements of a factor on the growth of a norm may differ by this share of its effect.
 _SAME_BRAKE = 0.1
+# Below this squared sine two directions are one, as those of single numbers are.
+_LEAST_ANGLE = 1e-3
 
 
 def norm_control(
@@ -48,7 +50,8 @@ def _growth_factors(p: Probe, amplitude: np.ndarray, pair: Sequence[Leaves]) -> 
     length, size = np.sqrt(dot(p.v, p.v)), [np.sqrt(dot(x, x)) for x in moved]
     a, b = (dot(x, p.v) / n for x, n in zip(moved, size, strict=True))
     cosine = dot(*moved) / (size[0] * size[1])
-    unbraked = (2 * x / (1 - cosine**2) for x in (a - cosine * b, cosine * a - b))
+    sine = np.where(1 - cosine**2 > _LEAST_ANGLE, 1 - cosine**2, np.nan)  # squared
+    unbraked = (2 * x / sine for x in (a - cosine * b, cosine * a - b))
     pairs = zip(size, unbraked, strict=True)
     grows = lambda n: n > (1 + 1e-3) * length
     return [np.where(grows(n), (x - length) / (n - length), np.nan) for x, n in pairs]

@@ -105,9 +105,23 @@ def _peak(x: np.ndarray) -> float:
 
 def _nothing_moves(sizes: np.ndarray) -> Findings:
     zero = np.zeros(len(sizes))
-    kind, silent = np.full(len(sizes), "none"), None if sizes.any() else 0
     no, unknown = zero > 0, np.full(len(sizes), np.nan)
-    return Findings(kind, zero, zero, no, sizes == 0, ~no, zero, silent, 1, no, unknown, None)
+    return Findings(
+        kind=np.full(len(sizes), "none"),
+        fraction=zero,
+        steady=zero,
+        double=no,
+        moves=sizes == 0,
+        finite=~no,
+        share=zero,
+        silent=None if sizes.any() else 0,
+        period=1,
+        varies=no,
+        growth=unknown,
+        projected=zero,
+        spread=np.array([unknown, unknown]),
+        start=None,
+    )
 
 
 class _Traits(NamedTuple):
