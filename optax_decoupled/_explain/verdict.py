@@ -5,10 +5,10 @@ from typing import NamedTuple
 import numpy as np
 import optax
 
-from optax_decoupled._explain import elements, measure, norms
-from optax_decoupled._explain.elements import Elements
+from optax_decoupled._explain import measure
 from optax_decoupled._explain.measure import FAINT, TINY, TOLERANCE, Memory, Response
 from optax_decoupled._explain.probe import Probe
+from optax_decoupled._explain.uneven import Elements, fractions_of_elements, norm_control
 from optax_decoupled._state import foreign
 
 # An update smaller than this share of the one before is the rounding of a schedule that is 0.
@@ -53,10 +53,9 @@ def examine(p: Probe) -> Findings:
     traits = traits._replace(coupled=traits.coupled | hidden)
     is_one_call = silent + p.calls_per_step == 1
     from_start = at_large if is_one_call else measure.response(p, p.start, p.large, factor=FAINT)
-    own, relative = traits.elements, from_start.fraction / at_large.fraction
-    fraction = _fractions(
-        np.where(own.is_own, own.mean * relative, from_start.fraction), at_natural, memory, traits
-    )
+    mean = traits.elements.mean * (from_start.fraction / at_large.fraction)
+    c = np.where(traits.elements.is_own, mean, from_start.fraction)
+    fraction = _fractions(c, at_natural, memory, traits)
     steady = np.where(traits.remembered | traits.nonlinear, np.nan, fraction)
     if traits.linear.any():
         steady = np.where(traits.linear, measure.steady_fraction(p, start), steady)
@@ -148,7 +147,7 @@ def _traits(
     straight = at_large.residual < TOLERANCE + at_large.noise / (at_large.size + TINY)
     others = ((small_c, at_natural.fraction_noise), (memory.middle, memory.noise))
     is_constant = measure.is_same_fraction(c, *others)
-    keeps_norm, growth = norms.norm_control(p, start, at_natural)
+    keeps_norm, growth = norm_control(p, start, at_natural)
     brakes = np.isfinite(growth) & ~keeps_norm & ~memory.remembered
     # A brake removes a part of each growth, which no decay explains. Decay is what more than
     # the gradients' part of an update is removed by, beside large parameters.
@@ -165,7 +164,8 @@ def _traits(
         ignores_gradients = measure.depends_on_no_gradient(p, start)
     nothing = ~(is_odd & (along | ignores_gradients) | memory.remembered | keeps_norm)
     uneven = ~(straight & is_constant) & ~nothing & ~keeps_norm
-    own = elements.examine(p, start, at_large, at_natural, uneven & ~memory.remembered)
+    asked = uneven & ~memory.remembered
+    own = fractions_of_elements(p, start, at_large, None if brakes.any() else at_natural, asked)
     uneven &= ~own.is_own
     return _Traits(
         nothing=nothing,

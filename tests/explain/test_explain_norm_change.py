@@ -74,3 +74,11 @@ def test_the_budget_under_a_brake_is_that_of_weights_that_shrink():
     np.testing.assert_allclose(
         budgets, 1e-4 * (np.cos(np.pi * np.arange(1000) / 1000) + 1).sum() / 2, rtol=3e-3
     )
+
+
+def test_an_array_of_multipliers_under_a_brake():
+    mask = {"dense": {"kernel": np.linspace(1, 0.5, 8)[:, None], "bias": False}}
+    for inner in (od.adamw(LR, 1e-4, mask=mask), od.sgdw(10 * LR, 1e-4, mask=mask)):
+        bias, kernel = _explained(inner, 0.5, 1.0).rows
+        assert (bias.kind, kernel.kind) == ("none", "decoupled")
+        assert kernel.decay_range == pytest.approx((5e-5, 1e-4), rel=1e-3)

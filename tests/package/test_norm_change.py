@@ -129,6 +129,12 @@ def test_weights_and_updates_of_zero():
         np.testing.assert_allclose(to_zero, expected, rtol=1e-6)
 
 
+def test_weights_of_zero_stay_exactly_where_nothing_may_grow():
+    u = _normal(0, (200, 7))
+    held = _changed(u, jnp.zeros_like(u), 0.0, 0.5, stacked=1)  # 200 weights
+    np.testing.assert_array_equal(held, 0)
+
+
 @pytest.mark.parametrize("scale", [1e-30, 1e-22, 1e22, 1e30])
 def test_squares_do_not_overflow(scale):
     theta, u = scale * _normal(0, (4, 4)), scale * _normal(1, (4, 4))
