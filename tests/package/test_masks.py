@@ -625,7 +625,7 @@ REFUSED = {
     ),
     "elementwise": (
         {"encoder": jnp.ones((2, 2)), "decoder": True},
-        ["mask at 'encoder'", "(2, 2)", "scalar"],
+        ["mask at 'encoder'", "(2, 2)", "for 'encoder/bias'", "broadcast"],
     ),
     "a missing entry": (
         {"encoder": True},
