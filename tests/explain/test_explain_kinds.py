@@ -310,7 +310,7 @@ NONLINEAR = {
     "clipped by its norm": lambda p: -1e-3 * p / jnp.maximum(1.0, 10 * jnp.linalg.norm(p)),
     "target norm": lambda p: -1e-3 * p * (1 - 0.1 / jnp.linalg.norm(p)),
     "of small weights": lambda p: -1e-3 * p * (abs(p) < 10),
-    "less the mean of the row": lambda p: -1e-3 * (p - p.mean(1, keepdims=True)),
+    "less a part of the row's mean": lambda p: -1e-3 * (p - 0.3 * p.mean(1, keepdims=True)),
 }
 
 
