@@ -17,7 +17,7 @@ from optax_decoupled._state.shardings import opt_state_shardings
 from optax_decoupled._transforms.adam import scale_by_adam
 from optax_decoupled._transforms.decay import add_decoupled_weight_decay
 from optax_decoupled._transforms.l2 import l2_to_grad, scale_adjusted_l2_to_grad
-from optax_decoupled._transforms.norms import hyperball
+from optax_decoupled._transforms.norms import hyperball, norm_change
 from optax_decoupled._transforms.rounding import apply_updates_with_stochastic_rounding
 from optax_decoupled._transforms.toward import toward_argument, toward_init, toward_rms
 from optax_decoupled._version import __version__
@@ -44,6 +44,7 @@ __all__ = [
     "hyperball",
     "l2_to_grad",
     "migrate_opt_state",
+    "norm_change",
     "opt_state_shardings",
     "plan_weight_decay",
     "record_weight_dynamics",

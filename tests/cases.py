@@ -39,6 +39,10 @@ def _decoupled_adam(weight_decay, schedule=None, mask=None):
     return od.decouple(optax.adam(0.1), weight_decay, schedule, mask=mask)
 
 
+def _braked_adamw(learning_rate, weight_decay, outward):
+    return optax.chain(od.adamw(learning_rate, weight_decay), od.norm_change(outward=outward))
+
+
 ADAM = dict(learning_rate=0.1, weight_decay=1e-7)
 SGD = dict(learning_rate=1e-3, weight_decay=1e-7)
 CYCLES = dict(first_cycle_steps=500, normalized_weight_decay=1e-6)
@@ -53,6 +57,7 @@ CASES = {
     "adamw to the start": Case(
         od.adamw, {**ADAM, "toward": od.toward_init()}, ("toward",), pulled=True
     ),
+    "adamw with a radial brake": Case(_braked_adamw, {**ADAM, "outward": 0.5}),
     "adamc": Case(od.adamc, {**ADAM, "schedule": SLOW}, static_args=("normalized",)),
     "sgdw": Case(od.sgdw, SGD),
     "sgdw nesterov": Case(

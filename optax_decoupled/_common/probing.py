@@ -19,3 +19,20 @@ def probing() -> Iterator[None]:
 
 def is_probing() -> bool:
     return _IS_PROBING.get()
+
+
+_IS_SAMPLED = contextvars.ContextVar("is_sampled", default=False)
+
+
+@contextlib.contextmanager
+def sampling(active: bool) -> Iterator[None]:
+    """If active, parameters within it are samples: arrays of their full shapes are sampled, too."""
+    token = _IS_SAMPLED.set(active)
+    try:
+        yield
+    finally:
+        _IS_SAMPLED.reset(token)
+
+
+def is_sampled() -> bool:
+    return _IS_SAMPLED.get()

@@ -5,6 +5,7 @@ Params, Updates, OptState.
 from typing import Any, Protocol
 
 import jax
+import numpy as np
 import optax
 
 # A number, an array of shape () or a tracer of one.
@@ -22,8 +23,9 @@ Leaf = Any
 Path = tuple[str, ...]
 # JAX's own keys on the way to a leaf.
 KeyPath = tuple[Any, ...]
-# How much of the decay a parameter gets, w >= 0; False for none and True for all of it.
-Multiplier = bool | float | jax.Array
+# How much of the decay a parameter gets, w >= 0; False for none and True for all of it. An array
+# broadcasts to the parameter's shape.
+Multiplier = bool | float | np.ndarray | jax.Array
 
 
 class MaskFunction(Protocol):

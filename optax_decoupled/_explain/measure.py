@@ -29,7 +29,7 @@ _MEMORABLE = 2.0**12
 # may come out otherwise each time.
 _ROUNDING = 1e-5
 # The decoupled part that counts, relative to the whole fraction.
-_SIGNIFICANT = 0.05
+SIGNIFICANT = 0.05
 # Of the energy of d: what elements that decay at both of two opposite parameters have.
 _ONE_SIDED = 0.05
 # L2 coefficients that are tried: the last two tell a linear response from a saturated one.
@@ -66,8 +66,8 @@ class Memory(NamedTuple):
 def response(p: Probe, state: optax.OptState, amplitude: Amplitude, **kwargs: Any) -> Response:
     plus, minus = (p.until_moving(state, s * amplitude, **kwargs)[0] for s in (1, -1))
     odd = [(a - b) / 2 for a, b in zip(plus, minus, strict=True)]
-    vv, dd, dv = _dot(p.v, p.v), _dot(odd, odd), _dot(odd, p.v)
-    update = np.sqrt((_dot(plus, plus) + _dot(minus, minus)) / 2)
+    vv, dd, dv = dot(p.v, p.v), dot(odd, odd), dot(odd, p.v)
+    update = np.sqrt((dot(plus, plus) + dot(minus, minus)) / 2)
     extent = amplitude * np.sqrt(vv) + TINY
     noise = rounding(p, update, extent)
     return Response(
@@ -119,7 +119,7 @@ def is_cautious(
     moved = p.step(rest, 0.0, factor=0.0)[0]
     ratio = response(p, rest, p.large, factor=0.0).fraction / at_large.fraction
     all_or_none = (abs(ratio - 2) < TOLERANCE) | (abs(ratio) < TOLERANCE)
-    return seen & np.where(_dot(moved, moved) == 0, all_or_none, _one_sided(at_large)), share
+    return seen & np.where(dot(moved, moved) == 0, all_or_none, _one_sided(at_large)), share
 
 
 def _along(p: Probe, found: Response) -> Leaves:
@@ -132,25 +132,7 @@ def _one_sided(found: Response) -> np.ndarray:
     """Whether the even part of the updates is as large as the odd one in each element."""
     pairs = list(zip(*found.pair, strict=True))
     excess = [abs(a + b) - abs(a - b) for a, b in pairs]
-    return _dot(excess, excess) < 4 * _ONE_SIDED * found.size**2
-
-
-def holds_norm(p: Probe, start: optax.OptState, at_natural: Response) -> np.ndarray:
-    """Whether θ + u has the norm of θ, or one that does not depend on θ.
-
-    Asked where an update is a quarter and a half of θ: of small ones rounding hides it.
-    """
-    vv = _dot(p.v, p.v)
-    unit = 4 * at_natural.update / (np.sqrt(vv) + TINY)
-    unit = np.where((unit > 0) & np.isfinite(unit), unit, p.natural)
-    keeps_norm, norms = np.ones_like(unit, bool), []
-    for amplitude in (unit, unit / 2):
-        update = p.until_moving(start, amplitude)[0]
-        uu, gain = _dot(update, update), 2 * amplitude * _dot(update, p.v)
-        keeps_norm &= (abs(uu + gain) < TOLERANCE * uu) & (uu > 0)
-        norms.append(amplitude**2 * vv + uu + gain)
-    constant = (abs(norms[0] - norms[1]) < 1e-3 * norms[0]) & (at_natural.update > 0)
-    return keeps_norm | constant
+    return dot(excess, excess) < 4 * _ONE_SIDED * found.size**2
 
 
 def is_pulled(p: Probe, start: optax.OptState, c: np.ndarray) -> np.ndarray:
@@ -161,12 +143,12 @@ def is_pulled(p: Probe, start: optax.OptState, c: np.ndarray) -> np.ndarray:
     kept = _lasting(p, start)
     start = p.with_references(start, p.natural)
     first, state = p.step(p.sharing.emptied(start, kept), 0.0, factor=0.0)
-    xx = _dot(first, first)
-    pulled = np.sqrt(xx) > TOLERANCE * abs(c) * p.natural * np.sqrt(_dot(p.v, p.v))
+    xx = dot(first, first)
+    pulled = np.sqrt(xx) > TOLERANCE * abs(c) * p.natural * np.sqrt(dot(p.v, p.v))
     if not pulled.any():
         return pulled
     second = p.until_moving(p.sharing.emptied(state, kept), 0.0, factor=0.0)[0]
-    return pulled & (_dot(first, second) > (1 - TOLERANCE) * np.sqrt(xx * _dot(second, second)))
+    return pulled & (dot(first, second) > (1 - TOLERANCE) * np.sqrt(xx * dot(second, second)))
 
 
 def _lasting(p: Probe, start: optax.OptState) -> set[Any]:
@@ -190,7 +172,7 @@ def depends_on_no_gradient(p: Probe, start: optax.OptState) -> np.ndarray:
     other = response(p, after, amplitude, other=True)
     change = [a - b for a, b in zip(one.odd_part, other.odd_part, strict=True)]
     noise = one.noise + other.noise
-    is_equal = np.sqrt(_dot(change, change)) < TOLERANCE * one.size + noise
+    is_equal = np.sqrt(dot(change, change)) < TOLERANCE * one.size + noise
     return is_equal & (one.size > noise)
 
 
@@ -204,13 +186,13 @@ def measure_memory(
     p: Probe, start: optax.OptState, at_large: Response, at_natural: Response
 ) -> Memory:
     """Compares the updates that follow one at +v with those that follow one at -v."""
-    c, large, vv = at_large.fraction, p.large, _dot(p.v, p.v) + TINY
+    c, large, vv = at_large.fraction, p.large, dot(p.v, p.v) + TINY
 
     def two_steps(first: Amplitude, shift: float, second: np.ndarray) -> np.ndarray:
         u1, state = p.step(start, first, shift=shift)
         u2 = p.until_moving(state, second, other=True)[0]
-        sizes = (np.sqrt(_dot(u, u) / vv) for u in (u1, u2))
-        return np.array([_dot(u1, p.v) / vv, _dot(u2, p.v) / vv, *sizes])
+        sizes = (np.sqrt(dot(u, u) / vv) for u in (u1, u2))
+        return np.array([dot(u1, p.v) / vv, dot(u2, p.v) / vv, *sizes])
 
     def odd_part(first: Amplitude, shift: float = 0.0, flip: bool = False) -> np.ndarray:
         """Of the first update, and of the one that follows; and the sizes of both."""
@@ -233,7 +215,7 @@ def measure_memory(
         decoupled = np.where(remembered & (decoupled > at_large.fraction_noise), decoupled, 0.0)
         if decoupled.any():  # unless steps grow with the parameters: then L2 explains more there
             most = odd_part(large, _COEFFICIENTS[-1] * large)[0] / large
-            explains_it = c - most < _SIGNIFICANT * c
+            explains_it = c - most < SIGNIFICANT * c
             decoupled = np.where(explains_it & (most > 8 * as_l2[-1][0]), 0.0, decoupled)
     second = np.where(abs(second) > 1e-6 * scale, abs(second), 0.0)
     return Memory(remembered, leak, second, decoupled, middle / _MEMORABLE, noise)
@@ -260,7 +242,7 @@ def _beside_l2(
     of_l2 = np.where(linear, share * fractions[-1], np.where(out_of_reach, most, fraction))
     rest = fraction - of_l2
     valid = (fraction > 0) & np.isfinite(as_l2).all((0, 1)) & np.isfinite(leak)
-    return np.where(valid & (rest > _SIGNIFICANT * fraction), rest, 0.0)
+    return np.where(valid & (rest > SIGNIFICANT * fraction), rest, 0.0)
 
 
 def steady_fraction(p: Probe, start: optax.OptState) -> np.ndarray:
@@ -275,7 +257,7 @@ def steady_fraction(p: Probe, start: optax.OptState) -> np.ndarray:
         state = start
         for i in range(3):
             update, _, state, _ = p.until_moving(state, sign * p.natural)
-            removed[i] -= sign * _dot(update, p.v) / (2 * _dot(p.v, p.v) * p.natural + TINY)
+            removed[i] -= sign * dot(update, p.v) / (2 * dot(p.v, p.v) * p.natural + TINY)
     first, _, third = removed
     steps = np.diff(removed, axis=0)
     constant = (abs(steps) < 1e-3 * abs(first)).all(0)
@@ -286,7 +268,7 @@ def steady_fraction(p: Probe, start: optax.OptState) -> np.ndarray:
     return np.where(constant, third, np.where(geometric, limit, np.nan))
 
 
-def _dot(xs: Leaves, ys: Leaves) -> np.ndarray:
+def dot(xs: Leaves, ys: Leaves) -> np.ndarray:
     """The inner product of each pair of leaves, in float64."""
     wide = lambda x: np.asarray(x, np.result_type(x, np.float64))
     pairs = zip(xs, ys, strict=True)

@@ -1,5 +1,6 @@
 """One optimizer on small samples of its parameters: a compiled update, the rest is NumPy."""
 
+import contextlib
 import copy
 import functools
 import math
@@ -12,6 +13,7 @@ import numpy as np
 import optax
 
 from optax_decoupled._common.dtypes import cast_like, is_decayable, is_narrow
+from optax_decoupled._common.probing import sampling
 from optax_decoupled._explain import arguments, sample
 from optax_decoupled._explain.sharing import Layout, Leaves, Sharing
 from optax_decoupled._select.names import entries_like
@@ -68,7 +70,7 @@ class Probe:
         self.epsilon = np.array([float(jnp.finfo(d).eps) if k else 0.0 for d, k in dtypes])
         # With a state of its own, no parameter is like another.
         self.sharing = Sharing(state is None)
-        self._init = jax.jit(functools.partial(arguments.with_context, tx.init, arguments.INIT, ""))
+        self._init = jax.jit(self._init_in_context)
         self._update = jax.jit(self._update_distinct, static_argnums=0)
         self._leaves, self._full = leaves, [jnp.shape(x) for x in leaves]
         like = arguments.check_state_fits(state, self._states(self._full))
@@ -119,7 +121,7 @@ class Probe:
         state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)
         yield state
         for _ in range(2):
-            state = jax.eval_shape(self._update_in_context, params, state, params)[1]
+            state = jax.eval_shape(self.update_in_context, params, state, params)[1]
             yield state
 
     def _program(self, shapes: list[sample.Shape], *trees: Any) -> sample.Fingerprint:
@@ -128,13 +130,22 @@ class Probe:
         update = self._update.trace(*self.sharing.distinct(*trees)).jaxpr
         return [*sample.fingerprint(init), *sample.fingerprint(update)]
 
-    def _update_in_context(self, *trees: Any) -> tuple[Any, Any]:
-        return arguments.with_context(self.tx.update, arguments.UPDATE, arguments.BIND, *trees)
+    def _init_in_context(self, params: optax.Params) -> optax.OptState:
+        with self._sampling(params):
+            return arguments.with_context(self.tx.init, arguments.INIT, "", params)
+
+    def update_in_context(self, *trees: Any) -> tuple[Any, Any]:
+        with self._sampling(trees[2]):
+            return arguments.with_context(self.tx.update, arguments.UPDATE, arguments.BIND, *trees)
+
+    def _sampling(self, params: optax.Params) -> contextlib.AbstractContextManager[None]:
+        """The context in which masks fit parameters of these shapes."""
+        return sampling([jnp.shape(x) for x in jax.tree.leaves(params)] != self._full)
 
     def _update_distinct(self, layout: Layout, distinct: Leaves) -> tuple[Any, Any]:
         """tx.update on trees whose equal leaves are given once, and so compiled once."""
         index, structure = layout
-        return self._update_in_context(*structure.unflatten(distinct[i] for i in index))
+        return self.update_in_context(*structure.unflatten(distinct[i] for i in index))
 
     def _set_units(self, shapes: list[sample.Shape]) -> None:
         like = list(zip(self._leaves, shapes, strict=True))
@@ -270,10 +281,15 @@ class Probe:
         small, shapes = copy.copy(self), [sample.reduced(v.shape, most, True) for v in self.v]
         on_host = jax.tree.map(lambda x: np.asarray(x) if sample.is_device_array(x) else x, state)
         if not small._take(shapes, on_host):
-            small = copy.copy(self)
-            small.start = state
+            return self.from_state(state)
         small.start = jax.tree.map(jnp.asarray, small.start)  # so that equal leaves are shared
         return small
+
+    def from_state(self, state: optax.OptState) -> "Probe":
+        """This one from another state."""
+        other = copy.copy(self)
+        other.start = jax.tree.map(jnp.asarray, state)
+        return other
 
     def until_moving(
         self, state: optax.OptState, amplitude: Amplitude, **kwargs: Any

@@ -36,18 +36,19 @@ class DecayRow:
       path: the parameter's keys, joined by ``/``.
       shape: its shape.
       dtype: its dtype.
-      kind: ``"none"``; ``"decoupled"``: one fraction of every element, whatever the
-        gradients; ``"cautious"``: the same, of the elements that the gradients let decay;
+      kind: ``"none"``; ``"decoupled"``: one fraction of every element, or of each element one
+        of its own, whatever the gradients; ``"cautious"``: the same, of the elements that the
+        gradients let decay;
         ``"toward"``: one fraction of the difference from something other than 0, which
         the state keeps; ``"nonlinear"``: depends on no gradient, but is not one fraction
-        (L1, a clipped or target-norm decay, decay of some elements); ``"coupled"``:
+        (L1, a clipped or target-norm decay); ``"coupled"``:
         passes through momentum, preconditioner or a trust ratio, so that the fraction
         depends on the gradients; ``"growing"``: the wrong sign; ``"constrained"``: the
         update holds the norm fixed.
       decay_per_step: the fraction of the parameter removed by one update that moves it
         (dimensionless): 0.0 for ``"none"`` and ``"constrained"``, negative for
         ``"growing"``, the mean over elements for ``"coupled"`` and ``"nonlinear"``, of the
-        elements that decay for ``"cautious"``.
+        elements that decay for ``"cautious"``, the mean where ``decay_range`` is given.
       half_life: calls of ``tx.update`` until decay alone has halved the parameter,
         :math:`n \ln 2 / -\ln(1 - c)` where every n-th call moves it; infinite where
         nothing is removed. Where momentum repeats a decay, :math:`c` is what each of many
@@ -62,6 +63,10 @@ class DecayRow:
         the parameter, and where nothing moves.
       left: the part of an initial parameter that decay alone leaves, or of the difference
         for ``"toward"``.
+      decay_range: the lowest and the highest fraction, where elements have fractions of their
+        own, as under an array of multipliers; else None. ``half_life``, ``budget`` and ``left``
+        are then of the mean fraction. Of a large parameter it is that of a sample, with the
+        first and the last places of each axis.
     """
 
     path: str
@@ -73,6 +78,7 @@ class DecayRow:
     lost_to_rounding: bool
     budget: float = math.nan
     left: float = math.nan
+    decay_range: tuple[float, float] | None = None
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, DecayRow) and repr(self) == repr(other)  # NaN equals NaN
@@ -152,7 +158,9 @@ def make_rows(
     leaves = named_leaves(params)[0]
     unknown = np.full(len(leaves), math.nan)
     of_run = (unknown, unknown) if run is None else (run.budget, run.left)
-    columns = (x.tolist() for x in (found.kind, found.fraction, found.steady, *of_run))
+    columns = (
+        x.tolist() for x in (found.kind, found.fraction, found.steady, *of_run, found.spread.T)
+    )
     return tuple(
         DecayRow(
             path="/".join(path),
@@ -164,8 +172,9 @@ def make_rows(
             lost_to_rounding=steady != 0.0 and abs(steady) < smallest_change(dtype),
             budget=budget,
             left=left,
+            decay_range=None if math.isnan(ends[0]) else (ends[0], ends[1]),
         )
-        for (path, leaf), dtype, kind, decay, steady, budget, left in zip(
+        for (path, leaf), dtype, kind, decay, steady, budget, left, ends in zip(
             leaves, kept_as, *columns, strict=True
         )
     )
@@ -212,10 +221,16 @@ def _cells(row: DecayRow, steps: int | None) -> tuple[str, ...]:
     return (
         table.shortened("x".join(map(str, row.shape)) or "scalar", 16 - len(dtype)) + dtype,
         row.kind,
-        f"{row.decay_per_step:.2e}" if decays else "",
+        _decay(row) if decays else "",
         life if decays else "",
         *(() if steps is None else map(_amount, (row.budget, row.left)) if of_run else ("", "")),
     )
+
+
+def _decay(row: DecayRow) -> str:
+    if row.decay_range is None:
+        return f"{row.decay_per_step:.2e}"
+    return "..".join(f"{c:.1e}" if c else "0" for c in row.decay_range)
 
 
 @functools.cache

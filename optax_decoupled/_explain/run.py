@@ -46,7 +46,9 @@ def measure_run(p: Probe, found: Findings, steps: int) -> Run:
     if found.start is None:
         unknown = np.full(len(p.v), np.nan)
         return Run(unknown, unknown, found.period, 0.0, False)
-    small = p.smaller(found.start, _ELEMENTS)
+    has_ranges = np.isfinite(found.spread).any()
+    # All elements of the samples: a few would not have the mean of a range.
+    small = p.from_state(found.start) if has_ranges else p.smaller(found.start, _ELEMENTS)
     counts, decay, error = _sampled(_Decay(small, found), steps)
     budget, left = _sum(counts, decay), np.exp(_sum(counts, np.log1p(-decay)))
     budget, left = (np.where(found.varies, np.nan, x) for x in (budget, left))
@@ -60,6 +62,8 @@ class _Decay:
         sides = (p.trees(p.start, sign * p.large, factor=FAINT) for sign in (1, -1))
         self.p, self.sides = p, [p.sharing.distinct(*trees) for trees in sides]
         self.factor = np.select([found.kind == "cautious", found.kind == "constrained"], [2, 0], 1)
+        ranges = np.isfinite(found.spread[0])
+        self.factor = np.where(ranges, found.fraction / found.projected, self.factor)
         weights = max(sum(v.size for v in p.v), 1)
         self.batch = 2 ** int(np.log2(np.clip(_BATCH // weights, 1, _GRID)))
         self.most = max(_MOST // weights, _GRID // 32)
@@ -88,7 +92,7 @@ class _Decay:
         """The update with each count, and whether there is one."""
         (index, structure), p = layout, self.p
         grads, state, params = structure.unflatten(distinct[i] for i in index)
-        call = lambda *trees: p.dense(*p.tx.update(*trees))
+        call = lambda *trees: p.dense(*p.update_in_context(*trees))
 
         def at(count: jax.Array) -> tuple[Leaves, jax.Array]:
             before = foreign.at_count(state, count)

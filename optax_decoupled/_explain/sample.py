@@ -52,7 +52,7 @@ def reduced(shape: Shape, most: int, in_ratio: bool) -> Shape:
 
 def fingerprint(jaxpr: Jaxpr) -> Fingerprint:
     """The operations of a traced function and its scalars, without shapes."""
-    constants = [(np.shape(x), np.size(x) == 1 and _number(x)) for x in jaxpr.consts]
+    constants = [(np.ndim(x), np.size(x) == 1 and _number(x)) for x in jaxpr.consts]
     return [("constants", *constants), *_operations(jaxpr.jaxpr)]
 
 

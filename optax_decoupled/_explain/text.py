@@ -97,9 +97,8 @@ _LOST = (
     "apply_updates_with_stochastic_rounding."
 )
 _NONLINEAR = (
-    "The decay of {} depends on no gradient, but is not one fraction of every element: an L1 or "
-    "clipped decay, one to a target norm, or decay of some elements only. Its half-life depends on "
-    "the weights."
+    "The decay of {} depends on no gradient, but is not a fraction of each element: an L1 or "
+    "clipped decay, or one to a target norm. Its half-life depends on the weights."
 )
 _LATER = (
     "Measured at update {} from this state: before it nothing moves (a warmup from 0, or gradient "
@@ -127,6 +126,10 @@ _CAUTIOUS = (
 )
 _TOWARD = "Pulled to given values, and not to 0: {}. Fractions are of the difference from them."
 _CONSTRAINED = "The update holds a norm fixed, so no decay can change it: {}."
+_BRAKED = (
+    "A radial brake multiplies the growth of {} by {:.2g}. Decay is measured where weights shrink; "
+    "from those that grow, it removes {:.2g} of that."
+)
 _COPIES = "The state keeps copies of the parameters; they were probed together with them."
 _LOSS = "Measured with a loss of 1: the update of this optimizer takes value=."
 _SYNTHETIC = (
@@ -200,6 +203,8 @@ def notes(
     later = _LATER.format((found.silent or 0) + 1) + _ANOTHER * (probe.count is None)
     repeated = np.any((found.fraction != found.steady) & (found.kind == "coupled"))
     share = found.share[found.kind == "cautious"]
+    braked = np.isfinite(found.growth)
+    growth = found.growth[braked].mean() if braked.any() else 1.0
     faint = [row for row in _of_kind(rows, "decoupled") if abs(row.decay_per_step) < _FAINT]
     named = (
         (_NONLINEAR, pulled),
@@ -217,6 +222,7 @@ def notes(
         (synthetic and coupled, _SYNTHETIC),
         (probe.is_sampled and coupled, _SAMPLED),
         (repeated, _REPEATED),
+        (braked.any(), _BRAKED.format(_listing(_chosen(rows, braked)), growth, growth)),
         (share.size, _CAUTIOUS.format(share.sum() / max(share.size, 1))),
         *((chosen, text.format(_listing(chosen))) for text, chosen in named),
     ]

@@ -8,6 +8,7 @@ import optax
 from optax_decoupled._explain import measure
 from optax_decoupled._explain.measure import FAINT, TINY, TOLERANCE, Memory, Response
 from optax_decoupled._explain.probe import Probe
+from optax_decoupled._explain.uneven import Elements, fractions_of_elements, norm_control
 from optax_decoupled._state import foreign
 
 # An update smaller than this share of the one before is the rounding of a schedule that is 0.
@@ -29,6 +30,9 @@ class Findings(NamedTuple):
     silent: int | None  # calls before the first that moves anything; None if none does
     period: int  # calls from one such update to the next
     varies: np.ndarray  # whether the fraction depends on gradients, memory or sizes
+    growth: np.ndarray  # the factor of a radial brake on the growth of the norm; NaN without
+    projected: np.ndarray  # the fraction that fits all elements best
+    spread: np.ndarray  # the lowest and the highest fraction of an element; NaN where there is one
     start: optax.OptState | None  # before the update that was measured; None if nothing moves
 
 
@@ -49,7 +53,9 @@ def examine(p: Probe) -> Findings:
     traits = traits._replace(coupled=traits.coupled | hidden)
     is_one_call = silent + p.calls_per_step == 1
     from_start = at_large if is_one_call else measure.response(p, p.start, p.large, factor=FAINT)
-    fraction = _fractions(from_start.fraction, at_natural, memory, traits)
+    mean = traits.elements.mean * (from_start.fraction / at_large.fraction)
+    c = np.where(traits.elements.is_own, mean, from_start.fraction)
+    fraction = _fractions(c, at_natural, memory, traits)
     steady = np.where(traits.remembered | traits.nonlinear, np.nan, fraction)
     if traits.linear.any():
         steady = np.where(traits.linear, measure.steady_fraction(p, start), steady)
@@ -64,6 +70,9 @@ def examine(p: Probe) -> Findings:
         silent=silent,
         period=period,
         varies=traits.coupled,
+        growth=traits.growth,
+        projected=from_start.fraction,
+        spread=_spread(traits, fraction),
         start=start,
     )
 
@@ -95,9 +104,22 @@ def _peak(x: np.ndarray) -> float:
 
 def _nothing_moves(sizes: np.ndarray) -> Findings:
     zero = np.zeros(len(sizes))
-    kind, silent = np.full(len(sizes), "none"), None if sizes.any() else 0
+    no, unknown = zero > 0, np.full(len(sizes), np.nan)
     return Findings(
-        kind, zero, zero, zero > 0, sizes == 0, zero == 0, zero, silent, 1, zero > 0, None
+        kind=np.full(len(sizes), "none"),
+        fraction=zero,
+        steady=zero,
+        double=no,
+        moves=sizes == 0,
+        finite=~no,
+        share=zero,
+        silent=None if sizes.any() else 0,
+        period=1,
+        varies=no,
+        growth=unknown,
+        projected=zero,
+        spread=np.array([unknown, unknown]),
+        start=None,
     )
 
 
@@ -112,6 +134,8 @@ class _Traits(NamedTuple):
     nonlinear: np.ndarray
     linear: np.ndarray
     cautious: np.ndarray
+    growth: np.ndarray  # the factor of a brake, or NaN
+    elements: Elements
 
 
 def _traits(
@@ -123,7 +147,13 @@ def _traits(
     straight = at_large.residual < TOLERANCE + at_large.noise / (at_large.size + TINY)
     others = ((small_c, at_natural.fraction_noise), (memory.middle, memory.noise))
     is_constant = measure.is_same_fraction(c, *others)
-    keeps_norm = measure.holds_norm(p, start, at_natural)
+    keeps_norm, growth = norm_control(p, start, at_natural)
+    brakes = np.isfinite(growth) & ~keeps_norm & ~memory.remembered
+    # A brake removes a part of each growth, which no decay explains. Decay is what more than
+    # the gradients' part of an update is removed by, beside large parameters.
+    is_constant |= brakes
+    odd_when_small &= ~brakes
+    odd_when_large &= ~brakes | (2 * at_large.size**2 > at_large.update**2)
     # A step whose size depends on the parameters turns with their sign, but not along them.
     both = (at_large, at_natural)
     along = np.any([abs(x.fraction) * x.extent > x.own_noise for x in both], axis=0)
@@ -134,6 +164,9 @@ def _traits(
         ignores_gradients = measure.depends_on_no_gradient(p, start)
     nothing = ~(is_odd & (along | ignores_gradients) | memory.remembered | keeps_norm)
     uneven = ~(straight & is_constant) & ~nothing & ~keeps_norm
+    asked = uneven & ~memory.remembered
+    own = fractions_of_elements(p, start, at_large, None if brakes.any() else at_natural, asked)
+    uneven &= ~own.is_own
     return _Traits(
         nothing=nothing,
         sign=np.sign(np.where(odd_when_large, c, np.where(odd_when_small, small_c, memory.leak))),
@@ -143,12 +176,15 @@ def _traits(
         nonlinear=uneven & ignores_gradients & ~memory.remembered,
         linear=memory.remembered & ~(uneven | keeps_norm),
         cautious=np.zeros_like(uneven),
+        growth=np.where(brakes, growth, np.nan),
+        elements=own,
     )
 
 
 def _hides_l2(p: Probe, start: optax.OptState, c: np.ndarray, traits: _Traits) -> np.ndarray:
     """Whether a decay that seems decoupled stands beside L2 that these gradients hide."""
     seems = ~(traits.nothing | traits.keeps_norm | traits.coupled | traits.cautious) & (c > 0)
+    seems &= np.isnan(traits.growth)  # a brake removes more of what grows
     return seems & measure.hides_l2(p, start, c) if seems.any() else seems
 
 
@@ -166,6 +202,13 @@ def _kinds(p: Probe, start: optax.OptState, at_large: Response, traits: _Traits)
         (traits.cautious, "cautious"),
     )
     return np.select(*map(list, zip(*table, strict=True)), default="decoupled")
+
+
+def _spread(traits: _Traits, fraction: np.ndarray) -> np.ndarray:
+    """The lowest and the highest fraction of an element: float64[2, parameters]."""
+    own = traits.elements
+    ends = np.array([own.lowest, own.highest]) * (fraction / own.mean)
+    return np.where(own.is_own, ends, np.nan)
 
 
 def _fractions(c: np.ndarray, at_natural: Response, memory: Memory, traits: _Traits) -> np.ndarray:

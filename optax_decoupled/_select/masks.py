@@ -15,7 +15,8 @@ from optax_decoupled._common import checks
 from optax_decoupled._common.checks import brief
 from optax_decoupled._common.dtypes import is_decayable
 from optax_decoupled._common.injection import inject_hint
-from optax_decoupled._common.types import Mask, MaskFunction, Multiplier, Path, PyTree
+from optax_decoupled._common.types import Leaf, Mask, MaskFunction, Multiplier, Path, PyTree
+from optax_decoupled._select.multipliers import check_multiplier, fitted
 from optax_decoupled._select.names import is_array, listing, named_leaves, unboxed
 from optax_decoupled._select.spared import are_spared, is_norm, name_words
 
@@ -124,7 +125,8 @@ def leaf_multipliers(mask: Mask, params: optax.Params) -> list[Multiplier]:
     """Evaluates a mask on params: one multiplier for each of ``jax.tree.leaves(params)``.
 
     A static 0 is returned as False and a static 1 as True, so that callers can skip the
-    multiplication. Leaves that cannot decay, such as integers, get False.
+    multiplication. An array has the rank of its leaf, to whose shape it broadcasts. Leaves that
+    cannot decay, such as integers, get False.
     """
     leaves, empty = named_leaves(params)
     if mask is None or not leaves:
@@ -140,11 +142,31 @@ def leaf_multipliers(mask: Mask, params: optax.Params) -> list[Multiplier]:
             uncovered.append("/".join(path))
             continue
         used.add(entry)
-        name = f"mask at {'/'.join(entry)!r}"
-        multipliers.append(check_multiplier(name, entries[entry]) if is_decayable(leaf) else False)
+        multipliers.append(_multiplier(entry, path, entries[entry], leaf))
     unused = ["/".join(path) for path in entries_without_parameter(entries, used, empty)]
     if uncovered or unused:
         raise ValueError(_mismatch_error(uncovered, unused))
+    return multipliers
+
+
+def _multiplier(entry: Path, path: Path, value: object, leaf: Leaf) -> Multiplier:
+    if not is_decayable(leaf):
+        return False
+    name = f"mask at {'/'.join(entry)!r}"
+    multiplier = check_multiplier(name, value)
+    name += "" if entry == path else f" for {'/'.join(path)!r}"
+    return fitted(name, multiplier, np.shape(leaf))
+
+
+def scalar_multipliers(name: str, mask: Mask, params: optax.Params) -> list[Multiplier]:
+    """The same, but arrays with axes are refused."""
+    multipliers = leaf_multipliers(mask, params)
+    for (path, _), w in zip(named_leaves(params)[0], multipliers, strict=True):
+        if np.shape(w) != ():
+            raise ValueError(
+                f"{name} at {'/'.join(path)!r} is an array of shape {np.shape(w)}; it must be one "
+                "number for the whole parameter."
+            )
     return multipliers
 
 
@@ -152,7 +174,8 @@ def _mask_entries(tree: PyTree, params: optax.Params) -> dict[Path, Any]:
     """The mask's values by path. None is kept as a value, so that it can be refused."""
     bare = jax.tree_util.treedef_is_leaf(jax.tree.structure(tree))
     bare_params = jax.tree_util.treedef_is_leaf(jax.tree.structure(params))
-    if bare and not (bare_params and isinstance(tree, bool | float)):
+    is_whole = isinstance(tree, bool | float) or (is_array(tree) and np.ndim(tree) > 0)
+    if bare and not (bare_params and is_whole):
         raise ValueError(
             f"mask is {brief(tree)}, a single {type(tree).__name__} for the whole parameter tree. "
             "It must be a tree (or prefix) of bools or multipliers shaped like the parameters, "
@@ -161,25 +184,6 @@ def _mask_entries(tree: PyTree, params: optax.Params) -> dict[Path, Any]:
         )
     flat, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda x: x is None)
     return dict(zip(unboxed([key_path for key_path, _ in flat]), (v for _, v in flat), strict=True))
-
-
-def check_multiplier(name: str, value: object) -> Multiplier:
-    if isinstance(value, bool | np.bool_):
-        return bool(value)
-    if isinstance(value, jax.Array):
-        if value.shape != ():
-            raise ValueError(
-                f"{name} is an array of shape {value.shape}; it must be a bool or a scalar "
-                "multiplier, one for the whole parameter."
-            )
-        return value
-    if not checks.is_static(value):
-        raise TypeError(
-            f"{name} is {brief(value)}, a {type(value).__name__}; it must be a bool or a "
-            "multiplier >= 0. Use False (or 0.0) for parameters that shall not decay."
-        )
-    checks.check_nonnegative(name, value, "A multiplier scales the decay; 0.0 turns it off.")
-    return bool(value) if value in (0.0, 1.0) else float(value)
 
 
 def _mismatch_error(uncovered: Sequence[str], unused: Sequence[str]) -> str:

@@ -3,27 +3,31 @@
 import difflib
 import itertools
 import re
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Callable, Sequence
+from typing import Literal, cast
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from optax_decoupled._common import checks
 from optax_decoupled._common.dtypes import is_decayable
 from optax_decoupled._common.injection import inject_hint
-from optax_decoupled._common.types import MaskFunction, PyTree
-from optax_decoupled._select.masks import check_multiplier, leaf_multipliers
+from optax_decoupled._common.types import Leaf, MaskFunction, Multiplier, Path, PyTree
+from optax_decoupled._select.masks import leaf_multipliers
+from optax_decoupled._select.multipliers import Shape, check_multiplier, fitted
 from optax_decoupled._select.names import listing, named_leaves
 
-_Rules = Sequence[tuple[re.Pattern[str], float]]
+# A multiplier, or a function of the parameter's shape that returns it.
+RuleMultiplier = Multiplier | Callable[[Shape], Multiplier]
+_Rules = Sequence[tuple[re.Pattern[str], RuleMultiplier]]
 # A check of rules tries no more names than this, in about 0.1 s.
 _MOST_NAMES = 200_000
 
 
 def decay_rules(
-    *rules: tuple[str, float],
-    default: float | MaskFunction | None = None,
+    *rules: tuple[str, RuleMultiplier],
+    default: Multiplier | MaskFunction | None = None,
     unused: Literal["error", "ignore"] = "error",
 ) -> MaskFunction:
     r"""Selects and scales the decay by regular expressions over parameter paths.
@@ -33,7 +37,9 @@ def decay_rules(
 
     Args:
       *rules: pairs ``(pattern, multiplier)``. A multiplier is a finite number
-        :math:`\ge 0` (dimensionless): 1 is the full decay, 0 none.
+        :math:`\ge 0` (dimensionless): 1 is the full decay, 0 none. It may be an array that
+        broadcasts to the parameter's shape, or a function of that shape (shape → number or
+        array).
       default: the multiplier of parameters that no rule matches, or a mask function that
         returns it: ``default=decay_mask`` makes the rules exceptions. None: refuse them.
       unused: ``"ignore"`` accepts rules that decide nothing here, for one list of rules
@@ -49,7 +55,7 @@ def decay_rules(
         ``default``.
 
     Examples:
-      >>> import jax.numpy as jnp, optax_decoupled as od
+      >>> import jax, jax.numpy as jnp, optax_decoupled as od
       >>> params = {"dense": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}}
       >>> mask = od.decay_rules((".*/kernel", 1.0), (".*", 0.0))
       >>> assert mask(params) == {"dense": {"kernel": 1.0, "bias": 0.0}}
@@ -58,6 +64,15 @@ def decay_rules(
 
       >>> mask = od.decay_rules((".*embed.*", 0.0), default=od.decay_mask, unused="ignore")
       >>> assert mask(params) == {"dense": {"kernel": True, "bias": False}}
+
+      A decay that falls with depth, in a stack of layers along the first axis:
+
+      >>> import numpy as np
+      >>> stack = {"kernel": jnp.ones((3, 2, 2)), "bias": jnp.ones((3, 2))}
+      >>> falling = lambda shape: np.linspace(1, 0.5, shape[0])[:, None, None]
+      >>> tx = od.sgdw(0.1, 1e-3, mask=od.decay_rules(("kernel", falling), ("bias", 0.0)))
+      >>> updates, _ = tx.update(jax.tree.map(jnp.zeros_like, stack), tx.init(stack), stack)
+      >>> assert jnp.allclose(updates["kernel"][:, 0, 0], jnp.array([-1e-3, -7.5e-4, -5e-4]))
     """
     compiled = [_compile_rule(rule, len(rules)) for rule in rules]
     if default is not None and not callable(default):
@@ -78,8 +93,8 @@ def decay_rules(
         first = [next(iter(_matches(compiled, path)), None) for path in paths]
         others = leaf_multipliers(default, params) if callable(default) else [default] * len(paths)
         chosen = [
-            other if rule is None else compiled[rule][1]
-            for rule, other in zip(first, others, strict=True)
+            other if rule is None else _multiplier_of(compiled[rule], leaf)
+            for rule, other, leaf in zip(first, others, leaves, strict=True)
         ]
         undecided = [leaf for leaf, w in zip(leaves, chosen, strict=True) if w is None]
         missed = ["/".join(path) for path, leaf in undecided if is_decayable(leaf)]
@@ -94,7 +109,20 @@ def decay_rules(
     return mask
 
 
-def _compile_rule(rule: object, count: int) -> tuple[re.Pattern[str], float]:
+def _multiplier_of(
+    rule: tuple[re.Pattern[str], RuleMultiplier], named_leaf: tuple[Path, Leaf]
+) -> Multiplier:
+    """The rule's multiplier of one parameter."""
+    (pattern, multiplier), (path, leaf) = rule, named_leaf
+    shape = jnp.shape(leaf)
+    name = f"multiplier of decay rule {pattern.pattern!r} for {'/'.join(path)!r}"
+    if callable(multiplier):
+        multiplier = check_multiplier(name, multiplier(shape))
+    w = fitted(name, multiplier, shape) if is_decayable(leaf) else 0.0
+    return float(w) if isinstance(w, bool) else w
+
+
+def _compile_rule(rule: object, count: int) -> tuple[re.Pattern[str], RuleMultiplier]:
     if not (isinstance(rule, tuple | list) and len(rule) == 2 and isinstance(rule[0], str)):
         unpacked = count == 1 and isinstance(rule, tuple | list | dict)
         way_out = " Unpack a list of rules with a star: decay_rules(*rules)." if unpacked else ""
@@ -110,7 +138,9 @@ def _compile_rule(rule: object, count: int) -> tuple[re.Pattern[str], float]:
             f"decay rule pattern {pattern!r} is not a regular expression: {error}. "
             "Escape special characters, or see Python's re module."
         ) from error
-    return compiled, float(check_multiplier(f"multiplier of decay rule {pattern!r}", multiplier))
+    if not callable(multiplier):
+        multiplier = check_multiplier(f"multiplier of decay rule {pattern!r}", multiplier)
+    return compiled, cast("RuleMultiplier", multiplier)
 
 
 def _matches(rules: _Rules, path: str) -> list[int]:

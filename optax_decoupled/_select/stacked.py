@@ -7,7 +7,7 @@ import optax
 
 from optax_decoupled._common.dtypes import widen
 from optax_decoupled._common.types import Mask
-from optax_decoupled._select.masks import leaf_multipliers
+from optax_decoupled._select.masks import scalar_multipliers
 from optax_decoupled._select.names import named_leaves
 
 # How many leading axes number the slices: one integer for all, or a mask of them. None is 0.
@@ -21,7 +21,7 @@ def leading_axes(stacked: Stacked, params: optax.Params) -> list[int]:
         counts: list[object] = [stacked or 0] * len(leaves)
     else:
         try:
-            counts = list(leaf_multipliers(stacked, params))
+            counts = list(scalar_multipliers("stacked", stacked, params))
         except (TypeError, ValueError) as error:
             raise type(error)(f"stacked must fit params as a mask does. {error}") from error
     for (path, leaf), count in zip(leaves, counts, strict=True):
@@ -36,18 +36,36 @@ def leading_axes(stacked: Stacked, params: optax.Params) -> list[int]:
 
 def norm(x: jax.Array, axes: int) -> jax.Array:
     """‖x‖ of every slice, in at least float32. The reduced axes have length 1."""
-    return jnp.sqrt(
-        jnp.sum(jnp.square(jnp.abs(widen(x))), axis=_slice_axes(x, axes), keepdims=True)
-    )
+    return jnp.sqrt(total(jnp.square(jnp.abs(widen(x))), axes))
 
 
 def normalized(x: jax.Array, axes: int) -> tuple[jax.Array, jax.Array]:
     """x/‖x‖ (0 where x is 0) and ‖x‖ of every slice, without overflow of the squares."""
     x = widen(x)
-    largest = jnp.max(jnp.abs(x), axis=_slice_axes(x, axes), keepdims=True, initial=0.0)
-    x = divided(x, largest)
+    most = largest(x, axes)
+    x = divided(x, most)
     size = norm(x, axes)
-    return divided(x, size), largest * size
+    return divided(x, size), most * size
+
+
+def largest(x: jax.Array, axes: int) -> jax.Array:
+    """The largest absolute value of every slice, 0 for an empty one. Reduced axes have length 1."""
+    return jnp.max(jnp.abs(x), axis=_slice_axes(x, axes), keepdims=True, initial=0.0)
+
+
+def power_of_two(size: jax.Array) -> jax.Array:
+    """A power of two near each size: what is divided by it has squares, and is not rounded.
+
+    A size itself will not do for a sum that may be 0: XLA multiplies by its reciprocal, and
+    rounds one summand and not the other.
+    """
+    _, exponent = jnp.frexp(size)
+    return jnp.ldexp(jnp.ones_like(size), jnp.clip(exponent, -100, 100))
+
+
+def total(x: jax.Array, axes: int) -> jax.Array:
+    """The sum of every slice. The reduced axes have length 1."""
+    return jnp.sum(x, axis=_slice_axes(x, axes), keepdims=True)
 
 
 def divided(x: jax.Array, size: jax.Array) -> jax.Array:

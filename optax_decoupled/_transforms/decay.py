@@ -87,7 +87,9 @@ def add_decoupled_weight_decay(
         (step → multiplier), a number, or None for 1. Usually the learning rate's shape.
       mask: which parameters decay: None (all), a tree or prefix of bools or
         multipliers :math:`w \ge 0` shaped like the parameters, or a function from the
-        parameters to one, such as :func:`decay_mask` or :func:`decay_rules`.
+        parameters to one, such as :func:`decay_mask` or :func:`decay_rules`. A multiplier is
+        a number or an array that broadcasts to its parameter, such as one of shape
+        (layers, 1, 1) for a stack of matrices, or one value for each element.
       cautious: decay only elements whose update and weight do not point the same way
         (:math:`u · (θ - r) \le 0`), that is where the step does not already grow the weight.
       toward: sets the point :math:`r_t` that the weights decay to: None for 0, or

@@ -11,6 +11,7 @@ import optax
 
 from optax_decoupled._common import checks
 from optax_decoupled._common.dtypes import is_decayable, widen
+from optax_decoupled._common.probing import sampling
 from optax_decoupled._common.types import Leaf
 from optax_decoupled._select.names import is_empty, named_leaves
 
@@ -34,7 +35,7 @@ def probe_once(
             return
         done.append(True)
         try:
-            with jax.ensure_compile_time_eval():
+            with jax.ensure_compile_time_eval(), sampling(True):
                 text = verdict(_small_updates(inner, params))
         except Exception:
             return

@@ -17,6 +17,7 @@ import optax
 from optax_decoupled._common import checks
 from optax_decoupled._common.types import Leaf, Mask, PyTree, Scalar
 from optax_decoupled._select.masks import entries_without_parameter, leaf_multipliers
+from optax_decoupled._select.multipliers import broadcasts
 from optax_decoupled._select.names import named_leaves
 from optax_decoupled._transforms.decay import map_decaying, required
 
@@ -139,7 +140,7 @@ def _scale_leaves(scale: PyTree, params: optax.Params) -> list[Leaf]:
         )
     for path, leaf in leaves:
         shape, target = jnp.shape(entries[path]), jnp.shape(leaf)
-        if len(shape) > len(target) or np.broadcast_shapes(shape, target) != target:
+        if not broadcasts(shape, target):
             raise ValueError(
                 f"scale at {'/'.join(path)!r} has shape {shape}; it must broadcast to the "
                 f"parameter's shape {target}. Pass one positive value for each element."

@@ -1,7 +1,9 @@
-"""Steps on a sphere: each weight keeps its initial norm, so it needs no decay."""
+"""Control of the norm: steps on a sphere, and a factor for what an update changes of the norm."""
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +17,16 @@ from optax_decoupled._common.dtypes import is_decayable, widen
 from optax_decoupled._common.products import product_schedule
 from optax_decoupled._common.types import Leaf, PyTree, Scalar, ScalarOrSchedule
 from optax_decoupled._select.names import entries_of, listing, named_leaves
-from optax_decoupled._select.stacked import Stacked, divided, leading_axes, norm, normalized
+from optax_decoupled._select.stacked import (
+    Stacked,
+    divided,
+    largest,
+    leading_axes,
+    norm,
+    normalized,
+    power_of_two,
+    total,
+)
 from optax_decoupled._transforms.decay import required
 from optax_decoupled._transforms.first_update import Rows, probe_once
 
@@ -105,17 +116,12 @@ def hyperball(
     ) -> tuple[optax.Updates, HyperballState]:
         params = required(params, "hyperball")
         directions, after = inner.update(updates, state.direction, params, **extra)
-        rate = rate_at(state.count)
-        leaves, treedef = jax.tree.flatten(params)
+        radius = jax.tree.structure(params).flatten_up_to(state.radius)
         way_out = "The direction must return updates like the gradients it gets."
-        columns = (
-            entries_of("updates", directions, params, way_out),
-            leaves,
-            treedef.flatten_up_to(state.radius),
-        )
-        moved = [_step(rate, *row) for row in zip(*columns, strict=True)]
+        step = functools.partial(_step, rate_at(state.count))
+        moved = _map_weights(step, directions, params, way_out, radius)
         count = jnp.asarray(optax.safe_increment(state.count))
-        return treedef.unflatten(moved), HyperballState(count, state.radius, after)
+        return moved, HyperballState(count, state.radius, after)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
@@ -156,14 +162,29 @@ def _radius(p: Leaf, axes: int) -> jax.Array:
     return normalized(jnp.asarray(p), axes)[1].reshape(shape)
 
 
+def _map_weights(
+    fn: Callable[..., Leaf],
+    updates: optax.Updates,
+    params: optax.Params,
+    way_out: str,
+    column: Sequence[Any],
+) -> optax.Updates:
+    """Updates after ``fn(u, θ, entry)``; integer leaves and parameters without update keep theirs.
+
+    The column has one entry per leaf of params.
+    """
+    leaves, treedef = jax.tree.flatten(params)
+    rows = zip(entries_of("updates", updates, params, way_out), leaves, column, strict=True)
+    is_left = lambda u, p: u is None or isinstance(u, optax.MaskedNode) or not is_decayable(p)
+    return treedef.unflatten([u if is_left(u, p) else fn(u, p, x) for u, p, x in rows])
+
+
 def _step(rate: Scalar, u: Leaf, p: Leaf, radius: jax.Array) -> Leaf:
     """The update that moves p to its new place on the sphere, in the dtype of u.
 
     It is 0 where the radius is 0, and where the step ends in the middle of the sphere. The
     arithmetic is at least float32.
     """
-    if u is None or isinstance(u, optax.MaskedNode) or not is_decayable(p):
-        return u
     axes, theta = radius.ndim, widen(jnp.asarray(p))
     radius = jnp.expand_dims(radius, tuple(range(axes, theta.ndim)))
     unit = divided(theta, radius)
@@ -173,3 +194,101 @@ def _step(rate: Scalar, u: Leaf, p: Leaf, radius: jax.Array) -> Leaf:
     there = moved * divided(radius, length).astype(theta.dtype)
     step = jnp.where((radius > 0) & (length > 0), there - theta, 0)
     return step.astype(jnp.result_type(u))
+
+
+def norm_change(
+    *, outward: Scalar = 1.0, inward: Scalar = 1.0, stacked: Stacked = None
+) -> optax.GradientTransformationExtraArgs:
+    r"""Multiplies the change of each weight's norm, and keeps the direction of the new weight.
+
+    .. math::
+
+        θ_{t+1} = n \frac{θ_t + u_t}{\|θ_t + u_t\|}, \qquad
+        n = \|θ_t\| + f \, (\|θ_t + u_t\| - \|θ_t\|)
+
+    with :math:`f` = ``outward`` if the update makes the norm longer and ``inward`` if it makes
+    it shorter; :math:`n` is at least 0. It stands after a finished optimizer, at the end of the
+    chain, so a decay of that optimizer is part of :math:`u_t`.
+
+    | outward, inward | effect |
+    | --- | --- |
+    | 1, 1 | none: the updates come back as they are |
+    | 0.5, 1 | half of each growth, the radial brake of modded-nanogpt and Emerging-Optimizers |
+    | 0, 0 | each weight keeps its norm |
+
+    Args:
+      outward: :math:`\ge 0` (dimensionless), a number, a 0-d array or a tracer: the part of a
+        growth that remains.
+      inward: :math:`\ge 0`, the same for a shrinkage.
+      stacked: the number of leading axes over which each slice is a weight of its own, as in
+        :func:`toward_rms`.
+
+    Returns:
+      A stateless Optax transformation; its ``update`` needs ``params``. The updates keep their
+      dtype, and the arithmetic is at least float32. A weight of 0 grows, from 0; where
+      :math:`θ_t + u_t` is 0, the weight keeps its own direction. An update of 0 stays 0, and
+      integer leaves are left alone.
+
+    Raises:
+      TypeError, ValueError: for a factor that is no finite number :math:`\ge 0`, a ``stacked``
+        that does not fit, or an ``update`` without ``params``.
+
+    Note:
+      Without state, rounding adds up: over many steps of (0, 0) the norm moves by about the
+      parameters' rounding errors. :func:`hyperball` returns to the initial norm at each step.
+
+    Examples:
+      >>> import jax.numpy as jnp, optax, optax_decoupled as od
+      >>> params, grads = jnp.array([3.0, 4.0]), jnp.array([-3.0, -4.0])
+      >>> tx = optax.chain(optax.sgd(0.2), od.norm_change(outward=0.5))
+      >>> updates, _ = tx.update(grads, tx.init(params), params)
+      >>> assert jnp.isclose(jnp.linalg.norm(params + updates), 5.5)  # and not 6
+
+    References:
+      modded-nanogpt (github.com/KellerJordan/modded-nanogpt); NVIDIA Emerging-Optimizers
+      (docs.nvidia.com/nemo/emerging-optimizers).
+    """
+    way_out = "It multiplies the change of the norm; inject_hyperparams makes it a schedule."
+    checks.check_nonnegative("outward", outward, way_out)
+    checks.check_nonnegative("inward", inward, way_out)
+    is_nothing = all(checks.is_static(x) and x == 1 for x in (outward, inward))
+
+    def init_fn(params: optax.Params) -> optax.EmptyState:
+        leading_axes(stacked, params)  # raises here if it does not fit
+        return optax.EmptyState()
+
+    def update_fn(
+        updates: optax.Updates,
+        state: optax.OptState,
+        params: optax.Params | None = None,
+        **_: object,
+    ) -> tuple[optax.Updates, optax.OptState]:
+        params = required(params, "norm_change")
+        if is_nothing:
+            return updates, state
+        change = functools.partial(_with_norm_change, outward, inward)
+        way_out = "Pass the gradients of these params to tx.update; None only for single leaves."
+        return _map_weights(change, updates, params, way_out, leading_axes(stacked, params)), state
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _with_norm_change(outward: Scalar, inward: Scalar, u: Leaf, p: Leaf, axes: int) -> Leaf:
+    """The update to n (θ + u)/‖θ + u‖, in the dtype of u.
+
+    It is u + g (θ + u), where g = n/‖θ + u‖ - 1 is computed without a difference of norms.
+    """
+    with jax.numpy_dtype_promotion("standard"):
+        dtype = jnp.result_type(*(jnp.result_type(widen(jnp.asarray(x))) for x in (u, p)))
+    theta, step = jnp.asarray(p, dtype), jnp.asarray(u, dtype)
+    scale = power_of_two(jnp.maximum(largest(theta, axes), largest(step, axes)))
+    unit_theta, unit_step = divided(theta, scale), divided(step, scale)
+    before, after = norm(unit_theta, axes), norm(unit_theta + unit_step, axes)
+    squares = total(jnp.real(jnp.conj(unit_step) * (2 * unit_theta + unit_step)), axes)
+    change = divided(squares, before + after)
+    f = jnp.where(change > 0, *(jnp.asarray(x, change.dtype) for x in (outward, inward)))
+    g = jnp.maximum((f - 1) * jnp.where(before > 0, divided(change, after), 1), -1)
+    # Where θ + u is 0 it has no direction: θ keeps its own, n = (1 - f) ‖θ‖.
+    of_step = jnp.where(after > 0, 1 + g, jnp.minimum(f, 1)).astype(dtype)
+    of_theta = jnp.where(after > 0, g, 0).astype(dtype)
+    return (of_step * step + of_theta * theta).astype(jnp.result_type(u))

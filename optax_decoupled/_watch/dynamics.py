@@ -16,7 +16,7 @@ import optax
 
 from optax_decoupled._common.dtypes import is_decayable, widen
 from optax_decoupled._common.types import Leaf, PyTree, Scalar
-from optax_decoupled._select.masks import leaf_multipliers
+from optax_decoupled._select.masks import scalar_multipliers
 from optax_decoupled._select.names import entries_like
 from optax_decoupled._select.stacked import Stacked, leading_axes
 
@@ -124,7 +124,7 @@ def weight_dynamics(
     if decay is None:
         return WeightDynamics(*trees)
     is_one = isinstance(decay, int | float | np.generic | np.ndarray | jax.Array)
-    rates = [decay] * len(leaves) if is_one else leaf_multipliers(decay, params)
+    rates = [decay] * len(leaves) if is_one else scalar_multipliers("decay", decay, params)
     rows = zip(leaves, rates, *motions[3:], strict=True)
     forces = _columns([_forces(*row) for row in rows], 3)
     return WeightForces(*trees, *map(treedef.unflatten, forces))

@@ -310,8 +310,7 @@ NONLINEAR = {
     "clipped by its norm": lambda p: -1e-3 * p / jnp.maximum(1.0, 10 * jnp.linalg.norm(p)),
     "target norm": lambda p: -1e-3 * p * (1 - 0.1 / jnp.linalg.norm(p)),
     "of small weights": lambda p: -1e-3 * p * (abs(p) < 10),
-    "every other row": lambda p: -1e-3 * p * (jnp.arange(8) % 2)[:, None],
-    "a tenth more on one row": lambda p: -1e-3 * p * (1 + 0.1 * (jnp.arange(8) == 0))[:, None],
+    "less a part of the row's mean": lambda p: -1e-3 * (p - 0.3 * p.mean(1, keepdims=True)),
 }
 
 
@@ -342,13 +341,26 @@ def test_nonlinear_decay_in_a_momentum_is_coupled():
     }
 
 
-@pytest.mark.parametrize("rows", [4, 7])
-def test_decay_of_some_rows_is_not_decoupled(rows):
-    mask = np.arange(8)[:, None] < rows
-    tx = _after_adam(lambda p: -1e-3 * p * mask)
-    report = od.explain_weight_decay(tx, {"w": jnp.ones((8, 16))})
-    assert kinds(report) == {"nonlinear"}
-    assert report.rows[0].decay_per_step == pytest.approx(1e-3 * rows / 8, rel=0.2)
+RANGES = {
+    "every other row": (lambda p: jnp.arange(8)[:, None] % 2, (0.0, 1.0)),
+    "seven rows": (lambda p: jnp.arange(8)[:, None] < 7, (0.0, 1.0)),
+    "a tenth more on one row": (lambda p: 1 + 0.1 * (jnp.arange(8)[:, None] == 0), (1.0, 1.1)),
+    "elements": (lambda p: jnp.linspace(0.5, 2, p.size).reshape(p.shape), (0.5, 2.0)),
+}
+
+
+@pytest.mark.parametrize("name", RANGES)
+def test_a_fraction_of_each_element_has_a_range(name):
+    multiplier, ends = RANGES[name]
+    params = small_params()["dense"]["kernel"]
+    report = od.explain_weight_decay(_after_adam(lambda p: -1e-3 * p * multiplier(p)), params)
+    (row,) = report.rows
+    assert row.kind == "decoupled"
+    assert row.decay_range == pytest.approx([1e-3 * end for end in ends], rel=1e-3, abs=1e-9)
+    mean = 1e-3 * float(jnp.mean(jnp.broadcast_to(multiplier(params), params.shape)))
+    assert row.decay_per_step == pytest.approx(mean, rel=1e-3)
+    assert row.half_life == pytest.approx(math.log(2) / -math.log1p(-mean), rel=1e-3)
+    assert not report.warnings
 
 
 def test_what_the_gradients_change_is_not_called_nonlinear():

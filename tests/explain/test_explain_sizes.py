@@ -76,7 +76,8 @@ def test_arrays_of_full_size_are_measured_or_the_error_says_why_not(monkeypatch)
     add = lambda u, p: {**u, "w": u["w"] - 1e-3 * half * p["w"]}
     tx = optax.chain(optax.adam(LR), optax.stateless(add))
     rows = by_path(od.explain_weight_decay(tx, WIDE))
-    assert (rows["w"].kind, rows["b"].kind) == ("nonlinear", "none")
+    assert (rows["w"].kind, rows["b"].kind) == ("decoupled", "none")
+    assert rows["w"].decay_range == pytest.approx((0.0, 1e-3), rel=1e-3)
     monkeypatch.setattr(probe, "FULL_SIZE", 10_000)
     with pytest.raises(ValueError, match=r"samples of these 196,992 weights.* fewer or narrower"):
         od.explain_weight_decay(tx, WIDE)

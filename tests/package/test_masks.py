@@ -662,7 +662,7 @@ REFUSED = {
     ),
     "elementwise": (
         {"encoder": jnp.ones((2, 2)), "decoder": True},
-        ["mask at 'encoder'", "(2, 2)", "scalar"],
+        ["mask at 'encoder' for 'encoder/bias'", "(2, 2)", "broadcast"],
     ),
     "a missing entry": (
         {"encoder": True},

@@ -1,0 +1,84 @@
+"""norm_change after an optimizer: what holds a norm, what only brakes it, and the decay beside."""
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from explaining import LR, kinds, random_grads, small_params
+
+import optax_decoupled as od
+
+INNER = {
+    "adamw": (lambda c: od.adamw(LR, c), 1e-4),
+    "sgdw": (lambda c: od.sgdw(10 * LR, c), 1e-4),
+    "lion": (lambda c: od.decouple(optax.lion(LR, weight_decay=0.0), c), 1e-4),
+}
+every_inner = pytest.mark.parametrize(("make", "c"), INNER.values(), ids=INNER)
+
+
+def _explained(inner, outward, inward, params=None, **kwargs):
+    tx = optax.chain(inner, od.norm_change(outward=outward, inward=inward))
+    return od.explain_weight_decay(tx, params or small_params(), **kwargs)
+
+
+@every_inner
+@pytest.mark.parametrize("decay", [0.0, 1.0])
+def test_a_norm_that_is_held_is_constrained(make, c, decay):
+    report = _explained(make(decay * c), 0.0, 0.0)
+    assert kinds(report) == {"constrained"}
+
+
+@every_inner
+@pytest.mark.parametrize("factors", [(0.5, 1.0), (0.25, 1.0), (0.5, 0.5), (2.0, 1.0)])
+def test_a_brake_is_no_decay_and_the_decay_beside_it_is_decoupled(make, c, factors):
+    outward, inward = factors
+    for row in _explained(make(0.0), *factors).rows:
+        assert (row.kind, row.decay_per_step) == ("none", 0.0)
+    report = _explained(make(c), *factors)
+    assert kinds(report) == {"decoupled"}
+    for row in report.rows:  # of weights that shrink
+        assert row.decay_per_step == pytest.approx(inward * c, rel=1e-3)
+    assert not any("coupled" in text or "gradient" in text for text in report.warnings)
+    (note,) = [text for text in report.notes if "radial brake" in text]
+    assert f"multiplies the growth of 'dense/bias', 'dense/kernel' by {outward:.2g}." in note
+
+
+@every_inner
+def test_one_and_one_is_the_optimizer_alone(make, c):
+    for decay in (0.0, c):
+        alone = od.explain_weight_decay(make(decay), small_params())
+        assert _explained(make(decay), 1.0, 1.0).rows == alone.rows
+        assert not any("brake" in text for text in alone.notes)
+
+
+@pytest.mark.parametrize("shape", [(3,), (5,), (3, 3), (64,)])
+def test_a_brake_on_gradients_that_are_not_orthogonal(shape):
+    """Those of the caller, and of synthetic ones where the number of elements is odd."""
+    params = {"w": jnp.ones(shape)}
+    for grads in (None, random_grads(params, 1)):
+        for decay, kind in ((0.0, "none"), (1e-4, "decoupled")):
+            (row,) = _explained(od.adamw(LR, decay), 0.5, 1.0, params, grads=grads).rows
+            assert row.kind == kind
+            assert row.decay_per_step == pytest.approx(decay, rel=1e-3)
+
+
+def test_l2_under_a_brake_is_still_coupled():
+    report = _explained(od.adam_l2(LR, 1e-2), 0.5, 1.0)
+    assert kinds(report) == {"coupled"}
+
+
+def test_the_budget_under_a_brake_is_that_of_weights_that_shrink():
+    eta = optax.cosine_decay_schedule(1.0, 1000)
+    report = _explained(od.adamw(LR, 1e-4, schedule=eta), 0.5, 1.0, steps=1000)
+    budgets = [row.budget for row in report.rows]
+    np.testing.assert_allclose(
+        budgets, 1e-4 * (np.cos(np.pi * np.arange(1000) / 1000) + 1).sum() / 2, rtol=3e-3
+    )
+
+
+def test_an_array_of_multipliers_under_a_brake():
+    mask = {"dense": {"kernel": np.linspace(1, 0.5, 8)[:, None], "bias": False}}
+    for inner in (od.adamw(LR, 1e-4, mask=mask), od.sgdw(10 * LR, 1e-4, mask=mask)):
+        bias, kernel = _explained(inner, 0.5, 1.0).rows
+        assert (bias.kind, kernel.kind) == ("none", "decoupled")
+        assert kernel.decay_range == pytest.approx((5e-5, 1e-4), rel=1e-3)
