@@ -38,15 +38,18 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import matplotlib.pyplot as plt
 import numpy as np
 import optax
 
 import optax_decoupled as od
 from benchmarks.lib import held_networks as nets
 from benchmarks.lib.data import digits
+from benchmarks.lib.drawing import save
 from benchmarks.lib.harness import RESULTS, environment, write_json
 from benchmarks.lib.tables import markdown
 from optax_decoupled import sweep
+from optax_decoupled._common.extras import COLOURS
 
 DECAY, STEPS, SEEDS = 1e-3, 3_000, 5
 OPTIMIZERS = {
@@ -296,8 +299,25 @@ def report(record: dict[str, Any]) -> str:
         "Does the ratio predict how the best decay moves with the learning rate? Noise: it stays "
         "(slope 0). The loss: it moves with the rate (slope 1).\n\n"
         f"{markdown([columns, *valleys])}\n"
-        f"MLPs on {IMAGES} digits, {VALLEY_SEEDS} seeds. {second}\n"
+        f"MLPs on {IMAGES} digits, {VALLEY_SEEDS} seeds. {second}\n\n"
+        "![Slope of the best decay over the ratio](benchmarks/results/held_by.png)\n"
     )
+
+
+def draw(record: dict[str, Any], path: Path) -> None:
+    """The slope of the best decay over the ratio of the weights that decay."""
+    figure, ax = plt.subplots(figsize=(6.5, 3.6), layout="constrained")
+    for row, colour in zip(record["valleys"], np.repeat(COLOURS[:3], 3), strict=True):
+        if row["slope"] is None:
+            continue
+        low, high = row["interval"]
+        x, y = row["ratio"]["mean"], row["slope"]
+        ax.errorbar(x, y, [[max(y - low, 0)], [max(high - y, 0)]], fmt="o", color=colour, capsize=3)
+        ax.annotate(f" {row['norm']}: {row['decays']}", (x, y), fontsize="x-small", va="bottom")
+    ax.hlines([0, 1], *ax.get_xlim(), color="0.6", lw=0.8, ls="--")
+    ax.set(xscale="log", xlabel="ratio", ylabel="slope of the best decay [90 %]")
+    ax.set_title("predicted: 0 near a ratio of 1, 1 far from it", fontsize="medium")
+    save(figure, path)
 
 
 def _counts(row: dict[str, Any]) -> list[str]:
@@ -340,6 +360,8 @@ def main() -> None:
     record["seconds"] = round(time.perf_counter() - start)
     options.out.mkdir(parents=True, exist_ok=True)
     write_json(path, record)
+    if "valleys" in record:
+        draw(record, path.with_suffix(".png"))
     print(*conclusion(record), sep="\n")
 
 

@@ -67,11 +67,9 @@ def last_ratio(f: Forces) -> float:
     """Alignment over injection of the last half, over that of noise if noise has any."""
     half = slice(len(f.aligned) // 2, None)
     parts = min(_PARTS, max(len(f.aligned[half]), 1))
-    sums = [
-        [part.sum() for part in np.array_split(x[half], parts)] for x in (f.aligned, f.injected)
-    ]
+    sums = lambda x: np.array([part.sum() for part in np.array_split(x[half], parts)])
     with np.errstate(divide="ignore", invalid="ignore"):
-        return float(np.median(np.divide(*sums))) / (f.of_noise or 1.0)
+        return float(np.median(sums(f.aligned) / sums(f.injected))) / (f.of_noise or 1.0)
 
 
 def judged(a: Averages, f: Forces, steps: np.ndarray, elements: int) -> Verdict:
