@@ -235,6 +235,9 @@ def test_arguments_and_states_that_do_not_fit():
     _, longer = recorder.update({"w": jnp.zeros(3)}, longer, {"w": jnp.ones(3)})
     with pytest.raises(ValueError, match="2 weight histories of 0, 1 updates"):
         read((state, longer))
+    short, late = (written([1.0] * 8)._replace(count=jnp.asarray(n)) for n in (9, 14))
+    with pytest.raises(ValueError, match="2 weight histories of 8, 13 updates"):
+        read((short, late))
     with pytest.raises(ValueError, match="weight_decay has no entry for 'w'"):
         read(longer, weight_decay={"v": 1e-4})
     with pytest.raises(ValueError, match=r"b1=1\.0 is not allowed"):
