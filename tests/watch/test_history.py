@@ -225,6 +225,29 @@ def test_noise_holds_a_weight_whose_ratio_is_near_1(ratio, held_by):
     assert read(state, weight_decay=0.0).rows[0].held_by is None
 
 
+def test_the_last_half_of_a_run_decides_what_holds_a_weight():
+    """The ratio falls from 5 to 1, or rises."""
+    for ratios, held_by in (([5.0, 1.0], "noise"), ([1.0, 5.0], "the loss")):
+        state = written([1.0] * 16, ratio=np.repeat(ratios, 8))
+        (row,) = od.recorded_weight_dynamics(state, weight_decay=0.01, b1=0.0).rows
+        assert row.held_by == held_by
+
+
+def test_a_long_interval_has_the_mean_of_its_schedule():
+    """6,400 updates, of which 64 counts are evaluated, at the middle of each hundred."""
+    state = written([1.0])._replace(stride=jnp.asarray(6400), count=jnp.asarray(6401))
+    known = dict(weight_decay=0.01, schedule=lambda count: count / 6400)
+    (row,) = od.recorded_weight_dynamics(state, **known).rows
+    np.testing.assert_allclose(row.removed, 2 * 0.01 * np.arange(6400).mean() / 6400, rtol=1e-3)
+
+
+def test_a_name_with_a_bracket_is_no_slice():
+    state = od.record_weight_dynamics().init({"w[0]": jnp.ones(3)})
+    state = state._replace(size=jnp.asarray(1), count=jnp.asarray(2), pending=jnp.asarray(0))
+    (row,) = od.recorded_weight_dynamics(state, weight_decay={"w[0]": 0.01}).rows
+    np.testing.assert_allclose(row.removed, 0.02)
+
+
 def test_arguments_and_states_that_do_not_fit():
     recorder = od.record_weight_dynamics()
     state = recorder.init({"w": jnp.ones(3)})
