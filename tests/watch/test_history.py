@@ -241,6 +241,16 @@ def test_a_long_interval_has_the_mean_of_its_schedule():
     np.testing.assert_allclose(row.removed, 2 * 0.01 * np.arange(6400).mean() / 6400, rtol=1e-3)
 
 
+@pytest.mark.parametrize("decay", [0.005, 0.0])
+def test_the_predicted_size_after_long_intervals(decay):
+    """At the equilibrium of AdamW it stays; without decay the squares add up."""
+    start = 1e-3 / np.sqrt(1 - 0.995**2)
+    state = written([start] * 4)._replace(stride=jnp.asarray(1000), count=jnp.asarray(4001))
+    (row,) = od.recorded_weight_dynamics(state, weight_decay=decay, learning_rate=1e-3).rows
+    added = 0.0 if decay else 1e-6 * 1000 * np.arange(4)
+    np.testing.assert_allclose(row.predicted_rms, np.sqrt(start**2 + added), rtol=1e-5)
+
+
 def test_a_name_with_a_bracket_is_no_slice():
     state = od.record_weight_dynamics().init({"w[0]": jnp.ones(3)})
     state = state._replace(size=jnp.asarray(1), count=jnp.asarray(2), pending=jnp.asarray(0))
