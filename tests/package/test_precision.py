@@ -105,6 +105,23 @@ def test_a_narrow_first_moment_comes_to_rest_within_one_unit_in_the_last_place(d
     np.testing.assert_array_equal(mu, targets)
 
 
+@pytest.mark.parametrize("towards_zero", [True, False])
+@pytest.mark.parametrize("dtype", NARROW)
+def test_a_lost_change_of_any_moment_is_the_step_to_its_neighbour(dtype, towards_zero):
+    """Every number of the format and the gradient beside it: a tenth of a unit would be lost."""
+    info = jnp.finfo(dtype)
+    numbers = np.asarray(_all_values(dtype)).astype(np.float32)
+    # XLA flushes the subnormal numbers of float32, and those of bfloat16 are among them.
+    least = 0.0 if dtype == jnp.float16 else 2 * float(info.smallest_normal)
+    usable = np.isfinite(numbers) & (abs(numbers) > least) & (abs(numbers) < float(info.max))
+    moments = jnp.asarray(_all_values(dtype))[usable]
+    bits = jax.lax.bitcast_convert_type(moments, jnp.uint16)
+    beside = jax.lax.bitcast_convert_type(bits - 1 if towards_zero else bits + 1, dtype)
+    tx = od.scale_by_adam()
+    _, state = jax.jit(tx.update)(beside, tx.init(moments)._replace(mu=moments))
+    np.testing.assert_array_equal(np.float32(state.mu), np.float32(beside))
+
+
 @pytest.mark.parametrize("dtype", NARROW)
 def test_a_narrow_first_moment_is_gone_some_time_after_the_gradients(dtype):
     """One that stays while the second moment goes makes steps of any size."""
