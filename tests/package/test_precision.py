@@ -302,6 +302,19 @@ def test_what_is_representable_stays(dtype):
     assert bool(jnp.isnan(nan).all())
 
 
+@pytest.mark.parametrize("dtype", NARROW)
+def test_what_is_no_number_stays_none(dtype):
+    """Whatever its payload: all ones, as a GPU writes it, would be carried to -0."""
+    bits = np.array([0x7FFFFFFF, 0xFFFFFFFF, 0x7FC00000, 0x7F800001], np.uint32).repeat(1000)
+    updates, params = jnp.asarray(bits.view(np.float32)), jnp.ones(len(bits), dtype)
+    new = od.apply_updates_with_stochastic_rounding(params, updates, jax.random.key(0))
+    assert np.isnan(np.float32(new)).all()
+    infinite = od.apply_updates_with_stochastic_rounding(
+        params, jnp.full(len(bits), jnp.inf), jax.random.key(0)
+    )
+    assert np.isposinf(np.float32(infinite)).all()
+
+
 def test_float32_parameters_are_added_as_optax_does():
     keys = jax.random.split(jax.random.key(0), 4)
     params = {"a": jax.random.normal(keys[0], (50,)), "b": None, "c": jnp.arange(3)}
