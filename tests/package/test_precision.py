@@ -315,6 +315,26 @@ def test_what_is_no_number_stays_none(dtype):
     assert np.isposinf(np.float32(infinite)).all()
 
 
+@pytest.mark.parametrize("shape", [(8, 9, 10), (720, 1), (2, 3, 4, 30)])
+def test_an_elements_choice_depends_on_its_index_alone(shape):
+    """So no two elements of an array share one, whatever its shape."""
+    params, updates = jnp.ones(720, jnp.bfloat16), jnp.linspace(0.0, 1e-2, 720)
+    add = lambda *trees: od.apply_updates_with_stochastic_rounding(*trees, jax.random.key(3))
+    flat, shaped = add(params, updates), add(params.reshape(shape), updates.reshape(shape))
+    np.testing.assert_array_equal(np.float32(shaped).ravel(), np.float32(flat))
+    assert np.sum(np.float32(flat) != np.float32(params + updates.astype(params.dtype))) > 100
+
+
+@pytest.mark.parametrize("dtype", NARROW)
+def test_float64_updates_are_rounded_as_those_of_float32(dtype):
+    with jax.enable_x64(True):
+        params, updates = jnp.ones((4, 2), dtype), jnp.full((4, 2), 2.0**-12, jnp.float64)
+        add = lambda u: od.apply_updates_with_stochastic_rounding(params, u, jax.random.key(0))
+        new, expected = add(updates), add(updates.astype(jnp.float32))
+    assert new.dtype == dtype
+    np.testing.assert_array_equal(np.float32(new), np.float32(expected))
+
+
 def test_float32_parameters_are_added_as_optax_does():
     keys = jax.random.split(jax.random.key(0), 4)
     params = {"a": jax.random.normal(keys[0], (50,)), "b": None, "c": jnp.arange(3)}
