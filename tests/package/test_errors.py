@@ -153,6 +153,11 @@ REFUSED = {
         ["learning_rate=0.0", "> 0"],
     ),
     "half-life": (lambda: od.convert.from_half_life(0), ValueError, ["steps=0", "> 0"]),
+    "cycles of a normalized decay": (
+        lambda: od.schedules.normalized_weight_decay(0.05, 0),
+        ValueError,
+        ["first_cycle_steps=0", "from 1"],
+    ),
     "timescale": (lambda: od.convert.from_timescale(0.5), ValueError, ["steps=0.5", ">= 1"]),
     "cautious": (
         lambda: od.adamw(0.1, 1e-3, cautious=1),  # pyright: ignore[reportArgumentType]

@@ -105,6 +105,23 @@ def test_a_narrow_first_moment_comes_to_rest_within_one_unit_in_the_last_place(d
     np.testing.assert_array_equal(mu, targets)
 
 
+@pytest.mark.parametrize("towards_zero", [True, False])
+@pytest.mark.parametrize("dtype", NARROW)
+def test_a_lost_change_of_any_moment_is_the_step_to_its_neighbour(dtype, towards_zero):
+    """Every number of the format and the gradient beside it: a tenth of a unit would be lost."""
+    info = jnp.finfo(dtype)
+    numbers = np.asarray(_all_values(dtype)).astype(np.float32)
+    # XLA flushes the subnormal numbers of float32, and those of bfloat16 are among them.
+    least = 0.0 if dtype == jnp.float16 else 2 * float(info.smallest_normal)
+    usable = np.isfinite(numbers) & (abs(numbers) > least) & (abs(numbers) < float(info.max))
+    moments = jnp.asarray(_all_values(dtype))[usable]
+    bits = jax.lax.bitcast_convert_type(moments, jnp.uint16)
+    beside = jax.lax.bitcast_convert_type(bits - 1 if towards_zero else bits + 1, dtype)
+    tx = od.scale_by_adam()
+    _, state = jax.jit(tx.update)(beside, tx.init(moments)._replace(mu=moments))
+    np.testing.assert_array_equal(np.float32(state.mu), np.float32(beside))
+
+
 @pytest.mark.parametrize("dtype", NARROW)
 def test_a_narrow_first_moment_is_gone_some_time_after_the_gradients(dtype):
     """One that stays while the second moment goes makes steps of any size."""
@@ -283,6 +300,39 @@ def test_what_is_representable_stays(dtype):
     np.testing.assert_array_equal(new, values)
     nan = od.apply_updates_with_stochastic_rounding(values * jnp.nan, values, jax.random.key(0))
     assert bool(jnp.isnan(nan).all())
+
+
+@pytest.mark.parametrize("dtype", NARROW)
+def test_what_is_no_number_stays_none(dtype):
+    """Whatever its payload: all ones, as a GPU writes it, would be carried to -0."""
+    bits = np.array([0x7FFFFFFF, 0xFFFFFFFF, 0x7FC00000, 0x7F800001], np.uint32).repeat(1000)
+    updates, params = jnp.asarray(bits.view(np.float32)), jnp.ones(len(bits), dtype)
+    new = od.apply_updates_with_stochastic_rounding(params, updates, jax.random.key(0))
+    assert np.isnan(np.float32(new)).all()
+    infinite = od.apply_updates_with_stochastic_rounding(
+        params, jnp.full(len(bits), jnp.inf), jax.random.key(0)
+    )
+    assert np.isposinf(np.float32(infinite)).all()
+
+
+@pytest.mark.parametrize("shape", [(8, 9, 10), (720, 1), (2, 3, 4, 30)])
+def test_an_elements_choice_depends_on_its_index_alone(shape):
+    """So no two elements of an array share one, whatever its shape."""
+    params, updates = jnp.ones(720, jnp.bfloat16), jnp.linspace(0.0, 1e-2, 720)
+    add = lambda *trees: od.apply_updates_with_stochastic_rounding(*trees, jax.random.key(3))
+    flat, shaped = add(params, updates), add(params.reshape(shape), updates.reshape(shape))
+    np.testing.assert_array_equal(np.float32(shaped).ravel(), np.float32(flat))
+    assert np.sum(np.float32(flat) != np.float32(params + updates.astype(params.dtype))) > 100
+
+
+@pytest.mark.parametrize("dtype", NARROW)
+def test_float64_updates_are_rounded_as_those_of_float32(dtype):
+    with jax.enable_x64(True):
+        params, updates = jnp.ones((4, 2), dtype), jnp.full((4, 2), 2.0**-12, jnp.float64)
+        add = lambda u: od.apply_updates_with_stochastic_rounding(params, u, jax.random.key(0))
+        new, expected = add(updates), add(updates.astype(jnp.float32))
+    assert new.dtype == dtype
+    np.testing.assert_array_equal(np.float32(new), np.float32(expected))
 
 
 def test_float32_parameters_are_added_as_optax_does():

@@ -202,6 +202,24 @@ def test_eps_root_dtypes_and_caution_reach_the_transforms():
         np.testing.assert_allclose(careful - bold, [0.0, -DECAY], atol=1e-7)
 
 
+@pytest.mark.parametrize("factory", [od.adamwr, od.sgdwr])
+def test_cycles_masks_and_toward_reach_the_decay_of_restarts(factory):
+    """The second cycle is three steps long; zero gradients leave the decay alone."""
+    params = {"w": jnp.ones(2), "b": jnp.ones(2)}
+    zeros = jax.tree.map(jnp.zeros_like, params)
+
+    def second(**options):
+        tx = factory(0.1, DECAY, first_cycle_steps=1, cycle_mult=3, **options)
+        _, state = tx.update(zeros, tx.init(params), params)
+        return tx.update(zeros, state, params)[0]
+
+    c = DECAY / 3**0.5
+    np.testing.assert_allclose(second()["w"], -c, rtol=1e-5)
+    masked = second(mask={"w": True, "b": False})
+    np.testing.assert_allclose([masked["w"][0], masked["b"][0]], [-c, 0.0], rtol=1e-5)
+    np.testing.assert_array_equal(second(toward=od.toward_init())["w"], 0.0)
+
+
 def test_decay_schedule_replaces_the_schedule_for_the_decay_alone():
     eta, values = _both("cosine")
     expected = reference.adam(THETA, gradient, values, 0.01, decay=[DECAY] * STEPS)

@@ -302,6 +302,39 @@ def test_a_stack_of_histories_says_how_to_take_one():
     assert len(od.recorded_weight_dynamics(one).rows) == 1
 
 
+def test_the_last_half_of_a_run_decides_what_holds_a_weight():
+    """The ratio falls from 5 to 1, or rises."""
+    for ratios, held_by in (([5.0, 1.0], "noise"), ([1.0, 5.0], "the loss")):
+        state = written([1.0] * 16, ratio=np.repeat(ratios, 8))
+        (row,) = od.recorded_weight_dynamics(state, weight_decay=0.01, b1=0.0).rows
+        assert row.held_by == held_by
+
+
+def test_a_long_interval_has_the_mean_of_its_schedule():
+    """6,400 updates, of which 64 counts are evaluated, at the middle of each hundred."""
+    state = written([1.0])._replace(stride=jnp.asarray(6400), count=jnp.asarray(6401))
+    known = dict(weight_decay=0.01, schedule=lambda count: count / 6400)
+    (row,) = od.recorded_weight_dynamics(state, **known).rows
+    np.testing.assert_allclose(row.removed, 2 * 0.01 * np.arange(6400).mean() / 6400, rtol=1e-3)
+
+
+@pytest.mark.parametrize("decay", [0.005, 0.0])
+def test_the_predicted_size_after_long_intervals(decay):
+    """At the equilibrium of AdamW it stays; without decay the squares add up."""
+    start = 1e-3 / np.sqrt(1 - 0.995**2)
+    state = written([start] * 4)._replace(stride=jnp.asarray(1000), count=jnp.asarray(4001))
+    (row,) = od.recorded_weight_dynamics(state, weight_decay=decay, learning_rate=1e-3).rows
+    added = 0.0 if decay else 1e-6 * 1000 * np.arange(4)
+    np.testing.assert_allclose(row.predicted_rms, np.sqrt(start**2 + added), rtol=1e-5)
+
+
+def test_a_name_with_a_bracket_is_no_slice():
+    state = od.record_weight_dynamics().init({"w[0]": jnp.ones(3)})
+    state = state._replace(size=jnp.asarray(1), count=jnp.asarray(2), pending=jnp.asarray(0))
+    (row,) = od.recorded_weight_dynamics(state, weight_decay={"w[0]": 0.01}).rows
+    np.testing.assert_allclose(row.removed, 0.02)
+
+
 def test_arguments_and_states_that_do_not_fit():
     recorder = od.record_weight_dynamics()
     state = recorder.init({"w": jnp.ones(3)})
@@ -312,6 +345,9 @@ def test_arguments_and_states_that_do_not_fit():
     _, longer = recorder.update({"w": jnp.zeros(3)}, longer, {"w": jnp.ones(3)})
     with pytest.raises(ValueError, match="2 weight histories of 0, 1 updates"):
         read((state, longer))
+    short, late = (written([1.0] * 8)._replace(count=jnp.asarray(n)) for n in (9, 14))
+    with pytest.raises(ValueError, match="2 weight histories of 8, 13 updates"):
+        read((short, late))
     with pytest.raises(ValueError, match="weight_decay has no entry for 'w'"):
         read(longer, weight_decay={"v": 1e-4})
     with pytest.raises(ValueError, match=r"b1=1\.0 is not allowed"):

@@ -209,6 +209,16 @@ def test_other_code_that_changes_the_weights_is_seen():
     np.testing.assert_allclose(row.growth, 0.81 - 1, rtol=1e-5)
 
 
+def test_a_weight_that_is_zero_has_finite_averages():
+    recorder, zeros = od.record_weight_dynamics(), {"w": jnp.zeros(4)}
+    state = recorder.init(zeros)
+    for value in (0.0, 0.0, 1.0):
+        _, state = recorder.update(zeros, state, {"w": jnp.full(4, value)})
+    assert np.isfinite(state.table).all()
+    (row,) = od.recorded_weight_dynamics(state).rows
+    np.testing.assert_array_equal(row.rotation, 0.0)
+
+
 def test_explain_measures_the_optimizer_alone():
     params = {"w": random((300, 400)), "b": jnp.zeros(400)}
     bare = od.adamw(1e-3, 1e-4, mask=od.decay_mask)
