@@ -84,13 +84,13 @@ class Hyperparameters:
 
 
 def decay_of_each(
-    weight_decay: ScalarOrSchedule | PyTree | None, mask: Mask, shapes: dict[str, Any]
+    weight_decay: ScalarOrSchedule | PyTree | None, mask: Mask, arrays: dict[str, tuple[str, Any]]
 ) -> dict[str, tuple[Any, float]]:
     """For each weight its decay (a number, a schedule or None) and its multiplier.
 
-    `shapes` are the arrays that hold the weights, by the path of each weight.
+    `arrays` has for the path of each weight that of the array which holds it, and its shape.
     """
-    tree = _nested({path.partition("[")[0]: shape for path, shape in shapes.items()})
+    tree = _nested(dict(arrays.values()))
     by_path = {"/".join(path): shape for path, shape in named_leaves(tree)[0]}
     multipliers = dict(zip(by_path, leaf_multipliers(mask, tree), strict=True))
     if weight_decay is None or callable(weight_decay) or _is_scalar(weight_decay):
@@ -107,8 +107,10 @@ def decay_of_each(
             )
         for path in by_path:
             _check_decay(f"weight_decay at {path!r}", given[path])
-    arrays = {path: path.partition("[")[0] for path in shapes}
-    return {path: (given[a], float(np.mean(multipliers[a]))) for path, a in arrays.items()}
+    return {
+        weight: (given[array], float(np.mean(multipliers[array])))
+        for weight, (array, _) in arrays.items()
+    }
 
 
 def _nested(leaves: dict[str, Any]) -> dict:

@@ -22,12 +22,13 @@ def tables(opt_state: PyTree) -> list[Table]:
     return [Table(node) for node in history_nodes(tree)]
 
 
-def shapes(found: list[Table]) -> dict[str, jax.ShapeDtypeStruct]:
-    """For the path of each weight the array that holds it."""
+def arrays(found: list[Table]) -> dict[str, tuple[str, jax.ShapeDtypeStruct]]:
+    """For the path of each weight that of the array which holds it, and the array's shape."""
     return {
-        path: jax.ShapeDtypeStruct(tuple(shape), dtype)
+        name: (path, jax.ShapeDtypeStruct(tuple(shape), dtype))
         for table in found
-        for path, shape, dtype in table.arrays()
+        for path, shape, dtype, axes in table.labels
+        for name in _slices(path, shape[:axes])
     }
 
 
@@ -71,12 +72,6 @@ class Table:
             for name in _slices(path, shape[:axes]):
                 yield name, tuple(shape[axes:]), dtype, Averages(*self.values[:, number].T)
                 number += 1
-
-    def arrays(self) -> Iterator[tuple[str, list[int], str]]:
-        """The path of each weight, and the shape and dtype of the array that holds it."""
-        for path, shape, dtype, axes in self.labels:
-            for name in _slices(path, shape[:axes]):
-                yield name, shape, dtype
 
 
 def _slices(path: str, shape: Sequence[int]) -> Iterator[str]:

@@ -305,8 +305,8 @@ def test_a_stack_of_histories_says_how_to_take_one():
 def test_the_last_half_of_a_run_decides_what_holds_a_weight():
     """The ratio falls from 5 to 1, or rises."""
     for ratios, held_by in (([5.0, 1.0], "noise"), ([1.0, 5.0], "the loss")):
-        state = written([1.0] * 16, ratio=np.repeat(ratios, 8))
-        (row,) = od.recorded_weight_dynamics(state, weight_decay=0.01, b1=0.0).rows
+        state = written([1.0] * 16, ratio=18 * np.repeat(ratios, 8))
+        (row,) = od.recorded_weight_dynamics(state, weight_decay=0.01).rows
         assert row.held_by == held_by
 
 
