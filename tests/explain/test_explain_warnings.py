@@ -1,7 +1,5 @@
 """Warnings name a mistake, and nothing that is none."""
 
-import dataclasses
-import time
 
 import jax
 import jax.numpy as jnp
@@ -126,22 +124,3 @@ def test_warnings_compare_no_rows(monkeypatch, make):
 
     monkeypatch.setattr(od.types.DecayRow, "__eq__", fail)
     assert od.explain_weight_decay(make(), small_params()).warnings
-
-
-def _name(i):
-    """Names of 50 lengths, each once, without integers."""
-    return "x" * (i % 50) + "".join(chr(97 + i // 26**place % 26) for place in range(4))
-
-
-def _seconds_to_print(number):
-    row = od.types.DecayRow("", (8, 16), jnp.dtype("float32"), "decoupled", 1e-4, 6931.0, False)
-    rows = tuple(dataclasses.replace(row, path=_name(i)) for i in range(number))
-    start = time.process_time()
-    assert "more lines" in str(od.types.DecayReport(rows))
-    return time.process_time() - start
-
-
-def test_a_table_of_many_names_takes_time_in_proportion():
-    """Four times as many took thirteen times as long when each was looked for in all others."""
-    short, long = (min(_seconds_to_print(n) for _ in range(2)) for n in (4_000, 16_000))
-    assert long < 8 * short
