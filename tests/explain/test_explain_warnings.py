@@ -1,6 +1,5 @@
 """Warnings name a mistake, and nothing that is none."""
 
-
 import jax
 import jax.numpy as jnp
 import numpy as np
