@@ -41,7 +41,9 @@ class WeightForces(NamedTuple):
     r"""The effect of one update on each weight, and the three parts of its growth.
 
     Attributes:
-      rms, rotation, growth: see :class:`WeightDynamics`.
+      rms: see :class:`WeightDynamics`.
+      rotation: see there.
+      growth: see there.
       alignment: :math:`2⟨θ, v⟩ / \|θ\|^2`, where :math:`v = u + cθ` is the update without decay.
       injection: :math:`\|v\|^2 / \|θ\|^2`.
       removal: :math:`2c`.

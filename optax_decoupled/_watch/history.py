@@ -104,7 +104,8 @@ def recorded_weight_dynamics(
       schedule: the multiplier of learning rate and decay, as given to the optimizer.
       learning_rate: that of an Adam-type optimizer, for ``predicted_rms``; a number or a
         schedule. None: unknown.
-      mask: the parameters that decay, as given to the optimizer; of an array its mean counts.
+      mask: the parameters that decay, as given to the optimizer; of a multiplier with one value
+        for each element the mean over the weight counts.
       b1: the decay rate of the first moment, or the momentum of SGD, in [0, 1). For Lion, whose
         signs are correlated otherwise, the pair ``(b1, b2)``. (Nesterov's momentum has another
         alignment: 13.2 instead of 18 for 0.9, so that noise reads 0.73.)
@@ -115,6 +116,9 @@ def recorded_weight_dynamics(
     Raises:
       TypeError, ValueError: for arguments out of range; if the state holds no history, or
         several of different lengths; for a tree that lacks a recorded parameter.
+
+    Warns:
+      UserWarning: if ``weight_decay`` looks like PyTorch's, as the optimizers do.
 
     Examples:
       >>> import jax, jax.numpy as jnp, optax, optax_decoupled as od
@@ -149,7 +153,7 @@ def recorded_weight_dynamics(
             "the same. Pass one of the states that hold them."
         )
     steps, interval = tables[0].steps, tables[0].interval
-    decays = decay_of_each(weight_decay, mask, stored.arrays(tables))
+    decays = decay_of_each(weight_decay, mask, stored.places(tables))
     known = Hyperparameters(steps, interval, decays, schedule, learning_rate, b1)
     rows = [_row(known, *each) for table in tables for each in table.weights()]
     return WeightHistory(steps, interval, tuple(rows))

@@ -13,6 +13,7 @@ from optax_decoupled._common import checks
 from optax_decoupled._common.types import Mask, PyTree, Scalar, ScalarOrSchedule
 from optax_decoupled._select.masks import leaf_multipliers
 from optax_decoupled._select.names import listing, named_leaves
+from optax_decoupled._watch.stored import Place
 from optax_decoupled.equilibrium import sum_of_sign_correlations
 
 # Counts at which a schedule is evaluated in each interval.
@@ -84,18 +85,20 @@ class Hyperparameters:
 
 
 def decay_of_each(
-    weight_decay: ScalarOrSchedule | PyTree | None, mask: Mask, arrays: dict[str, tuple[str, Any]]
+    weight_decay: ScalarOrSchedule | PyTree | None, mask: Mask, places: dict[str, Place]
 ) -> dict[str, tuple[Any, float]]:
     """For each weight its decay (a number, a schedule or None) and its multiplier.
 
-    `arrays` has for the path of each weight that of the array which holds it, and its shape.
+    Of a multiplier with several values the mean over the weight counts.
     """
-    tree = _nested(dict(arrays.values()))
+    tree = _nested({place.path: place.array for place in places.values()})
     by_path = {"/".join(path): shape for path, shape in named_leaves(tree)[0]}
     multipliers = dict(zip(by_path, leaf_multipliers(mask, tree), strict=True))
     if weight_decay is None or callable(weight_decay) or _is_scalar(weight_decay):
         if weight_decay is not None and not callable(weight_decay):
             _check_decay("weight_decay", weight_decay)
+            if float(np.asarray(weight_decay)) > 1.001 * checks.PYTORCH_SCALE:
+                checks.check_weight_decay(weight_decay)  # warns
         given = dict.fromkeys(by_path, weight_decay)
     else:
         given = {"/".join(path): x for path, x in named_leaves(weight_decay)[0]}
@@ -108,9 +111,16 @@ def decay_of_each(
         for path in by_path:
             _check_decay(f"weight_decay at {path!r}", given[path])
     return {
-        weight: (given[array], float(np.mean(multipliers[array])))
-        for weight, (array, _) in arrays.items()
+        name: (given[place.path], _mean_over(place, multipliers[place.path]))
+        for name, place in places.items()
     }
+
+
+def _mean_over(place: Place, multiplier: Any) -> float:
+    w = np.asarray(multiplier, float)
+    whole = w.reshape((1,) * (len(place.array.shape) - w.ndim) + w.shape)
+    indices = zip(place.indices, whole.shape, strict=False)
+    return float(whole[tuple(i if n > 1 else 0 for i, n in indices)].mean())
 
 
 def _nested(leaves: dict[str, Any]) -> dict:

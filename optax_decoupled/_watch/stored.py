@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -22,13 +22,21 @@ def tables(opt_state: PyTree) -> list[Table]:
     return [Table(node) for node in history_nodes(tree)]
 
 
-def arrays(found: list[Table]) -> dict[str, tuple[str, jax.ShapeDtypeStruct]]:
-    """For the path of each weight that of the array which holds it, and the array's shape."""
+class Place(NamedTuple):
+    """Where a weight is: the path and shape of its array, and its index over the leading axes."""
+
+    path: str
+    array: jax.ShapeDtypeStruct
+    indices: tuple[int, ...]
+
+
+def places(found: list[Table]) -> dict[str, Place]:
+    """The place of each weight, by its path."""
     return {
-        name: (path, jax.ShapeDtypeStruct(tuple(shape), dtype))
+        _name(path, indices): Place(path, jax.ShapeDtypeStruct(tuple(shape), dtype), indices)
         for table in found
         for path, shape, dtype, axes in table.labels
-        for name in _slices(path, shape[:axes])
+        for indices in np.ndindex(*shape[:axes])
     }
 
 
@@ -69,15 +77,15 @@ class Table:
         """The path, shape, dtype and averages of each weight."""
         number = 0
         for path, shape, dtype, axes in self.labels:
-            for name in _slices(path, shape[:axes]):
-                yield name, tuple(shape[axes:]), dtype, Averages(*self.values[:, number].T)
+            for indices in np.ndindex(*shape[:axes]):
+                averages = Averages(*self.values[:, number].T)
+                yield _name(path, indices), tuple(shape[axes:]), dtype, averages
                 number += 1
 
 
-def _slices(path: str, shape: Sequence[int]) -> Iterator[str]:
-    """The names of an array's slices, or its own if it is one weight."""
-    for index in np.ndindex(*shape):
-        yield path + (f"[{','.join(map(str, index))}]" if index else "")
+def _name(path: str, indices: tuple[int, ...]) -> str:
+    """Of an array's slice, or of an array that is one weight."""
+    return path + (f"[{','.join(map(str, indices))}]" if indices else "")
 
 
 def _on_host(x: Any) -> np.ndarray:

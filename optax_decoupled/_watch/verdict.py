@@ -28,8 +28,9 @@ _PARTS = 16
 # Decay must have removed this part of the squared length over the last half. Otherwise the length
 # is still that of the start, whatever holds it in the long run.
 _ACTED = 1.0
-# The updates of a weight that only decays have less than this share in the change of its length.
-_SILENT = 0.1
+# A weight only decays if other updates have less than this share in the change of its length, and
+# turn it by less than the second number times what decay removes: noise turns it far more.
+_SILENT, _STRAIGHT = 0.01, 0.1
 
 
 class Verdict(NamedTuple):
@@ -94,13 +95,12 @@ def judged(a: Averages, f: Forces, steps: np.ndarray, elements: int) -> Verdict:
 
 def _only_decays(a: Averages, f: Forces, last: slice, elements: int) -> bool:
     """Whether no update but decay moves it; if decay is not known, whether none turns it."""
-    removed = f.removed[last].sum()
+    removed, angle = f.removed[last].sum(), np.sqrt(a.across[last].sum() * a.square[last].sum())
     if not np.isnan(removed):
         others = abs(f.aligned[last].sum()) + f.injected[last].sum()
-        return bool(removed > 0 and others < _SILENT * removed)
+        return bool(others < _SILENT * removed and angle < _STRAIGHT * removed / 2)
     shrunk = -a.along[last].sum()
-    angle = np.sqrt(a.across[last].sum() * a.square[last].sum())
-    return bool(elements > 1 and shrunk > 0 and angle < _SILENT * shrunk)
+    return bool(elements > 1 and angle < _STRAIGHT * shrunk)
 
 
 def trend(rms: np.ndarray) -> float:

@@ -209,9 +209,13 @@ VERDICTS = {
     "99.5 % unchanged": (dict(rms=[1.0] * 8, unchanged=0.995), "lost"),
     "no change": (dict(rms=[1.0] * 8, still=True), "frozen"),
     "half unchanged, the rest idle": (dict(rms=[1.0] * 8, still=True, unchanged=0.5), "lost"),
-    "updates of 8 % of the decay": (dict(rms=[1.0] * 8, ratio=0, injected=16e-4), "only decays"),
-    "of 12 %": (dict(rms=[1.0] * 8, ratio=0, injected=24e-4), "settled"),
-    "one element": (dict(rms=[1.0] * 8, ratio=0, injected=0, shape=(1,)), "only decays"),
+    "updates of 0.8 % of the decay": (
+        dict(rms=[1.0] * 8, ratio=0, injected=16e-5, angle=9e-4),
+        "only decays",
+    ),
+    "of 1.2 %": (dict(rms=[1.0] * 8, ratio=0, injected=24e-5, angle=9e-4), "settled"),
+    "a turn of 11 % of it": (dict(rms=[1.0] * 8, ratio=0, injected=16e-5, angle=11e-4), "settled"),
+    "one element": (dict(rms=[1.0] * 8, ratio=0, injected=0, angle=0, shape=(1,)), "only decays"),
     "decay that had time": (dict(rms=[1.0] * 8, removed=0.02, stride=16), "settled"),
     "that had none": (dict(rms=[1.0] * 8, removed=0.02, stride=8), "steady"),
     "not a number": (dict(rms=[1.0] * 7 + [np.nan]), "not finite"),
@@ -356,3 +360,25 @@ def test_arguments_and_states_that_do_not_fit():
         read(longer, weight_decay=2.0)
     assert "no interval yet" in str(read(state))
     assert read(state).metrics() == {}
+
+
+def test_a_multiplier_of_each_layer_is_that_of_its_slice():
+    params = {"blocks": jnp.ones((3, 4, 4))}
+    recorder = od.record_weight_dynamics(stacked=1)
+    state = recorder.init(params)
+    for _ in range(3):
+        _, state = recorder.update(params, state, params)
+    read = functools.partial(od.recorded_weight_dynamics, state, weight_decay=1e-3)
+    for shape in ((3, 1, 1), (3, 4, 4)):
+        w = np.broadcast_to(np.array([1.0, 0.5, 0.0])[:, None, None], shape)
+        removed = [row.removed[-1] for row in read(mask={"blocks": w}).rows]
+        np.testing.assert_allclose(removed, [2e-3, 1e-3, 0.0])
+    columns = np.array([1.0, 0.0, 0.0, 1.0])  # the same for every layer
+    removed = [row.removed[-1] for row in read(mask={"blocks": columns}).rows]
+    np.testing.assert_allclose(removed, 1e-3)
+
+
+def test_a_decay_that_looks_like_pytorchs_warns():
+    state = written([1.0] * 8)
+    with pytest.warns(UserWarning, match="looks like a PyTorch"):
+        od.recorded_weight_dynamics(state, weight_decay=0.1)
