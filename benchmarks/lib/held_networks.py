@@ -98,15 +98,19 @@ def resnet() -> Network:
     return Network(drawn({**shapes, "head": (width, 10)}), loss, frozenset(convs))
 
 
-def transformer(pre_norm: bool) -> Network:
-    """Two blocks of width 32 over 32 characters; queries and keys are normalized."""
+def transformer(pre_norm: bool, tied: bool = False) -> Network:
+    """Two blocks of width 32 over 32 characters; queries and keys are normalized.
+
+    A tied head is the embedding's transpose.
+    """
     source = np.frombuffer(SOURCE.read_bytes(), np.uint8)
     text, width, context, heads = jnp.asarray(source % 128), 32, 32, 4
     shapes: dict[str, tuple[int, ...]] = {"embed": (128, width), "place": (context, width)}
     for i in (1, 2):
         shapes |= {f"{name}_{i}": (width, width) for name in ("query", "key", "value", "out")}
         shapes |= {f"up_{i}": (width, 4 * width), f"down_{i}": (4 * width, width)}
-    shapes["head"] = (width, 128)
+    if not tied:
+        shapes["head"] = (width, 128)
     mask = jnp.tril(jnp.ones((context, context), bool))
 
     def attended(params: Params, x: jax.Array, i: int) -> jax.Array:
@@ -133,7 +137,8 @@ def transformer(pre_norm: bool) -> Network:
                     x = x + part(params, centred(x, (2,)), i)
                 else:
                     x = centred(x + part(params, x, i), (2,))
-        return cross_entropy(centred(x, (2,)) @ params["head"], windows[:, 1:])
+        head = params["embed"].T if tied else params["head"]
+        return cross_entropy(centred(x, (2,)) @ head, windows[:, 1:])
 
     invariant = frozenset(f"{name}_{i}" for name in ("query", "key") for i in (1, 2))
     return Network(drawn(shapes), loss, invariant)

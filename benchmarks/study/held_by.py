@@ -13,8 +13,9 @@ at a constant rate, every weight decays by 1e-3 an update (relaxation in 500). T
 the mathematics: the loss does not depend on the length of a weight with a norm behind it. Reported
 is the confusion table of every network and optimizer, and the median ratio of both groups.
 
-Two cases in which the ratio should mislead, AdamW: a batch of 1,024 instead of 64 (signal in the
-gradients), and 100 images learned by heart (gradients that vanish).
+Three cases in which the ratio should mislead, AdamW: a batch of 1,024 instead of 64 (signal in the
+gradients), 100 images learned by heart (gradients that vanish), and a transformer whose head is its
+embedding (added after the other runs).
 
 Part 2, does it predict the valley? MLPs on 150 images of the digits, AdamW with cosine annealing,
 1,500 updates of batches of 50; decay on all weights, on the hidden ones alone, or on the head
@@ -152,7 +153,16 @@ def misleading(steps: int, seeds: int) -> list[dict[str, Any]]:
         runs = [ratios(x, 0.9) for x in states]
         rows.append(counted(f"MLP, {name}", "AdamW", runs, network.invariant))
         print(rows[-1]["text"], flush=True)
+    rows.append(tied_head(steps, seeds))
     return rows
+
+
+def tied_head(steps: int, seeds: int) -> dict[str, Any]:
+    network = nets.transformer(pre_norm=True, tied=True)
+    states = recorded_runs(od.adamw(1e-3, DECAY), network, seeds, steps)
+    row = counted("transformer, tied", "AdamW", [ratios(x, 0.9) for x in states], network.invariant)
+    print(row["text"], flush=True)
+    return row
 
 
 def few_images(norm: str, steps: int) -> sweep.Task:

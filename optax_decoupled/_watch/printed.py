@@ -1,5 +1,6 @@
 """A weight history as text of at most 80 columns: advice, then a line for each group of weights."""
 
+import itertools
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -8,8 +9,10 @@ from optax_decoupled._common import groups, table
 from optax_decoupled._watch.row import WeightHistoryRow as Row
 from optax_decoupled._watch.verdict import trend
 
-_HEADER = ("weight", "n", "rms", "rotation", "% per 1,000", "ratio", "verdict")
-_SIDES = "<>>>>><"
+_HEADER = ("weight", "n", "rms", "/pred.", "rotation", "%/1,000", "ratio", "verdict")
+_SIDES = "<>>>>>><"
+_PREDICTED, _RATIO = _HEADER.index("/pred."), _HEADER.index("ratio")
+_REMARKS = 5
 _NAMES = 3
 _NOTHING = "Weight history: no interval yet; it begins with the second update."
 _MEANINGS = {
@@ -21,7 +24,7 @@ _MEANINGS = {
 def text(steps: np.ndarray, interval: int, rows: Sequence[Row]) -> str:
     if not len(steps):
         return _NOTHING
-    remarks = [table.filled(line, "  ") for line in advice(steps, interval, rows)]
+    remarks = [table.filled(line, "  ") for line in _first(advice(steps, interval, rows))]
     lines = table.table(*_table(rows, interval))
     return "\n".join([_title(steps, interval, rows), *remarks, "", *lines])
 
@@ -29,8 +32,12 @@ def text(steps: np.ndarray, interval: int, rows: Sequence[Row]) -> str:
 def as_html(steps: np.ndarray, interval: int, rows: Sequence[Row]) -> str:
     if not len(steps):
         return f"<p>{_NOTHING}</p>"
-    remarks = list(advice(steps, interval, rows))
+    remarks = list(_first(advice(steps, interval, rows)))
     return table.as_html(_title(steps, interval, rows), remarks, [_table(rows, interval)])
+
+
+def _first(remarks: Iterator[str]) -> Iterator[str]:
+    return itertools.islice(remarks, _REMARKS)
 
 
 def _title(steps: np.ndarray, interval: int, rows: Sequence[Row]) -> str:
@@ -106,33 +113,44 @@ def _these(rows: Sequence[Row]) -> str:
 def _table(
     rows: Sequence[Row], interval: int
 ) -> tuple[Sequence[str], Sequence[Sequence[str]], str]:
-    verdicts = [_verdict(row) for row in rows]
-    shapes = [(row.shape, row.dtype) for row in rows]
-    contents = list(zip(verdicts, shapes, strict=True))
+    contents = [(row.kind, row.held_by, row.shape, row.dtype) for row in rows]
     lines = list(groups.alike([row.path for row in rows], contents))
     names = groups.distinct([name for _, name in lines], [part[0] for part, _ in lines])
     cells = [
-        (name, str(len(part)), *_numbers([rows[i] for i in part], interval), verdicts[part[0]])
+        (name, str(len(part)), *_numbers([rows[i] for i in part], interval))
         for name, (part, _) in zip(names, lines, strict=True)
     ]
-    return _HEADER, cells, _SIDES
+    empty = {i for i in (_PREDICTED, _RATIO) if not any(line[i] for line in cells)}
+    kept = [i for i in range(len(_HEADER)) if i not in empty]
+    pick = lambda line: [line[i] for i in kept]
+    return pick(_HEADER), [pick(line) for line in cells], "".join(pick(_SIDES))
 
 
 def _numbers(rows: Sequence[Row], interval: int) -> tuple[str, ...]:
-    """The medians of a group's weights."""
+    """The medians of a group's weights, and their verdict."""
     median = lambda of: float(np.median([of(row) for row in rows]))
     change = median(lambda row: percent(row, interval))
+    with np.errstate(divide="ignore"):  # noise of a rate that is 0 so far
+        predicted = median(lambda row: row.rms[-1] / row.predicted_rms[-1])
     ratio = median(lambda row: row.last_ratio) if np.any(rows[0].removed > 0) else np.nan
     return (
         f"{median(lambda row: row.rms[-1]):.3g}",
+        "" if np.isnan(predicted) else f"{predicted:.2f}",
         f"{median(lambda row: last_quarter(row.rotation)):.2g}",
         "" if np.isnan(change) else f"{change:+.2g}",
         "" if np.isnan(ratio) else f"{ratio:.2f}",
+        _verdict(rows),
     )
 
 
-def _verdict(row: Row) -> str:
-    if row.kind == "settled":
-        return f"settled, {row.held_by}" if row.held_by else "settled"
-    names = {"growing": "still growing", "lost": "lost to rounding"}
-    return names.get(row.kind, row.kind)
+def _verdict(rows: Sequence[Row]) -> str:
+    """That of weights of one kind; they have settled when the last of them has."""
+    kind, held_by = rows[0].kind, rows[0].held_by
+    text = {"lost": "lost to rounding"}.get(kind, kind)
+    if kind == "settled":
+        text += f" at {_short(max(row.since or 0 for row in rows))}"
+    return f"{text}, {held_by.removeprefix('the ')}" if held_by else text
+
+
+def _short(updates: int) -> str:
+    return f"{updates:,}" if updates < 10_000 else f"{updates / 1000:,.0f}k"
