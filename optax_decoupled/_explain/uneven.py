@@ -1,7 +1,7 @@
 """What is no single fraction: norms that are held or braked, and fractions of each element."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -21,6 +21,8 @@ from optax_decoupled._explain.sharing import Leaves
 
 # Two measurements of a factor on the growth of a norm may differ by this share of its effect.
 _SAME_BRAKE = 0.1
+# The growths by which a factor is told must differ by this factor.
+_LEAST_RATIO = 2.0
 # Below this squared sine two directions are one, as those of single numbers are.
 _LEAST_ANGLE = 1e-3
 
@@ -36,19 +38,25 @@ def norm_control(
     vv = dot(p.v, p.v)
     unit = 4 * at_natural.update / (np.sqrt(vv) + TINY)
     unit = np.where((unit > 0) & np.isfinite(unit), unit, p.natural)
-    keeps_norm, norms, factors = np.ones_like(unit, bool), [], []
+    keeps_norm, norms, factors, growths = np.ones_like(unit, bool), [], [], []
     for amplitude in (unit, unit / 2):
         pair = [p.until_moving(start, sign * amplitude)[0] for sign in (1, -1)]
         uu, gain = dot(pair[0], pair[0]), 2 * amplitude * dot(pair[0], p.v)
         keeps_norm &= (abs(uu + gain) < TOLERANCE * uu) & (uu > 0)
         norms.append(amplitude**2 * vv + uu + gain)
-        factors += _growth_factors(p, amplitude, pair)
+        for factor, growth in _growth_factors(p, amplitude, pair):
+            factors.append(factor)
+            growths.append(growth)
     constant = (abs(norms[0] - norms[1]) < 1e-3 * norms[0]) & (at_natural.update > 0)
-    return keeps_norm | constant, _common_factor(np.array(factors))
+    return keeps_norm | constant, _common_factor(np.array(factors), np.array(growths))
 
 
-def _growth_factors(p: Probe, amplitude: np.ndarray, pair: Sequence[Leaves]) -> list[np.ndarray]:
+def _growth_factors(
+    p: Probe, amplitude: np.ndarray, pair: Sequence[Leaves]
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """The n in ‖θ + u‖ = ‖θ‖ + n (‖θ + u'‖ - ‖θ‖) at θ = ±v, NaN where it shrinks.
+
+    Beside each, the relative growth of the norm by u'.
 
     A brake keeps the direction of θ + u', and u', the update without it, is the same at v and -v.
     So it is where the two directions meet.
@@ -63,20 +71,24 @@ def _growth_factors(p: Probe, amplitude: np.ndarray, pair: Sequence[Leaves]) -> 
     sine = np.where(1 - cosine**2 > _LEAST_ANGLE, 1 - cosine**2, np.nan)  # squared
     unbraked = (2 * x / sine for x in (a - cosine * b, cosine * a - b))
     pairs = zip(size, unbraked, strict=True)
-    grows = lambda n: n > (1 + 1e-3) * length
-    return [np.where(grows(n), (x - length) / (n - length), np.nan) for x, n in pairs]
+    for x, n in pairs:
+        grows = n > (1 + 1e-3) * length
+        yield np.where(grows, (x - length) / (n - length), np.nan), n / length - 1
 
 
-def _common_factor(factors: np.ndarray) -> np.ndarray:
+def _common_factor(factors: np.ndarray, growths: np.ndarray) -> np.ndarray:
     """The largest of each column, NaN if it is 1, known only once, or the others are smaller.
 
-    A decay beside it makes them smaller, the more the less an update is.
+    A decay beside it makes them smaller, the more the less an update is. That shows only if the
+    growths differ; where steps are proportional to the weights (LAMB), they do not.
     """
     known = np.isfinite(factors)
     most = np.where(known, factors, -np.inf).max(0)
     spread = np.where(known, most - factors, 0).max(0)
     effect = abs(1 - most)
     is_common = (spread < _SAME_BRAKE * effect) & (effect > SIGNIFICANT) & (known.sum(0) > 1)
+    greatest = np.where(known, growths, -np.inf).max(0)
+    is_common &= greatest > _LEAST_RATIO * np.where(known, growths, np.inf).min(0)
     return np.where(is_common, most, np.nan)
 
 
@@ -105,7 +117,8 @@ def fractions_of_elements(
     own = asked & (at_large.fraction > at_large.fraction_noise)
     if own.any():
         moved = copy.copy(p)
-        moved.v = [np.roll(v, 1).reshape(v.shape) for v in p.v]
+        rng = np.random.default_rng(1)  # a roll would leave the norms of rows as they are
+        moved.v = [rng.permutation(v.ravel()).reshape(v.shape) for v in p.v]
         elsewhere = response(moved, start, p.large, factor=FAINT)
         own &= _are_same(p, fractions, _fractions(moved, elsewhere, p.large), elsewhere)
         if at_natural is not None:

@@ -166,6 +166,7 @@ def _traits(
     uneven = ~(straight & is_constant) & ~nothing & ~keeps_norm
     asked = uneven & ~memory.remembered
     own = fractions_of_elements(p, start, at_large, None if brakes.any() else at_natural, asked)
+    own = own._replace(is_own=own.is_own & (ignores_gradients | brakes))
     uneven &= ~own.is_own
     return _Traits(
         nothing=nothing,

@@ -32,13 +32,20 @@ def check_multiplier(name: str, value: object) -> Multiplier:
 
 
 def _checked_array(name: str, array: jax.Array | np.ndarray) -> Multiplier:
-    """An array of real numbers; those of NumPy are looked at."""
+    """An array of real numbers >= 0; traced ones are not looked at.
+
+    A tree of gradients or parameters, passed by mistake, has negative numbers.
+    """
     if array.dtype == bool:
         return array.astype(np.float32)
     if not any(jnp.issubdtype(array.dtype, kind) for kind in (jnp.integer, jnp.floating)):
         raise TypeError(f"{name} has dtype {array.dtype}; it must have real numbers >= 0.")
-    if isinstance(array, np.ndarray) and array.size:
-        for extreme in (array.min(), array.max()):
+    is_known = not isinstance(array, jax.core.Tracer) and getattr(
+        array, "is_fully_addressable", True
+    )
+    if is_known and array.size:
+        numbers = np.asarray(array).astype(float)
+        for extreme in (numbers.min(), numbers.max()):
             checks.check_nonnegative(name, extreme, _WAY_OUT)
     return array
 

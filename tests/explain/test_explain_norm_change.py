@@ -82,3 +82,22 @@ def test_an_array_of_multipliers_under_a_brake():
         bias, kernel = _explained(inner, 0.5, 1.0).rows
         assert (bias.kind, kernel.kind) == ("none", "decoupled")
         assert kernel.decay_range == pytest.approx((5e-5, 1e-4), rel=1e-3)
+
+
+PROPORTIONAL = {
+    "lamb": lambda: od.decouple(optax.lamb(0.1), 1e-3),
+    "lars": lambda: od.decouple(optax.lars(0.1, trust_coefficient=1.0, momentum=0.0), 1e-3),
+    "adafactor": lambda: optax.adafactor(0.1, weight_decay_rate=1e-3),
+    "adaptive clip": lambda: optax.chain(
+        optax.adaptive_grad_clip(0.1), optax.sgd(1.0), od.add_decoupled_weight_decay(1e-3)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PROPORTIONAL)
+def test_steps_in_proportion_to_the_weights_are_no_brake(name):
+    params = {"k": jnp.full((16, 24), 0.1), "b": jnp.zeros(24)}
+    report = od.explain_weight_decay(PROPORTIONAL[name](), params)
+    assert {row.kind for row in report.rows} == {"decoupled"}
+    np.testing.assert_allclose([row.decay_per_step for row in report.rows], 1e-3, rtol=1e-2)
+    assert not any("brake" in note for note in report.notes)

@@ -231,3 +231,11 @@ def test_refused_prefixes_rules_and_stacks():
         od.norm_change(outward=0.5, stacked={"blocks": {"k": np.ones((1, 1, 1)), "b": 0}}).init(
             params
         )
+
+
+@pytest.mark.parametrize("bad", [-1.0, jnp.nan, jnp.inf])
+def test_jax_arrays_with_numbers_that_are_no_multipliers_are_refused(bad):
+    tx = od.add_decoupled_weight_decay(1e-3, mask={"w": jnp.array([1.0, bad])})
+    for init in (tx.init, jax.jit(tx.init)):
+        with pytest.raises(ValueError, match=r"mask at 'w'=.* is not allowed"):
+            init({"w": jnp.ones((3, 2))})
