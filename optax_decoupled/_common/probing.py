@@ -4,34 +4,33 @@ import contextlib
 import contextvars
 from collections.abc import Iterator
 
-_IS_PROBING = contextvars.ContextVar("is_probing", default=False)
+_Flag = contextvars.ContextVar[bool]
+
+_IS_PROBING: _Flag = contextvars.ContextVar("is_probing", default=False)
+_IS_SAMPLED: _Flag = contextvars.ContextVar("is_sampled", default=False)
 
 
 @contextlib.contextmanager
-def probing() -> Iterator[None]:
-    """Within it members of a chain that record something leave updates and state alone."""
-    token = _IS_PROBING.set(True)
+def _within(flag: _Flag, value: bool) -> Iterator[None]:
+    token = flag.set(value)
     try:
         yield
     finally:
-        _IS_PROBING.reset(token)
+        flag.reset(token)
+
+
+def probing() -> "contextlib._GeneratorContextManager[None]":
+    """Within it members of a chain that record something begin with an empty record."""
+    return _within(_IS_PROBING, True)
 
 
 def is_probing() -> bool:
     return _IS_PROBING.get()
 
 
-_IS_SAMPLED = contextvars.ContextVar("is_sampled", default=False)
-
-
-@contextlib.contextmanager
-def sampling(active: bool) -> Iterator[None]:
+def sampling(active: bool) -> "contextlib._GeneratorContextManager[None]":
     """If active, parameters within it are samples: arrays of their full shapes are sampled, too."""
-    token = _IS_SAMPLED.set(active)
-    try:
-        yield
-    finally:
-        _IS_SAMPLED.reset(token)
+    return _within(_IS_SAMPLED, active)
 
 
 def is_sampled() -> bool:

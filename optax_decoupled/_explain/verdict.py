@@ -164,9 +164,8 @@ def _traits(
         ignores_gradients = measure.depends_on_no_gradient(p, start)
     nothing = ~(is_odd & (along | ignores_gradients) | memory.remembered | keeps_norm)
     uneven = ~(straight & is_constant) & ~nothing & ~keeps_norm
-    asked = uneven & ~memory.remembered
+    asked = uneven & ~memory.remembered & (ignores_gradients | brakes)
     own = fractions_of_elements(p, start, at_large, None if brakes.any() else at_natural, asked)
-    own = own._replace(is_own=own.is_own & (ignores_gradients | brakes))
     uneven &= ~own.is_own
     return _Traits(
         nothing=nothing,

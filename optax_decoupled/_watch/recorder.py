@@ -119,11 +119,10 @@ def record_weight_dynamics(
         raise ValueError(f"capacity={capacity} must be 8 or more. 256 is enough for any run.")
     intervals = (capacity - _RESERVED) // 2 * 2
 
-    def begun(params: optax.Params) -> WeightHistoryState:
-        return _begun(samples.layout(params, stacked, elements), params, intervals)
-
     def init_fn(params: optax.Params) -> WeightHistoryState:
-        return empty_history() if is_probing() else begun(params)
+        if is_probing():
+            return empty_history()
+        return _begun(samples.layout(params, stacked, elements), params, intervals)
 
     def update_fn(
         updates: optax.Updates,
@@ -135,7 +134,7 @@ def record_weight_dynamics(
         if not state.labels.size:  # of `explain_weight_decay`, which measures the others
             return updates, state
         at = samples.layout(params, stacked, elements)
-        _check_fits(state, jax.eval_shape(begun, params))
+        _check_fits(state, at)
         before = samples.from_words(at, state.words)
         now = _read_first(at, jax.tree.leaves(params), before, state.count)
         row = samples.reduced(at, _averages, (COLUMNS,), before, now)
@@ -173,12 +172,12 @@ def _begun(at: samples.Layout, params: optax.Params, intervals: int) -> WeightHi
     )
 
 
-def _check_fits(state: WeightHistoryState, like: WeightHistoryState) -> None:
-    found, wanted = ([x.shape for x in each] for each in (state, like))
-    if found != wanted:
+def _check_fits(state: WeightHistoryState, at: samples.Layout) -> None:
+    sizes = state.words.size, state.idle.size, state.labels.size
+    if sizes != (at.words, at.rows, samples.labels(at).size):
         raise ValueError(
             "params are not those of this weight history: record_weight_dynamics was initialized "
-            "with other parameters, capacity, elements or stacked. Begin a new history with "
+            "with other parameters, elements or stacked. Begin a new history with "
             "tx.init(params), or carry the moments over with migrate_opt_state."
         )
 

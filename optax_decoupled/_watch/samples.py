@@ -47,6 +47,11 @@ class Weight(NamedTuple):
         return self.name != np.dtype(self.dtype).name
 
     @property
+    def words(self) -> int:
+        """Numbers of 32 bits that hold the sample of a slice."""
+        return math.prod(self.counts) * self.dtype.itemsize // 4
+
+    @property
     def key(self) -> tuple[int, str]:
         """The length and dtype of a sample: those that are alike are one array."""
         return math.prod(self.counts), np.dtype(self.dtype).name
@@ -60,6 +65,11 @@ class Layout(NamedTuple):
     @property
     def rows(self) -> int:
         return sum(weight.rows for weight in self.weights)
+
+    @property
+    def words(self) -> int:
+        """Numbers of 32 bits that hold all samples."""
+        return sum(w.rows * w.words for w in self.weights)
 
     @property
     def is_narrow(self) -> np.ndarray:
@@ -183,8 +193,7 @@ def from_words(at: Layout, words: jax.Array) -> list[jax.Array]:
     groups, first = [], 0
     for group in at.groups:
         weight, rows = group[0], sum(w.rows for w in group)
-        per = weight.dtype.itemsize // 4
-        size = rows * math.prod(weight.counts) * per
+        size = rows * weight.words
         groups.append(_whole(words[first : first + size], weight.dtype, (rows, -1)))
         first += size
     return groups

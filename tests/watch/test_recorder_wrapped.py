@@ -1,5 +1,6 @@
 """The recorder in what people train with: Flax, wrappers of Optax, meshes, checkpoints."""
 
+import contextlib
 import functools
 
 import chex
@@ -196,6 +197,22 @@ def test_on_a_mesh_the_history_is_that_of_one_device(axis_type, layout, plain):
             params = optax.apply_updates(params, updates)
     assert state[1].table.sharding.is_fully_replicated
     assert_same_history(state, plain)
+
+
+@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
+@pytest.mark.parametrize("spec", [P(), P("d"), P(None, "d")])
+def test_samples_of_a_weight_on_eight_devices_are_those_of_one(axis_type, spec):
+    mesh = jax.make_mesh((8,), ("d",), axis_types=(axis_type,))
+    weights = [np.random.default_rng(i).normal(size=(1024, 2048)) for i in range(3)]
+    recorder, states = od.record_weight_dynamics(capacity=8), []
+    for place in (jnp.float32, lambda w: jax.device_put(np.float32(w), NamedSharding(mesh, spec))):
+        trees = [{"w": place(w)} for w in weights]
+        with jax.set_mesh(mesh) if states else contextlib.nullcontext():
+            state, update = jax.jit(recorder.init)(trees[0]), jax.jit(recorder.update)
+            for tree in trees:
+                _, state = update(tree, state, tree)
+        states.append(state)
+    assert_same_history(states[1], states[0], rtol=1e-6)
 
 
 def test_a_large_sharded_weight_is_not_gathered():
