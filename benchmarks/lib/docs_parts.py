@@ -37,10 +37,11 @@ def tuning_costs() -> str:
         ]
         tables.append(markdown([[title, *columns], *rows]))
     return (
-        "\n".join(tables) + f"\nThe error after tuning one after the other, minus that of the best "
-        f"cell: from the worst start [{PERCENT} interval], then the mean of all starts. Points of "
-        "test error; of the language model, nats per character. A start is a learning rate of the "
-        "grid (above) or a decay of it (below), also those at which most runs fail.\n"
+        "\n".join(tables) + "\nA cost is the test error after tuning one after the other, minus "
+        "that of the best cell, in points; of the language model, in nats per character. Each entry "
+        f"gives the cost from the worst start, its {PERCENT} interval, and the mean cost over all "
+        "starts. In the first table a start is a learning rate of the grid, in the second a decay. "
+        "Starts at which most runs fail are included.\n"
     )
 
 
@@ -175,9 +176,11 @@ def recorder_cost() -> str:
         rows.append([case, f"{first:.2f}, {second:.2f}", f"{found['compile_ratio']:.2f}"])
     return (
         markdown([["float32", "time over that without it", "compile time"], *rows])
-        + "\nThe first three are the optimizer's step alone, so upper bounds; the last is a whole "
-        f"training step. Ratios with either of the two built first, medians of {record['turns']} "
-        f"turns on {record['device']['cores']} cores ({record['device']['kind']}).\n"
+        + "\nThe first three rows time the optimizer's step alone, so they are upper bounds; the "
+        "last times a whole training step. Of each pair of times the first is from a process that "
+        "compiled the step without the recorder first, the second from one that compiled it last. "
+        f"Medians of {record['turns']} turns on {record['device']['cores']} cores "
+        f"({record['device']['kind']}).\n"
     )
 
 

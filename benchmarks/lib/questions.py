@@ -60,7 +60,7 @@ def near_best(of: str) -> Answer:
             shape = np.shape(row[l2]["error_percent"])
             every = shape[0] if of == "rates" else shape[0] * shape[1]
             both = f"{l2} {before.value:.1f}, {decoupled} {after.value:.1f} of {every}"
-            text = f"{both}: {interval_of(after - before).text(1)}"
+            text = f"{both}, difference {interval_of(after - before).text(1)}"
             found.append(Found(name, text, above_zero(after - before, row[l2], row[decoupled])))
         return found
 
@@ -91,9 +91,9 @@ def _dearer(
 ) -> Iterator[Found]:
     for order, attribute in ORDERS.items():
         dear, cheap = (getattr(x, attribute).worst for x in (theirs, ours))
-        part = f"{name} ({order})"
-        both = f"{kept} {dear.value:.2f}, λ {cheap.value:.2f}"
-        text = f"{part} {both}: {interval_of(dear - cheap).text()}"
+        part = f"{name}, {order}"
+        both = f"{dear.value:.2f} with {kept}, {cheap.value:.2f} with λ"
+        text = f"{part}: {both}, difference {interval_of(dear - cheap).text()}"
         yield Found(part, text, above_zero(dear - cheap, *optimizers))
 
 
@@ -157,7 +157,7 @@ def slopes(claimed: dict[str, int]) -> Answer:
         for name, value in claimed.items():
             part = judged(name, slope_interval(row[name]), about(value))
             away = slope_interval(row[name])
-            off = "" if away is None else f", {abs(away.value - value):.2f} off"
+            off = "" if away is None else f", {abs(away.value - value):.2f} from the claim"
             found.append(part._replace(text=part.text + off))
         return found
 

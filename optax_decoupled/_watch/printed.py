@@ -99,8 +99,8 @@ def _outlook(steps: np.ndarray, growing: Sequence[Row]) -> str:
             f"{steps[-1]:,}. If they are to settle, use a larger decay or a longer run."
         )
     return (
-        f"Decay would balance steady growth within {relaxation:,.0f} updates, so their updates "
-        "become larger or point outwards more."
+        f"With updates of one size they would stop growing within {relaxation:,.0f} updates. So "
+        "their updates increase, or point away from 0 more often."
     )
 
 

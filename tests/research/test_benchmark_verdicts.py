@@ -168,9 +168,9 @@ def test_the_readmes_table_is_short_and_the_questions_lead():
     assert len(body) <= 10
     assert all(len(row) == len(header) and all(row) for row in body)
     assert not any("|" in cell for row in body for cell in row)
-    assert body[0][2].startswith("SGD+L2 1.0, SGDW 3.0 of 7: +2.0 [+2.0, +2.0]")
+    assert body[0][2].startswith("SGD+L2 1.0, SGDW 3.0 of 7, difference +2.0 [+2.0, +2.0]")
     assert body[0][-1] == "digits, batch norm, 1,800 epochs, 8 seeds"
-    assert "SGD+L2 -1.00 [-1.00, -1.00], 0.00 off" in body[6][2]
+    assert "SGD+L2 -1.00 [-1.00, -1.00], 0.00 from the claim" in body[6][2]
 
 
 def test_mnist1d_has_a_line_of_its_own_once_it_is_there():
@@ -192,9 +192,11 @@ def test_mnist1d_has_a_line_of_its_own_once_it_is_there():
 
 
 def test_the_words_say_which_part_they_are_of():
-    found = [questions.Found(x, "", word) for x, word in zip("abc", "xyx", strict=True)]
-    assert verdicts.judgement(found) == "x: a, c; y: b"
+    found = [questions.Found(x, x, word) for x, word in zip("abc", "xyx", strict=True)]
+    assert verdicts.judgement(found) == "2 of 3 x, 1 of 3 y"
     assert verdicts.judgement(found[::2]) == "x"
+    assert verdicts._numbers(found) == "a (x); b (y); c (x)"
+    assert verdicts._numbers(found[::2]) == "a; c"
 
 
 @pytest.mark.parametrize(
