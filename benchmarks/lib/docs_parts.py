@@ -38,10 +38,10 @@ def tuning_costs() -> str:
         tables.append(markdown([[title, *columns], *rows]))
     return (
         "\n".join(tables) + "\nA cost is the test error after tuning one after the other, minus "
-        "that of the best cell, in points; of the language model, in nats per character. Each entry "
-        f"gives the cost from the worst start, its {PERCENT} interval, and the mean cost over all "
-        "starts. In the first table a start is a learning rate of the grid, in the second a decay. "
-        "Starts at which most runs fail are included.\n"
+        "that of the best cell, in points; of the language model, in nats per character. Each "
+        f"entry gives the cost from the worst start, its {PERCENT} interval, and the mean cost "
+        "over all starts. In the first table a start is a learning rate of the grid, in the second "
+        "a decay. Starts at which most runs fail are included.\n"
     )
 
 

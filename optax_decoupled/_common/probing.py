@@ -2,21 +2,28 @@
 
 import contextlib
 import contextvars
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import TypeVar
 
-_Flag = contextvars.ContextVar[bool]
+from optax_decoupled._common.types import Path
 
-_IS_PROBING: _Flag = contextvars.ContextVar("is_probing", default=False)
-_IS_SAMPLED: _Flag = contextvars.ContextVar("is_sampled", default=False)
+T = TypeVar("T")
+# The full shape of each parameter, by its path.
+Shapes = Mapping[Path, tuple[int, ...]]
+
+_IS_PROBING: contextvars.ContextVar[bool] = contextvars.ContextVar("is_probing", default=False)
+_FULL_SHAPES: contextvars.ContextVar[Shapes | None] = contextvars.ContextVar(
+    "full_shapes", default=None
+)
 
 
 @contextlib.contextmanager
-def _within(flag: _Flag, value: bool) -> Iterator[None]:
-    token = flag.set(value)
+def _within(variable: contextvars.ContextVar[T], value: T) -> Iterator[None]:
+    token = variable.set(value)
     try:
         yield
     finally:
-        flag.reset(token)
+        variable.reset(token)
 
 
 def probing() -> "contextlib._GeneratorContextManager[None]":
@@ -28,10 +35,11 @@ def is_probing() -> bool:
     return _IS_PROBING.get()
 
 
-def sampling(active: bool) -> "contextlib._GeneratorContextManager[None]":
-    """If active, parameters within it are samples: arrays of their full shapes are sampled, too."""
-    return _within(_IS_SAMPLED, active)
+def sampling(shapes: Shapes | None) -> "contextlib._GeneratorContextManager[None]":
+    """Within it parameters are samples of ones of these full shapes, unless that is None."""
+    return _within(_FULL_SHAPES, shapes)
 
 
-def is_sampled() -> bool:
-    return _IS_SAMPLED.get()
+def full_shapes() -> Shapes | None:
+    """The full shapes of sampled parameters; None if parameters are no samples."""
+    return _FULL_SHAPES.get()

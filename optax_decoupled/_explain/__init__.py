@@ -1,7 +1,8 @@
 """`explain_weight_decay`: is my weight decay on, where, and how much?
 
-The optimizer is a black box: `sample` and `probe` ask it for updates of small samples,
-`verdict` says what they mean, `report` and `text` say it to people.
+Only the optimizer's updates are used. `probe` computes them on small samples of the parameters
+(`sample`), `measure` and `uneven` make numbers of them, `verdict` decides the kind of decay, and
+`report` and `text` print it.
 """
 
 import optax

@@ -161,6 +161,14 @@ def _at_rest(p: Probe, start: optax.OptState) -> optax.OptState:
     return p.sharing.emptied(start, _lasting(p, start))
 
 
+def decays_alone(p: Probe, start: optax.OptState) -> np.ndarray:
+    """Whether parameters change without gradients and moments, in the opposite way at -v."""
+    rest = _at_rest(p, start)
+    plus, minus = (p.step(rest, sign * p.large, factor=0.0)[0] for sign in (1, -1))
+    odd = [a - b for a, b in zip(plus, minus, strict=True)]
+    return dot(odd, odd) > dot(plus, plus) + dot(minus, minus)
+
+
 def depends_on_no_gradient(p: Probe, start: optax.OptState) -> np.ndarray:
     """Whether other gradients leave d as it is, where it is not 0.
 

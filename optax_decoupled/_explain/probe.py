@@ -16,7 +16,7 @@ from optax_decoupled._common.dtypes import cast_like, is_decayable, is_narrow
 from optax_decoupled._common.probing import sampling
 from optax_decoupled._explain import arguments, sample
 from optax_decoupled._explain.sharing import Layout, Leaves, Sharing
-from optax_decoupled._select.names import entries_like
+from optax_decoupled._select.names import entries_like, named_leaves
 from optax_decoupled._state import foreign
 
 # Results, and amplitudes that are no number, are float64[parameters].
@@ -73,6 +73,8 @@ class Probe:
         self._init = jax.jit(self._init_in_context)
         self._update = jax.jit(self._update_distinct, static_argnums=0)
         self._leaves, self._full = leaves, [jnp.shape(x) for x in leaves]
+        paths = [path for path, _ in named_leaves(params)[0]]
+        self._full_by_path = dict(zip(paths, self._full, strict=True))
         like = arguments.check_state_fits(state, self._states(self._full))
         way_out = "Pass what you pass to tx.update, or None."
         self._given = [None] * len(leaves)
@@ -140,7 +142,8 @@ class Probe:
 
     def _sampling(self, params: optax.Params) -> contextlib.AbstractContextManager[None]:
         """The context in which masks fit parameters of these shapes."""
-        return sampling([jnp.shape(x) for x in jax.tree.leaves(params)] != self._full)
+        is_sample = [jnp.shape(x) for x in jax.tree.leaves(params)] != self._full
+        return sampling(self._full_by_path if is_sample else None)
 
     def _update_distinct(self, layout: Layout, distinct: Leaves) -> tuple[Any, Any]:
         """tx.update on trees whose equal leaves are given once, and so compiled once."""

@@ -57,7 +57,8 @@ class DecayRow:
         decay.
       lost_to_rounding: whether decay alone changes nothing, because :math:`(1 - c) θ`
         rounds back to :math:`θ` in the parameter's dtype, or in a wider one if the update
-        is made of a copy that the optimizer's state keeps.
+        is made of a copy that the optimizer's state keeps; for every element, where
+        ``decay_range`` is given.
       budget: the sum of the fractions over the run, if ``steps`` is given; of the elements
         that decay for ``"cautious"``. NaN where they depend on the gradients or the size of
         the parameter, and where nothing moves.
@@ -79,6 +80,11 @@ class DecayRow:
     budget: float = math.nan
     left: float = math.nan
     decay_range: tuple[float, float] | None = None
+
+    @property
+    def highest(self) -> float:
+        """The highest fraction of an element: the end of ``decay_range``, if there is one."""
+        return self.decay_per_step if self.decay_range is None else self.decay_range[1]
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, DecayRow) and repr(self) == repr(other)  # NaN equals NaN
@@ -169,7 +175,7 @@ def make_rows(
             kind=kind,
             decay_per_step=decay,
             half_life=found.period * _half_life(steady),
-            lost_to_rounding=steady != 0.0 and abs(steady) < smallest_change(dtype),
+            lost_to_rounding=_is_lost(steady if math.isnan(ends[1]) else ends[1], dtype),
             budget=budget,
             left=left,
             decay_range=None if math.isnan(ends[0]) else (ends[0], ends[1]),
@@ -187,6 +193,10 @@ def smallest_change(dtype: Any) -> float:
     of the smaller gap is where rounding to nearest turns.
     """
     return float(jnp.finfo(dtype).eps) / 4
+
+
+def _is_lost(decay: float, dtype: Any) -> bool:
+    return decay != 0.0 and abs(decay) < smallest_change(dtype)
 
 
 def _half_life(decay: float) -> float:

@@ -155,7 +155,7 @@ _VECTORS = (
 )
 # Arguments that are masks: mask, weight_decay_mask, but not mask_probability.
 _MASK_NAME = re.compile(r"(^|_)mask$")
-# A decay that leaves half of a weight after seven million updates is seldom meant.
+# Below it a weight's half-life exceeds seven million updates: usually an error of units.
 _FAINT = 1e-7 * (1 - 1e-3)  # less what rounding takes
 # A constant weight decay that removes more in one update is a mistake; a pull may remove all.
 _LARGEST, _WHOLE = 0.25, 1.0 + 1e-3
@@ -169,7 +169,8 @@ def warnings(rows: Sequence[DecayRow], found: Findings, probe: Probe) -> tuple[s
     decays, unwanted, pulled = found.fraction > 0, _unwanted(rows), kind == "toward"
     spared = any(len(row.shape) > 1 for row in _chosen(rows, found.moves & (kind == "none")))
     is_inverted = spared and np.array_equal(unwanted, decays)
-    large, overshot = (abs(found.fraction) > most for most in (_LARGEST, _WHOLE))
+    highest = np.array([abs(row.highest) for row in rows])
+    large, overshot = (highest > most for most in (_LARGEST, _WHOLE))
     texts = [_MASK_CALLED] if _mask_was_called(state) else []
     if not texts and found.finite.all() and (kind == "none").all():
         texts.append(_nothing_decays(found, probe.count))
@@ -266,8 +267,8 @@ def _vectors_if_all_decay(rows: Sequence[DecayRow]) -> list[DecayRow]:
 def _units_warning(rows: Sequence[DecayRow]) -> list[str]:
     """As the constructors of this package warn, whoever made the optimizer."""
     kinds = ("decoupled", "cautious")
-    high = [row for row in rows if row.kind in kinds and _PYTORCH <= row.decay_per_step <= _LARGEST]
-    smallest = min((row.decay_per_step for row in high), default=0.0)
+    high = [row for row in rows if row.kind in kinds and _PYTORCH <= row.highest <= _LARGEST]
+    smallest = min((row.highest for row in high), default=0.0)
     return [_UNITS.format(smallest, _listing(high))] if high else []
 
 
@@ -278,7 +279,7 @@ def _lost_warning(rows: Sequence[DecayRow], found: Findings) -> list[str]:
     if not lost:
         return []
     dtype = max((row.dtype for row in lost), key=lambda dtype: float(jnp.finfo(dtype).eps))
-    largest = max(abs(row.decay_per_step) for row in lost if row.dtype == dtype)
+    largest = max(abs(row.highest) for row in lost if row.dtype == dtype)
     return [_LOST.format(_listing(lost), dtype, smallest_change(dtype), largest)]
 
 

@@ -48,7 +48,8 @@ def norm_control(
             factors.append(factor)
             growths.append(growth)
     constant = (abs(norms[0] - norms[1]) < 1e-3 * norms[0]) & (at_natural.update > 0)
-    return keeps_norm | constant, _common_factor(np.array(factors), np.array(growths))
+    growth = _common_factor(np.array(factors), np.array(growths))
+    return keeps_norm | constant, _with_single_numbers(p, growth, at_natural.update > 0)
 
 
 def _growth_factors(
@@ -90,6 +91,18 @@ def _common_factor(factors: np.ndarray, growths: np.ndarray) -> np.ndarray:
     greatest = np.where(known, growths, -np.inf).max(0)
     is_common &= greatest > _LEAST_RATIO * np.where(known, growths, np.inf).min(0)
     return np.where(is_common, most, np.nan)
+
+
+def _with_single_numbers(p: Probe, growth: np.ndarray, moves: np.ndarray) -> np.ndarray:
+    """The factors, and for parameters of one element the one that all others have.
+
+    One element has no direction that could show a factor.
+    """
+    single = np.array([v.size == 1 for v in p.v], bool) & moves
+    others = growth[moves & ~single]
+    if not others.size or np.isnan(others).any():
+        return growth
+    return np.where(single & np.isnan(growth), np.median(others), growth)
 
 
 class Elements(NamedTuple):

@@ -63,7 +63,7 @@ def examine(p: Probe) -> Findings:
         kind=_kinds(p, start, at_large, traits),
         fraction=fraction,
         steady=steady,
-        double=(memory.decoupled > 0) | hidden,
+        double=(memory.decoupled > 0) & ~traits.braked | hidden,
         moves=(at_natural.update != 0) | (sizes == 0),
         finite=np.isfinite(at_large.update),
         share=share,
@@ -134,7 +134,8 @@ class _Traits(NamedTuple):
     nonlinear: np.ndarray
     linear: np.ndarray
     cautious: np.ndarray
-    growth: np.ndarray  # the factor of a brake, or NaN
+    braked: np.ndarray  # it may be coupled too
+    growth: np.ndarray  # the factor of a brake beside decay that is not coupled, or NaN
     elements: Elements
 
 
@@ -149,11 +150,10 @@ def _traits(
     is_constant = measure.is_same_fraction(c, *others)
     keeps_norm, growth = norm_control(p, start, at_natural)
     brakes = np.isfinite(growth) & ~keeps_norm & ~memory.remembered
-    # A brake removes a part of each growth, which no decay explains. Decay is what more than
-    # the gradients' part of an update is removed by, beside large parameters.
-    is_constant |= brakes
-    odd_when_small &= ~brakes
-    odd_when_large &= ~brakes | (2 * at_large.size**2 > at_large.update**2)
+    if brakes.any():  # they remove a part of each growth, which is no decay
+        is_constant |= brakes
+        odd_when_small &= ~brakes
+        odd_when_large &= ~brakes | measure.decays_alone(p, start)
     # A step whose size depends on the parameters turns with their sign, but not along them.
     both = (at_large, at_natural)
     along = np.any([abs(x.fraction) * x.extent > x.own_noise for x in both], axis=0)
@@ -176,6 +176,7 @@ def _traits(
         nonlinear=uneven & ignores_gradients & ~memory.remembered,
         linear=memory.remembered & ~(uneven | keeps_norm),
         cautious=np.zeros_like(uneven),
+        braked=np.isfinite(growth),
         growth=np.where(brakes, growth, np.nan),
         elements=own,
     )

@@ -3,11 +3,14 @@
 Entries of a mask and parameters are matched by path, so their containers may differ in type.
 """
 
+import contextlib
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
+import jax.core
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -15,6 +18,7 @@ from optax_decoupled._common import checks
 from optax_decoupled._common.checks import brief
 from optax_decoupled._common.dtypes import is_decayable
 from optax_decoupled._common.injection import inject_hint
+from optax_decoupled._common.probing import full_shapes, is_probing
 from optax_decoupled._common.types import Leaf, Mask, MaskFunction, Multiplier, Path, PyTree
 from optax_decoupled._select.multipliers import check_multiplier, fitted
 from optax_decoupled._select.names import is_array, listing, named_leaves, unboxed
@@ -215,6 +219,9 @@ def entries_without_parameter(
 
 
 def _evaluated(mask: Any, params: optax.Params) -> PyTree:
+    if is_probing() or full_shapes() is not None:
+        with contextlib.suppress(Exception):
+            return _constants(mask, params)
     try:
         return mask(params)
     except Exception as error:
@@ -224,6 +231,27 @@ def _evaluated(mask: Any, params: optax.Params) -> PyTree:
                 "and must return a tree (or prefix) of bools or multipliers."
             )
         raise
+
+
+def _constants(mask: Any, params: optax.Params) -> PyTree:
+    """The mask of parameters of their full shapes, its arrays constants even under `jit`.
+
+    So a sample of the parameters has a sample of their multipliers.
+    """
+    shapes, results = full_shapes() or {}, []
+    leaves = [
+        jax.ShapeDtypeStruct(shapes.get(path, np.shape(leaf)), jnp.result_type(leaf))
+        for path, leaf in named_leaves(params)[0]
+    ]
+
+    def evaluate(params: optax.Params) -> None:
+        with jax.ensure_compile_time_eval():
+            results.append(mask(params))
+
+    jax.eval_shape(evaluate, jax.tree.unflatten(jax.tree.structure(params), leaves))
+    if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(results)):
+        raise TypeError("The mask depends on the parameters' values.")
+    return results[0]
 
 
 def _is_function(mask: Mask) -> bool:

@@ -7,11 +7,13 @@ import numpy as np
 
 from optax_decoupled._common import checks
 from optax_decoupled._common.checks import brief
-from optax_decoupled._common.probing import is_sampled
+from optax_decoupled._common.probing import full_shapes
 from optax_decoupled._common.types import Multiplier
 
 Shape = tuple[int, ...]
 
+# From so many places of an axis on, the least and the largest multiplier are among them.
+_EXTREMES = 4
 _WAY_OUT = "A multiplier scales the decay; 0.0 turns it off."
 
 
@@ -55,7 +57,7 @@ def fitted(name: str, multiplier: Multiplier, shape: Shape) -> Multiplier:
     own = np.shape(multiplier)
     if own == ():
         return multiplier
-    if is_sampled():
+    if full_shapes() is not None:
         multiplier = _sample(multiplier, shape)
     if not broadcasts(np.shape(multiplier), shape):
         raise ValueError(
@@ -74,11 +76,25 @@ def broadcasts(shape: Shape, target: Shape) -> bool:
 
 
 def _sample(multiplier: Multiplier, shape: Shape) -> Multiplier:
-    """For a sample of the parameter: places at even distances of each axis, with both ends."""
+    """For a sample of the parameter: a few places of each axis."""
     if isinstance(multiplier, jax.core.Tracer):
         return multiplier
     array, sizes = np.asarray(multiplier), shape[max(len(shape) - np.ndim(multiplier), 0) :]
     for axis, (n, m) in enumerate(zip(array.shape, sizes, strict=False)):
         if m < n > 1:
-            array = np.take(array, np.linspace(0, n - 1, m).round().astype(int), axis)
+            array = np.take(array, _places(array, axis, m), axis)
     return array if isinstance(multiplier, np.ndarray) else jnp.asarray(array)
+
+
+def _places(array: np.ndarray, axis: int, count: int) -> np.ndarray:
+    """Places at even distances of an axis, with both ends and its extremes.
+
+    Without the extremes, a decay of a few layers in the middle would be missed.
+    """
+    places = np.linspace(0, array.shape[axis] - 1, count).round().astype(int)
+    if count >= _EXTREMES:
+        sums = array.sum(tuple(i for i in range(array.ndim) if i != axis), dtype=float)
+        for i, extreme in ((1, np.argmin(sums)), (2, np.argmax(sums))):
+            if sums[extreme] not in sums[places]:
+                places[i] = extreme
+    return np.sort(places)

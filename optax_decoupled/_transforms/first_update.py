@@ -35,7 +35,8 @@ def probe_once(
             return
         done.append(True)
         try:
-            with jax.ensure_compile_time_eval(), sampling(True):
+            shapes = {path: jnp.shape(x) for path, x in named_leaves(params)[0]}
+            with jax.ensure_compile_time_eval(), sampling(shapes):
                 text = verdict(_small_updates(inner, params))
         except Exception:
             return

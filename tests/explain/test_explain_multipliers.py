@@ -21,6 +21,17 @@ MASKS = {
     "a function of the shape": od.decay_rules(
         ("kernel", lambda shape: np.linspace(1.0, 0.5, shape[0])[:, None, None]), ("bias", 0.0)
     ),
+    "a function that knows the depth": od.decay_rules(
+        ("kernel", lambda shape: 1 - 0.5 * np.arange(shape[0])[:, None, None] / 11), ("bias", 0.0)
+    ),
+    "a mask function of jax.numpy": lambda params: {
+        "kernel": jnp.linspace(1.0, 0.5, params["kernel"].shape[0])[:, None, None],
+        "bias": False,
+    },
+    "one that looks at types": lambda params: {
+        name: DEPTH if isinstance(x, jax.Array) and x.ndim > 2 else False
+        for name, x in params.items()
+    },
 }
 
 
@@ -70,6 +81,30 @@ def test_l2_with_an_array_is_coupled():
     assert (row.kind, row.decay_range) == ("coupled", None)
 
 
+@pytest.mark.parametrize("layers", [(5, 6), (1,), (10,)])
+def test_a_decay_of_some_layers_within_the_stack_is_seen(layers, monkeypatch):
+    monkeypatch.setattr(probe, "FULL_SIZE", 2**12)
+    inside = np.isin(np.arange(12), layers)[:, None, None]
+    mask = {"kernel": inside, "bias": False}
+    kernel = by_path(od.explain_weight_decay(od.adamw(LR, 1e-4, mask=mask), STACK))["kernel"]
+    assert kernel.kind == "decoupled"
+    assert kernel.decay_range == pytest.approx((0.0, 1e-4), rel=1e-3)
+
+
+def test_a_mask_that_needs_values_fails_as_it_does_under_jit():
+    mask = lambda params: {"w": bool((params["w"] > 0).any())}
+    with pytest.raises(ValueError, match="TracerBoolConversionError"):
+        od.explain_weight_decay(od.adamw(LR, 1e-4, mask=mask), {"w": jnp.ones((3, 4))})
+
+
+def test_decouple_measures_a_depth_of_its_own(recwarn):
+    """Its probe has two layers; the mask function sees all five."""
+    mask = lambda params: {"w": jnp.eye(5)[params["w"].shape[0] - 1][:, None]}
+    inner = od.adamw(LR, 1e-4, mask=mask)
+    with pytest.warns(UserWarning, match="'w' by itself"):
+        od.decouple(inner, 1e-4).init({"w": jnp.ones((5, 8))})
+
+
 def test_an_array_that_does_not_fit_is_refused_at_full_size():
     with pytest.raises(ValueError, match=r"mask at 'kernel' has shape \(13, 1, 1\)"):
         od.explain_weight_decay(
@@ -82,3 +117,28 @@ def test_decouple_still_warns_of_a_decay_within_that_has_an_array():
     inner = od.adamw(LR, 1e-4, mask={"w": np.linspace(1, 0.5, 5)[:, None]})
     with pytest.warns(UserWarning, match="'w' by itself"):
         od.decouple(inner, 1e-4).init(params)
+
+
+WIDE = {"w": jax.ShapeDtypeStruct((12, 4, 4), jnp.float32)}
+
+
+@pytest.mark.parametrize(
+    ("highest", "text"), [(0.02, "looks like a PyTorch value"), (0.5, "more than a quarter")]
+)
+def test_warnings_look_at_the_highest_fraction(highest, text):
+    """The mean over twelve layers, of which one decays, causes none of them."""
+    c = highest * (np.arange(12) == 11)[:, None, None]
+    decay = optax.stateless(lambda u, p: jax.tree.map(lambda u, p: u - c * p, u, p))
+    tx = optax.chain(optax.sgd(LR), decay)
+    report = od.explain_weight_decay(tx, WIDE)
+    assert report.rows[0].highest == pytest.approx(highest, rel=1e-3)
+    assert any(text in warning for warning in report.warnings)
+
+
+@pytest.mark.parametrize(("highest", "is_lost"), [(1e-3, True), (4e-3, False)])
+def test_a_range_is_lost_to_rounding_if_its_highest_fraction_is(highest, is_lost):
+    params = {"w": jax.ShapeDtypeStruct((12, 4, 4), jnp.bfloat16)}
+    mask = {"w": (np.arange(12) == 11)[:, None, None].astype(np.float32)}
+    (row,) = od.explain_weight_decay(od.sgdw(LR, highest, mask=mask), params).rows
+    assert row.decay_range == pytest.approx((0.0, highest), rel=1e-2)
+    assert row.lost_to_rounding == is_lost

@@ -1,5 +1,6 @@
 """norm_change after an optimizer: what holds a norm, what only brakes it, and the decay beside."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -62,9 +63,35 @@ def test_a_brake_on_gradients_that_are_not_orthogonal(shape):
             assert row.decay_per_step == pytest.approx(decay, rel=1e-3)
 
 
-def test_l2_under_a_brake_is_still_coupled():
-    report = _explained(od.adam_l2(LR, 1e-2), 0.5, 1.0)
+@pytest.mark.parametrize("make", [od.adam_l2, od.sgd_l2])
+def test_l2_under_a_brake_is_coupled_and_alone(make):
+    report = _explained(make(LR, 1e-2), 0.5, 1.0)
     assert kinds(report) == {"coupled"}
+    assert not any("act at once" in text for text in report.warnings)
+
+
+@pytest.mark.parametrize("make", [od.adamw, od.sgdw])
+def test_cautious_decay_under_a_brake_is_cautious(make):
+    report = _explained(make(LR, 1e-4, cautious=True), 0.5, 1.0)
+    assert kinds(report) == {"cautious"}
+    for row in report.rows:
+        assert row.decay_per_step == pytest.approx(1e-4, rel=1e-3)
+
+
+@pytest.mark.parametrize("optimizer", [optax.adam, optax.sgd])
+def test_l1_decay_under_a_brake_is_nonlinear(optimizer):
+    shrink = optax.stateless(
+        lambda updates, params: jax.tree.map(lambda u, p: u - 1e-4 * jnp.sign(p), updates, params)
+    )
+    assert kinds(_explained(optax.chain(optimizer(LR), shrink), 0.5, 1.0)) == {"nonlinear"}
+
+
+def test_single_numbers_under_a_brake():
+    params = {"scale": jnp.ones(()), "shift": jnp.ones((1,)), "kernel": jnp.ones((4, 4))}
+    for decay, kind in ((0.0, "none"), (1e-4, "decoupled")):
+        report = _explained(od.adamw(LR, decay), 0.5, 1.0, params)
+        assert kinds(report) == {kind}
+        assert {round(row.decay_per_step, 7) for row in report.rows} == {decay}
 
 
 def test_the_budget_under_a_brake_is_that_of_weights_that_shrink():
