@@ -179,7 +179,7 @@ def _check_toward(toward: object) -> None:
 def required(params: optax.Params | None, name: str) -> optax.Params:
     if params is None:
         raise ValueError(
-            f"params=None in {name}: weight decay needs the current parameters. "
+            f"params=None in {name}, which needs the current parameters. "
             "Call tx.update(grads, state, params)."
         )
     return params

@@ -13,6 +13,8 @@ import numpy as np
 
 from optax_decoupled._watch import stored
 
+_NUMBER = re.compile(r"(\d+)$")  # the step, at the end of a directory's name
+
 
 def read(checkpoint: str) -> Any:
     """A tree with the histories of a checkpoint; nothing else is read from it.
@@ -28,6 +30,9 @@ def read(checkpoint: str) -> Any:
         raise ValueError(
             f"{checkpoint} holds no Orbax checkpoint of a tree: it has no file _METADATA."
         )
+    if len(runs := {item.parent for item in items if _is_of_a_run(item, path)}) > 1:
+        names = ", ".join(sorted(run.name for run in runs))
+        raise ValueError(f"{checkpoint} holds checkpoints of several runs: {names}. Pass one.")
     orbax = _orbax()
     for item in (each for each in items if _step(each) == _step(items[0])):
         tree = orbax.PyTreeCheckpointer().metadata(item).item_metadata.tree
@@ -45,9 +50,14 @@ def _items(path: Path) -> Iterator[Path]:
         yield from (file.parent for file in path.glob(pattern))
 
 
+def _is_of_a_run(item: Path, path: Path) -> bool:
+    """Whether it is a step in a directory of `path`, and not an item in a step's directory."""
+    return item.parent.parent == path and _NUMBER.search(item.name) is not None
+
+
 def _step(item: Path) -> int:
     """The number at the end of a directory's name, such as 7 or checkpoint_7; -1 without one."""
-    numbers = [re.search(r"(\d+)$", part) for part in item.parts[-2:]]
+    numbers = [_NUMBER.search(part) for part in item.parts[-2:]]
     return next((int(found[1]) for found in reversed(numbers) if found), -1)
 
 

@@ -1,5 +1,6 @@
 """``python -m optax_decoupled``: output of 80 columns, exit codes, errors without a traceback."""
 
+import shutil
 import subprocess
 import sys
 
@@ -103,6 +104,18 @@ def test_a_checkpoint_without_a_history_says_what_to_add(capsys, checkpoints, tm
     assert code == 1
     assert "record_weight_dynamics" in err
     assert "no Orbax checkpoint" in run(capsys, "history", str(tmp_path))[2]
+
+
+def test_a_directory_of_several_runs_is_refused(capsys, checkpoints, tmp_path):
+    path, history = checkpoints
+    for run_name in ("first", "second"):
+        shutil.copytree(path / "prefixed", tmp_path / run_name)
+    code, _, err = run(capsys, "history", str(tmp_path))
+    assert code == 1
+    assert "several runs: first, second. Pass one." in " ".join(err.split())
+    shutil.rmtree(tmp_path / "first")
+    line = ["history", str(tmp_path), "--weight-decay", "1e-4"]
+    assert run(capsys, *line)[:2] == (0, f"{history}\n")
 
 
 def test_usage_errors_exit_with_2_and_help_has_an_example(capsys):
