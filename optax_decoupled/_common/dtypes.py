@@ -1,5 +1,6 @@
 """Arithmetic for parameters narrower than 32 bits."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -48,7 +49,25 @@ def is_decayable(leaf: Leaf) -> bool:
 def is_narrow(x: Leaf) -> bool:
     """True for floating leaves of fewer than 32 bits."""
     dtype = getattr(x, "dtype", None)
-    return dtype is not None and jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32
+    return dtype is not None and _is_narrow(dtype)
+
+
+@functools.cache
+def _is_narrow(dtype: Any) -> bool:
+    return jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32
+
+
+@functools.cache
+def common_dtype(*dtypes: Any) -> Any:
+    """The dtype of the arithmetic on arrays of these dtypes: at least float32."""
+    with jax.numpy_dtype_promotion("standard"):
+        return jnp.result_type(jnp.float32, *(d for d in dtypes if not _is_narrow(d)))
+
+
+def converted(x: Any, dtype: Any) -> Any:
+    """An array of this dtype; `x` itself if it is one, which spares a call for each leaf."""
+    is_one = isinstance(x, jax.Array) and x.dtype == dtype and not x.weak_type
+    return x if is_one else jnp.asarray(x, dtype)
 
 
 def widen(tree: PyTree) -> Any:

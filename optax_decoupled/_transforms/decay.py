@@ -26,7 +26,7 @@ import optax
 
 from optax_decoupled._common import checks
 from optax_decoupled._common.checks import brief
-from optax_decoupled._common.dtypes import widen
+from optax_decoupled._common.dtypes import common_dtype, converted
 from optax_decoupled._common.products import check_decay, is_product, product, product_schedule
 from optax_decoupled._common.types import Leaf, Mask, PyTree, Scalar, ScalarOrSchedule
 from optax_decoupled._select.masks import leaf_multipliers
@@ -216,10 +216,8 @@ def _in_full_precision(
     if u is None or checks.is_static_zero(c):
         return u
     u = jnp.asarray(u)
-    with jax.numpy_dtype_promotion("standard"):
-        dtype = jnp.result_type(*(jnp.result_type(widen(x)) for x in (u, p)), jnp.float32)
-    wide = [jnp.asarray(x, dtype) for x in (u, p, c, *others)]
-    return fn(*wide).astype(u.dtype)
+    dtype = common_dtype(u.dtype, jnp.result_type(p))
+    return converted(fn(*(converted(x, dtype) for x in (u, p, c, *others))), u.dtype)
 
 
 def _same_direction(u: jax.Array, p: jax.Array) -> jax.Array:
