@@ -299,8 +299,8 @@ def transfer(
       width: ``(old, new)`` width of the network; None if it stays.
       exponent: :math:`p`. 1 keeps the budget, so the weights average over the same share of
         the run (arXiv:2405.13698); 0.5 is the paper's normalized decay.
-      width_exponent: :math:`q`. 0 keeps the decay, as independent decay does; 0.5 was
-        measured for AdamW by arXiv:2510.15262.
+      width_exponent: :math:`q`. 0 keeps the decay, as independent decay does
+        (arXiv:2510.19093); 0.5 was measured for AdamW by arXiv:2510.15262.
 
     Returns:
       :math:`λ_{new}`, the fraction of a weight removed per full step.
@@ -321,8 +321,8 @@ def transfer(
       >>> assert round(od.convert.to_pytorch(new, 2**0.5 * 1e-3), 6) == 0.098995
 
     References:
-      Wang & Aitchison, arXiv:2405.13698; arXiv:2510.15262; Loshchilov & Hutter,
-      arXiv:1711.05101, appendix B.1.
+      Wang & Aitchison, arXiv:2405.13698; Kosson et al., arXiv:2510.19093; arXiv:2510.15262;
+      Loshchilov & Hutter, arXiv:1711.05101, appendix B.1.
     """
     checks.check_nonnegative("weight_decay", weight_decay, "It must not add weight.")
     if steps is None and width is None:

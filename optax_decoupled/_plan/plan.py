@@ -26,10 +26,17 @@ _DISAGREE = 4.0
 _HARDLY = 0.1
 # The share of the initial weight's squared length that may be left in equilibrium.
 _SETTLED = 0.05
+# The passes over the data in the tuned settings of arXiv:2509.14786.
+_FEWEST_EPOCHS, _MOST_EPOCHS = 8, 64
 _LOST_BELOW = float(jnp.finfo(jnp.bfloat16).eps) / 4
 
 _IMAGES = "Best on CIFAR-10 and ImageNet32x32, with residual networks."
 _TIMESCALES = "The best timescale lay between one epoch and the run, as models and data grew."
+_REPEATED = (
+    "Language models of 150M to 1.4B parameters, 200M to 1.6B tokens seen 8 to 64 times. In 16 "
+    "tuned settings, from the paper's table and its authors' code, the best timescale was 0.2 to "
+    "0.52 epochs."
+)
 _POWER_LAW = (
     "Language models of 111M to 3.3B parameters, one pass over the data. τ/S = 1.084·TPP^-0.527 "
     "is quoted second-hand: the form is in the abstract, the exponent in a review of the paper."
@@ -71,7 +78,8 @@ def plan_weight_decay(
       schedule: :math:`η_t`, the multiplier of step and decay, 1 for a full step; None for 1.
       learning_rate: :math:`α`, the peak rate, for PyTorch's values and predictions.
       b1: of AdamW, for the predicted rms and rotation.
-      steps_per_epoch: adds the rule for a timescale of one epoch.
+      steps_per_epoch: adds the rule for a timescale of one epoch, and in runs of 8 to 64 epochs
+        the two ends of the range for repeated data.
       tokens_per_parameter: tokens of the run over parameters; adds the rule of Power Lines.
       momentum: of SGD, if that is the optimizer. Then ``b1`` is not used.
 
@@ -93,8 +101,9 @@ def plan_weight_decay(
       >>> assert round(yours.budget, 9) == 3.0 and round(yours.timescale) == 33_333
 
     References:
-      Loshchilov & Hutter, arXiv:1711.05101; Wang & Aitchison, arXiv:2405.13698; Bergsma et
-      al., Power Lines, arXiv:2505.13738; Ferbach et al., arXiv:2602.05298.
+      Loshchilov & Hutter, arXiv:1711.05101; Wang & Aitchison, arXiv:2405.13698; Kim et al.,
+      arXiv:2509.14786; Bergsma et al., Power Lines, arXiv:2505.13738; Ferbach et al.,
+      arXiv:2602.05298.
     """
     _check_plan(steps, weight_decay, schedule, learning_rate, b1, momentum)
     steps = int(steps)
@@ -128,12 +137,15 @@ def _rules(steps: int, steps_per_epoch: Any, tokens_per_parameter: Any) -> list[
         checks.check_positive("steps_per_epoch", epoch, "It is a timescale.")
     if tokens is not None:
         checks.check_positive("tokens_per_parameter", tokens, "20 is usual.")
+    repeated = epoch if epoch and _FEWEST_EPOCHS <= steps / epoch <= _MOST_EPOCHS else None
     share = tokens and 1.084 * float(tokens) ** -0.527
     falling = log_time_weight_decay(steps) if steps > 40 else None
     table = (
         _Rule("normalized 0.025", 0.025 / steps**0.5, "arXiv:1711.05101", _IMAGES),
         _Rule("normalized 0.05", 0.05 / steps**0.5, "arXiv:1711.05101", _IMAGES),
         _Rule("one epoch", epoch and 1 / float(epoch), "arXiv:2405.13698", _TIMESCALES),
+        _Rule("0.5 epochs", repeated and 2 / float(repeated), "arXiv:2509.14786", _REPEATED),
+        _Rule("0.2 epochs", repeated and 5 / float(repeated), "arXiv:2509.14786", _REPEATED),
         _Rule("the run", 1 / steps, "arXiv:2405.13698", _TIMESCALES),
         _Rule(
             f"{float(tokens or 0):g} tokens/param",

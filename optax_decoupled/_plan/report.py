@@ -46,8 +46,8 @@ class PlanRow:
         full step; NaN without a learning rate, for SGD (it depends on the gradients) and if λ
         moves.
       rotation: the predicted angle per full step there, in radians.
-      at_most: the bound of every element that AdamW keeps where it converges, :math:`α/λ`
-        (arXiv:2404.04454); NaN without a learning rate and for SGD.
+      at_most: the bound of every element where AdamW converges, :math:`α/λ`, proved for full
+        batches (arXiv:2404.04454); NaN without a learning rate, for SGD and if λ moves.
       source: where the rule was published.
       note: where the rule holds, and remarks on this run.
     """

@@ -61,6 +61,31 @@ def test_what_the_rules_choose():
     assert all(len(row.note) > 40 for row in plan.values())
 
 
+# Kim et al., arXiv:2509.14786: steps in one epoch, epochs, rate and PyTorch's decay of the best
+# runs at 150M, 300M, 600M and 1.4B parameters. The first four are in the paper's Figure 3.
+TUNED_ON_REPEATED_DATA = (
+    *((800, 16, 3e-3, 0.8), (800, 16, 3e-3, 1.6), (800, 8, 1e-3, 3.2), (800, 8, 1e-3, 3.2)),
+    *((1600, 32, 3e-3, 0.8), (1600, 16, 3e-3, 0.8), (1600, 8, 1e-3, 1.6), (1600, 8, 1e-3, 3.2)),
+    *((3200, 64, 3e-3, 0.4), (3200, 16, 3e-3, 0.4), (3200, 16, 3e-3, 0.4), (3200, 8, 1e-3, 1.6)),
+    *((6400, 64, 3e-3, 0.1), (6400, 32, 1e-3, 0.4), (6400, 16, 1e-3, 0.8), (6400, 8, 1e-3, 0.8)),
+)
+
+
+@pytest.mark.parametrize(("epoch", "epochs", "rate", "best"), TUNED_ON_REPEATED_DATA)
+def test_repeated_data_have_the_range_of_the_tuned_runs(epoch, epochs, rate, best):
+    plan = rows(epoch * epochs, learning_rate=rate, steps_per_epoch=epoch)
+    assert plan["0.5 epochs"].pytorch * 0.95 <= best <= plan["0.2 epochs"].pytorch * 1.05
+    assert best > 1.8 * plan["one epoch"].pytorch
+
+
+def test_the_rule_for_repeated_data_is_for_eight_to_sixty_four_epochs():
+    assert rows(8000, steps_per_epoch=1000)["0.2 epochs"].budget == pytest.approx(40.0)
+    assert rows(64_000, steps_per_epoch=1000)["0.2 epochs"].budget == pytest.approx(320.0)
+    assert "0.2 epochs" not in rows(7999, steps_per_epoch=1000)
+    assert "0.2 epochs" not in rows(64_001, steps_per_epoch=1000)
+    assert "0.2 epochs" not in rows(8000)
+
+
 def test_normalized_decay_of_the_papers_example():
     decay = od.convert.from_normalized(0.05, batch_size=128, dataset_size=50_000, epochs=100)
     assert decay == pytest.approx(2.52982e-4, rel=1e-5)
@@ -355,7 +380,7 @@ def test_the_page_shows_what_the_plan_prints():
         STEPS,
         weight_decay=DECAY,
         learning_rate=3e-4,
-        steps_per_epoch=10_000,
+        steps_per_epoch=50_000,
         tokens_per_parameter=20,
     )
     assert shown is not None
