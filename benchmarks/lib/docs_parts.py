@@ -6,48 +6,70 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from benchmarks.lib import questions
+from benchmarks.lib.answers import above_zero, with_control
 from benchmarks.lib.harness import RESULTS
 from benchmarks.lib.readings import slope_text
-from benchmarks.lib.rules import PERCENT
+from benchmarks.lib.rules import PERCENT, SUPPORTED
 from benchmarks.lib.tables import markdown
 from optax_decoupled import sweep
 
 GB = 1e9
-REGIMES = {  # a record of landscapes, and the groups of it that are columns; missing ones have none
-    "figure2_digits": {"batch norm": "digits, batch norm", "no normalization": "digits, none"},
+REGIMES = {  # a record of landscapes, and the groups of it that are columns
+    "figure2_digits": {"batch norm": "digits, batch norm", "no normalization": "digits"},
     "figure2_mnist1d": {
         "batch norm": "MNIST-1D, batch norm",
         "layer norm": "MNIST-1D, layer norm",
-        "no normalization": "MNIST-1D, none",
+        "no normalization": "MNIST-1D",
     },
     "figure2_cifar10": {"ResNet-8 of width 8 on small maps": "CIFAR-10, batch norm"},
 }
-ORDERS = {"decay, then rate": "decay_first", "rate, then decay": "rate_first"}
+ORDERS = {"decay first": "decay_first", "rate first": "rate_first"}
 
 
 def tuning_costs() -> str:
     """What tuning one after the other costs, for each convention and regime, in both orders."""
     columns = {title: dict(questions.costs(row)) for title, row in _regimes()}
-    conventions = list(next(iter(columns.values())))
-    tables = []
-    for title, order in ORDERS.items():
-        rows = [
-            [name, *(_cost(costs.get(name), order) for costs in columns.values())]
-            for name in conventions
-        ]
-        tables.append(markdown([[title, *columns], *rows]))
-    return (
-        "\n".join(tables) + "\nA cost is the test error after tuning one after the other, minus "
-        "that of the best cell, in points; of the language model, in nats per character. Each "
-        f"entry gives the cost from the worst start, its {PERCENT} interval, and the mean cost "
-        "over all starts. In the first table a start is a learning rate of the grid, in the second "
-        "a decay. Starts at which most runs fail are included.\n"
+    normalized = {title: costs for title, costs in columns.items() if "norm" in title}
+    plain = {title: costs for title, costs in columns.items() if "norm" not in title}
+    tables = [
+        _costs(f"with normalization, {title}", {x: (c, order) for x, c in normalized.items()})
+        for title, order in ORDERS.items()
+    ]
+    both = {
+        f"{x}, {title}": (c, order) for x, c in plain.items() for title, order in ORDERS.items()
+    }
+    return "\n".join([*tables, _costs("without normalization", both)]) + (
+        "\nA cost is the test error after tuning one after the other, minus that of the best "
+        "cell, in points; of the language model, in nats per character. Each entry gives the cost "
+        f"from the worst start and its {PERCENT} interval, then the mean cost over all starts. If "
+        "the decay is tuned first, a start is a learning rate of the grid; if the rate is, a "
+        f"decay. Starts at which most runs fail are included.{_without_gain()}\n"
     )
+
+
+def _without_gain() -> str:
+    """Names the regimes in which no optimizer gains from decay, where it was also left out."""
+    titles = []
+    for title, row in _regimes():
+        gains = [x["gain"] for x in with_control(row).values() if "gain" in x]
+        if gains and all(above_zero(gain) != SUPPORTED for gain in gains):
+            titles.append(title if "norm" in title else f"{title} without normalization")
+    text = " On {} no decay lowers the error measurably, so the costs there decide nothing."
+    return text.format(", ".join(titles)) if titles else ""
+
+
+def _costs(title: str, columns: dict[str, tuple[dict[str, sweep.TuningCost], str]]) -> str:
+    names = dict.fromkeys(name for costs, _ in columns.values() for name in costs)
+    rows = [
+        [name, *(_cost(costs.get(name), order) for costs, order in columns.values())]
+        for name in names
+    ]
+    return markdown([[title, *columns], *rows])
 
 
 def _regimes() -> Iterator[tuple[str, questions.Row]]:
     for name, groups in REGIMES.items():
-        networks = _load(name)["networks"] if _there(name) else {}
+        networks = _load(name)["networks"]
         for group in [x for x in groups if x in networks]:
             yield groups[group], networks[group]["optimizers"]
     yield "language model, layer norm", {"AdamW": _load("language_model")["landscape"]}
@@ -57,7 +79,7 @@ def _cost(cost: sweep.TuningCost | None, order: str) -> str:
     if cost is None:
         return "-"
     mean = f"{getattr(cost, order).mean.value:.2f}"
-    return f"{questions.worst(getattr(cost, order))}, mean {mean}"
+    return f"{questions.worst(getattr(cost, order))}; {mean}"
 
 
 def regimes() -> str:
@@ -224,10 +246,6 @@ def state_bytes() -> str:
 def _gigabytes(sizes: dict[str, int]) -> str:
     size = (sizes["weights"] + sizes["gradients"] + sizes["state"]) / GB
     return f"{size:,.0f}" if size >= 100 else f"{size:.2g}"
-
-
-def _there(name: str) -> bool:
-    return (RESULTS / f"{name}.json").exists()
 
 
 def _load(name: str) -> dict[str, Any]:

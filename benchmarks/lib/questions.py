@@ -4,7 +4,7 @@ The estimates are `od.sweep`'s, cross-fitted over seeds; the verdicts are those 
 """
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -50,21 +50,31 @@ def pairs(row: Row) -> Iterator[tuple[str, str, str]]:
             yield l2.removesuffix("+L2"), l2, decoupled
 
 
-def near_best(of: str) -> Answer:
-    """How many rates or cells come within 10 % of the best, and how many more if decoupled."""
+def rates_near_best(row: Row) -> list[Found]:
+    """How many rates come within 10 % of the best, and how many more if decoupled."""
+    return list(_near_best(row, "rates", lambda x: 1.0, f" of {_rates(row)}"))
 
-    def answer(row: Row) -> list[Found]:
-        row, found = with_control(row), []
-        for name, l2, decoupled in pairs(row):
-            before, after = (getattr(sweep.basin(landscape(row[x])), of) for x in (l2, decoupled))
-            shape = np.shape(row[l2]["error_percent"])
-            every = shape[0] if of == "rates" else shape[0] * shape[1]
-            both = f"{l2} {before.value:.1f}, {decoupled} {after.value:.1f} of {every}"
-            text = f"{both}, difference {interval_of(after - before).text(1)}"
-            found.append(Found(name, text, above_zero(after - before, row[l2], row[decoupled])))
-        return found
 
-    return answer
+def cells_near_best(row: Row) -> list[Found]:
+    """Which percentage of the cells comes within 10 % of the best, and how much more of them."""
+    percent = lambda x: 100 / np.prod(np.shape(x["error_percent"])[:2])
+    return list(_near_best(row, "cells", percent, " %"))
+
+
+def _rates(row: Row) -> int:
+    return len(next(iter(row.values()))["learning_rates"])
+
+
+def _near_best(row: Row, of: str, factor: Callable[[Any], float], unit: str) -> Iterator[Found]:
+    row = with_control(row)
+    for name, *both in pairs(row):
+        before, after = (
+            scaled(getattr(sweep.basin(landscape(row[x])), of), factor(row[x])) for x in both
+        )
+        l2, decoupled = both
+        values = f"{l2} {before.value:.1f}, {decoupled} {after.value:.1f}{unit}"
+        text = f"{values}, difference {interval_of(after - before).text(1)}"
+        yield Found(name, text, above_zero(after - before, row[l2], row[decoupled]))
 
 
 def cost_beside_l2(row: Row) -> list[Found]:
@@ -72,7 +82,7 @@ def cost_beside_l2(row: Row) -> list[Found]:
     row, found = with_control(row), []
     for name, l2, decoupled in pairs(row):
         theirs, ours = (sweep.tuning_cost(landscape(row[x])) for x in (l2, decoupled))
-        found += _dearer(name, "λ′", theirs, ours, row[l2], row[decoupled])
+        found += _dearer(name, theirs, ours, row[l2], row[decoupled])
     return found
 
 
@@ -82,18 +92,17 @@ def cost_beside_ratio(row: Row) -> list[Found]:
     for name in [x for x in PAIRS if x in row]:
         x = landscape(row[name])
         both = sweep.tuning_cost(x, keep_ratio=True), sweep.tuning_cost(x)
-        found += _dearer(name, "λ/α", *both, row[name])
+        found += _dearer(name, *both, row[name])
     return found
 
 
 def _dearer(
-    name: str, kept: str, theirs: sweep.TuningCost, ours: sweep.TuningCost, *optimizers: dict
+    name: str, theirs: sweep.TuningCost, ours: sweep.TuningCost, *optimizers: dict
 ) -> Iterator[Found]:
     for order, attribute in ORDERS.items():
         dear, cheap = (getattr(x, attribute).worst for x in (theirs, ours))
         part = f"{name}, {order}"
-        both = f"{dear.value:.2f} with {kept}, {cheap.value:.2f} with λ"
-        text = f"{part}: {both}, difference {interval_of(dear - cheap).text()}"
+        text = f"{part} {interval_of(dear - cheap).text()}"
         yield Found(part, text, above_zero(dear - cheap, *optimizers))
 
 
