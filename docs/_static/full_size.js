@@ -8,5 +8,7 @@ document.addEventListener("DOMContentLoaded", () => {
     link.title = "Full size";
     image.replaceWith(link);
     link.append(image);
+    const mark = () => link.classList.toggle("wide", image.naturalWidth > 2 * image.naturalHeight);
+    image.complete ? mark() : image.addEventListener("load", mark);
   }
 });
