@@ -274,8 +274,8 @@ def conclusion(record: dict[str, Any]) -> list[str]:
             sum(row[k].get("others", 0) for row in rows) for k in ("held_by_noise", "weights")
         ]
         sentences.append(
-            f"Of the weights behind a norm {inside[0]} of {inside[1]} read noise; of the others "
-            f"{outside[1] - outside[0]} of {outside[1]} read the loss."
+            f"The verdict is noise for {inside[0]} of the {inside[1]} weights behind a norm, and "
+            f"the loss for {outside[1] - outside[0]} of the {outside[1]} others."
         )
     if rows := record.get("valleys"):
         verdicts = [predicted(row) for row in rows]
