@@ -23,6 +23,7 @@ from benchmarks.cost import growth_of_calls
 from benchmarks.figures import landing, verdicts
 from benchmarks.lib import docs_parts, snippets, step_parts
 from benchmarks.lib.harness import RESULTS, ROOT
+from benchmarks.lib.progress import tracked
 from benchmarks.study import (
     held_by,
     hyperball,
@@ -90,7 +91,8 @@ def main() -> None:
     parser.add_argument("--check", action="store_true")
     check = parser.parse_args().check
     stale = []
-    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))):
+    paths = (ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md")))
+    for path in tracked(paths, "pages"):
         text = path.read_text()
         new = rendered(text, path.parent)
         if new != text:

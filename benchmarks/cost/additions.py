@@ -24,6 +24,7 @@ import optax
 
 import optax_decoupled as od
 from benchmarks.lib.harness import RESULTS, environment, write_json
+from benchmarks.lib.progress import tracked
 
 RATE, DECAY = 1e-3, 1e-4
 TREES = {"8 weights of a million": (8, (1000, 1000)), "1,000 weights of 1,000": (1000, (10, 100))}
@@ -97,7 +98,7 @@ def measure(turns: int, leaves: int, shape: tuple[int, ...]) -> dict[str, Any]:
     size = sum(x.size for x in jax.tree.leaves(params))
     rivals = {n: Contestant(*how, params, grads) for n, how in contestants().items()}
     times: dict[str, list[float]] = {name: [] for name in rivals}
-    for t in range(-3, turns):
+    for t in tracked(range(-3, turns), f"{leaves} weights"):
         names = list(rivals)
         first = t % len(names)  # so that none always follows the same one
         for name in names[first:] + names[:first]:
@@ -128,7 +129,7 @@ def calls(turns: int) -> dict[str, list[float]]:
         "explain_weight_decay, steps=": lambda: od.explain_weight_decay(tx, params, steps=RUN),
     }
     seconds: dict[str, list[float]] = {name: [] for name in what}
-    for turn in range(-1, turns):
+    for turn in tracked(range(-1, turns), "calls"):
         for name, call in what.items():
             start = time.perf_counter()
             call()

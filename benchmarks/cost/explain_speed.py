@@ -26,6 +26,7 @@ import optax
 
 import optax_decoupled as od
 from benchmarks.lib.harness import RESULTS, environment, in_new_process, write_json
+from benchmarks.lib.progress import tracked
 
 REPEATS = 3
 SECONDS, COPIES = 3.0, 0.5
@@ -134,7 +135,7 @@ def main() -> None:
         return
     load = os.getloadavg()[0]  # other work on these cores lengthens the times
     results = {}
-    for name in CASES:
+    for name in tracked(CASES, "optimizers"):
         case = ("--case", name, *["--quick"] * options.quick)
         runs = [in_new_process("benchmarks.cost.explain_speed", *case) for _ in range(REPEATS)]
         columns = {key: [round(run[key], 3) for run in runs] for key in runs[0]}

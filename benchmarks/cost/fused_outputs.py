@@ -32,6 +32,7 @@ from benchmarks.cost.step_programs import BASELINE, Program, build, count, run
 from benchmarks.cost.step_rivals import rivals
 from benchmarks.cost.step_trees import Shapes, trees
 from benchmarks.lib.harness import RESULTS, environment, write_json
+from benchmarks.lib.progress import tracked
 
 FLAG = "--xla_backend_extra_options=xla_cpu_use_multi_output_fusion=true"
 FLAGS = {"default": "", "fused outputs": FLAG}
@@ -116,7 +117,7 @@ def measure(shapes: Shapes, rounds: int) -> dict[str, Any]:
             for flags, ask in asks.items():
                 for name, x in ask("build", shapes, backwards).items():
                     found.setdefault(flags, {}).setdefault(name, []).append(x)
-            for round_, name in itertools.product(range(rounds + 1), OPTIMIZERS):
+            for round_, name in tracked(itertools.product(range(rounds + 1), OPTIMIZERS), "rounds"):
                 turns = list(asks.items())
                 for flags, ask in turns if round_ % 2 else reversed(turns):
                     seconds = ask("step", name, backwards)

@@ -29,6 +29,7 @@ import optax
 import optax_decoupled as od
 from benchmarks.lib.drawing import save
 from benchmarks.lib.harness import RESULTS, ROOT, environment, write_json
+from benchmarks.lib.progress import tracked
 from benchmarks.lib.tables import markdown
 
 SIZES = (10, 100, 1_000, 10_000)
@@ -203,7 +204,7 @@ def main() -> None:
     path = options.out / "growth_of_calls.json"
     old = json.loads(path.read_text())["cases"] if path.exists() else {}
     record = {"name": "growth_of_calls", **environment(), "load": os.getloadavg()[0], "cases": {}}
-    for name in CASES:
+    for name in tracked(CASES, "calls"):
         seconds = old.get(name, {}).get("seconds", {})
         if name in options.cases:
             seconds = seconds | {str(n): in_process(name, n) for n in options.leaves}

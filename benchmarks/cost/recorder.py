@@ -29,6 +29,7 @@ from flax import nnx
 
 import optax_decoupled as od
 from benchmarks.lib.harness import RESULTS, environment, in_new_process, write_json
+from benchmarks.lib.progress import tracked
 
 TREES = {
     "8 weights of a million": (8, (1_000_000,)),
@@ -156,7 +157,7 @@ def main() -> None:
         return
     load = os.getloadavg()[0]
     results = {}
-    for case in (*TREES, MODEL):
+    for case in tracked((*TREES, MODEL), "cases"):
         command = ("benchmarks.cost.recorder", "--turns", str(options.turns), "--case", case)
         runs = [in_new_process(*command, first) for first in ("bare", "recorded")]
         second = {run["built_first"]: run["compile_seconds"] for run in runs}

@@ -21,6 +21,7 @@ from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
 import optax_decoupled as od
 from benchmarks.lib.harness import RESULTS, environment, write_json
+from benchmarks.lib.progress import tracked
 
 RATE, DECAY, VOCABULARY = 1e-3, 1e-4, 65_536
 F32, BF16 = jnp.float32, jnp.bfloat16
@@ -97,12 +98,13 @@ def main() -> None:
         "question": "How many bytes does a parameter need, and a device of a sharded run?",
         **environment(),
         "per_choice": {
-            name: measure(choice, *MODELS["1 B"], 1) for name, choice in CHOICES.items()
+            name: measure(choice, *MODELS["1 B"], 1)
+            for name, choice in tracked(CHOICES.items(), "choices")
         },
         "per_device": {
             name: {
                 model: {str(devices): measure(CHOICES[name], *size, devices) for devices in DEVICES}
-                for model, size in MODELS.items()
+                for model, size in tracked(MODELS.items(), name)
             }
             for name in ("adamw, float32", "adamw, bfloat16")
         },

@@ -36,6 +36,7 @@ from benchmarks.cost.step_programs import (
 from benchmarks.cost.step_rivals import DECAY, RATE, rivals
 from benchmarks.cost.step_trees import TREES, Shapes, leaves, trees
 from benchmarks.lib.harness import RESULTS, environment, write_json
+from benchmarks.lib.progress import tracked
 from benchmarks.lib.storage import STORAGE
 
 LOAD_PER_ROUND = 4e8  # parameters: big trees are timed in fewer rounds
@@ -104,7 +105,9 @@ def rounds_for(shapes: Shapes, quick: bool) -> int:
 def timed(steps: dict[str, Callable[[], float]], rounds: int) -> dict[str, dict[str, Any]]:
     """Median seconds and quartiles of each step, all of them in turn."""
     seconds = {name: [] for name in steps}
-    for round_, (name, step) in itertools.product(range(rounds + 1), steps.items()):
+    for round_, (name, step) in tracked(
+        itertools.product(range(rounds + 1), steps.items()), "timing"
+    ):
         taken = step()
         if round_:  # the first is a warm-up
             seconds[name].append(taken)

@@ -12,6 +12,7 @@ import optax
 
 import optax_decoupled as od
 from benchmarks.cost.step_trees import Shapes
+from benchmarks.lib.progress import tracked
 
 BASELINE = "optax.adamw"
 
@@ -74,7 +75,7 @@ def analysed(variants: dict[str, Variant], shapes: Shapes, rounds: int) -> dict[
     """Of each variant: bytes, FLOPs, and medians of the times to trace, lower and compile."""
     seconds: dict[str, list[tuple[float, ...]]] = {name: [] for name in variants}
     found = {}
-    for round_ in range(rounds + 1):
+    for round_ in tracked(range(rounds + 1), "compiling"):
         for name, variant in variants.items():
             jax.clear_caches()
             times, found[name] = _analyse(variant, shapes)

@@ -26,6 +26,7 @@ import optax_decoupled as od
 from benchmarks.lib.data import Images, digits, few_shot_batches
 from benchmarks.lib.harness import RESULTS, environment, in_new_process, write_json
 from benchmarks.lib.models import MLP, ConvNet
+from benchmarks.lib.progress import tracked
 from benchmarks.lib.tasks import classification_task
 from optax_decoupled import sweep
 
@@ -109,7 +110,7 @@ def measure(budget: Budget) -> dict[str, Any]:
     evaluate = jax.jit(task.evaluate)
     loops, sweeps = [], []
     curve: dict[int, list[float]] = {width: [] for width in budget.widths}
-    for _ in range(budget.rounds):
+    for _ in tracked(range(budget.rounds), "rounds"):
         loops.append(loop_rate(task, evaluate, budget.loop_cells))
         sweeps.append(sweep_rate(task, budget.rates))
         for width in budget.widths:

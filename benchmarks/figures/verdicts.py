@@ -21,7 +21,7 @@ from benchmarks.lib.harness import RESULTS
 from benchmarks.lib.questions import Answer, Found, judged
 from benchmarks.lib.readings import comparison, least_decay, paired
 from benchmarks.lib.rules import BELOW_MINUS_QUARTER, MORE, NOTHING, PERCENT, Rule, verdict
-from benchmarks.lib.tables import bullets, markdown, wrapped
+from benchmarks.lib.tables import bullets, folded, markdown, wrapped
 
 Record = dict[str, Any]
 EARLIER = Rule((1, np.inf), (1, np.inf))
@@ -301,8 +301,10 @@ def report() -> str:
 
 
 def whole_report() -> str:
-    """Every row."""
-    return markdown(rows(recorded), align="---")
+    """The verdict on each claim; its numbers, the paper's and the regime are folded."""
+    table = rows(recorded)
+    short = markdown([[claim, verdict] for claim, _, _, verdict, _ in table], align="---")
+    return f"{short}\n{folded([markdown(table, align='---')])}"
 
 
 def sentences(claims: list[Claim], records: Callable[[str], Record | None]) -> list[str]:

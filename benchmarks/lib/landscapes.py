@@ -7,10 +7,9 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import optax
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
 import optax_decoupled as od
+from benchmarks.lib.progress import bar
 from benchmarks.lib.sizes import Size
 from optax_decoupled.sweep import Landscape, Task, run
 
@@ -74,35 +73,23 @@ def landscape_job(
 
 
 def train(jobs: dict[tuple[str, str], Job], directory: Path | None = None) -> Landscapes:
-    """Runs the jobs, named (row, column), under one progress bar; a line for each in a pipe.
+    """Runs the jobs, named (row, column), under one progress bar.
 
     With a directory each job keeps its finished cells in a folder of its own, and goes on
     from there when it is run again.
     """
-    columns = (
-        "{task.description}",
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        "left",
-    )
     landscapes: Landscapes = {}
     before, every = 0, sum(job.cells for job in jobs.values())
-    console = Console()
-    with Progress(
-        *columns, speed_estimate_period=60, console=console, disable=not console.is_terminal
-    ) as bar:
-        row = bar.add_task("", total=every)
+    with bar() as shown:
+        row = shown.add_task("", total=every)
         for (group, name), job in jobs.items():
-            bar.update(row, description=f"{name}, {group}")
+            shown.update(row, description=f"{name}, {group}")
             landscapes.setdefault(group, {})[name] = run(
                 **job._replace(seeds=range(job.seeds))._asdict(),
                 directory=directory and directory / re.sub(r"[^\w+.]+", "-", f"{group} {name}"),
-                progress=lambda done, total, before=before: bar.update(
+                progress=lambda done, total, before=before: shown.update(
                     row, completed=before + done
                 ),
             )
             before += job.cells
-            if bar.disable:
-                print(f"{name}, {group}: {before} of {every} cells", flush=True)
     return landscapes

@@ -17,6 +17,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from benchmarks.lib.harness import RESULTS, ROOT, environment, write_json
+from benchmarks.lib.progress import tracked
 from benchmarks.lib.storage import STORAGE
 
 EVERY = 10  # steps between the points of a curve that are kept
@@ -40,7 +41,7 @@ def main() -> None:
     example = runpy.run_path(str(ROOT / "examples" / "bfloat16.py"))
     start = time.perf_counter()
     modes = {}
-    for mode, x in STORAGE.items():
+    for mode, x in tracked(STORAGE.items(), "storage"):
         train = functools.partial(example["train"], adamw=x.adamw)
         runs = [train(seed, x.dtype, x.stochastic) for seed in range(example["SEEDS"])]
         modes[mode] = {

@@ -26,6 +26,7 @@ from jax.sharding import PartitionSpec as P
 
 import optax_decoupled as od
 from benchmarks.lib.data import digits
+from benchmarks.lib.progress import tracked
 
 STEPS, BATCH, WIDTH = 60, 64, 256
 
@@ -71,7 +72,7 @@ def train(mesh: Mesh) -> tuple[list[float], od.types.WeightHistory]:
 
     rng = np.random.default_rng(0)  # the same in every process
     losses = []
-    for _ in range(STEPS):
+    for _ in tracked(range(STEPS), "steps"):
         batch = rng.integers(len(images), size=BATCH)
         x, y = (shard(mesh, data[batch]) for data in (images, labels))
         params, state, value = step(params, state, x, y)

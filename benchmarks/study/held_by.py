@@ -32,6 +32,7 @@ Usage: python -m benchmarks.study.held_by [--out DIR] [--quick] [--part 1|2]
 
 import argparse
 import functools
+import itertools
 import json
 import time
 from pathlib import Path
@@ -48,6 +49,7 @@ from benchmarks.lib import held_networks as nets
 from benchmarks.lib.data import digits
 from benchmarks.lib.drawing import save
 from benchmarks.lib.harness import RESULTS, environment, write_json
+from benchmarks.lib.progress import tracked
 from benchmarks.lib.tables import markdown
 from optax_decoupled import sweep
 from optax_decoupled._common.extras import COLOURS
@@ -98,12 +100,12 @@ def ratios(state: Any, b1: Any, decay: Any = DECAY, **known: Any) -> dict[str, f
 
 def confusion(steps: int, seeds: int) -> list[dict[str, Any]]:
     rows = []
-    for name, make in nets.NETWORKS.items():
+    every = itertools.product(nets.NETWORKS.items(), OPTIMIZERS.items())
+    for (name, make), (optimizer, (tx, b1)) in tracked(every, "networks and optimizers"):
         network = make()
-        for optimizer, (tx, b1) in OPTIMIZERS.items():
-            runs = [ratios(x, b1) for x in recorded_runs(tx(), network, seeds, steps)]
-            rows.append(counted(name, optimizer, runs, network.invariant))
-            print(rows[-1]["text"], flush=True)
+        runs = [ratios(x, b1) for x in recorded_runs(tx(), network, seeds, steps)]
+        rows.append(counted(name, optimizer, runs, network.invariant))
+        print(rows[-1]["text"], flush=True)
     return rows
 
 
@@ -147,7 +149,7 @@ def misleading(steps: int, seeds: int) -> list[dict[str, Any]]:
 
     cases = {"a batch of 1,024": (1024, len(labels)), "100 images by heart": (64, 100)}
     rows = []
-    for name, case in cases.items():
+    for name, case in tracked(cases.items(), "misleading cases"):
         other = network._replace(loss=loss_of(*case))
         states = recorded_runs(od.adamw(1e-3, DECAY), other, seeds, steps)
         runs = [ratios(x, 0.9) for x in states]
@@ -208,7 +210,6 @@ def valleys(steps: int, seeds: int, rates: Any, decays: Any) -> list[dict[str, A
                 learning_rates=rates,
                 weight_decays=decays,
                 seeds=range(seeds),
-                progress=False,
             )
             row = {"norm": norm, "decays": group, **slope_of(x)}
             row["ratio"] = group_ratio(task, x, optimizer, names, eta)
@@ -273,8 +274,8 @@ def conclusion(record: dict[str, Any]) -> list[str]:
             sum(row[k].get("others", 0) for row in rows) for k in ("held_by_noise", "weights")
         ]
         sentences.append(
-            f"Of the weights behind a norm {inside[0]} of {inside[1]} read noise; of the others "
-            f"{outside[1] - outside[0]} of {outside[1]} read the loss."
+            f"The verdict is noise for {inside[0]} of the {inside[1]} weights behind a norm, and "
+            f"the loss for {outside[1] - outside[0]} of the {outside[1]} others."
         )
     if rows := record.get("valleys"):
         verdicts = [predicted(row) for row in rows]

@@ -29,6 +29,7 @@ import numpy as np
 from scipy import stats
 
 from benchmarks.lib.harness import RESULTS, environment, write_json
+from benchmarks.lib.progress import tracked
 from benchmarks.lib.readings import landscape, rounded
 from benchmarks.lib.tables import plain
 from optax_decoupled.sweep import Estimate, Landscape, shear
@@ -162,7 +163,7 @@ def _of_network(
     truth = {name: [x.value for x in found] for name, found in estimates(fixed).items()}
     values: dict[str, list[Any]] = {name: [] for name in truth}
     hits: dict[str, dict[str, list[Any]]] = {name: {} for name in truth}
-    for repeat in range(repeats):
+    for repeat in tracked(range(repeats), f"draws of {seeds} seeds"):
         row = draw(population, rng, seeds)
         for name, found in estimates(row).items():
             values[name].append([x.value for x in found])

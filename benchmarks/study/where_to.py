@@ -24,6 +24,7 @@ from benchmarks.lib.data import digits
 from benchmarks.lib.drawing import save
 from benchmarks.lib.fine_tuning import SHOTS, STEPS, TASKS, Draw
 from benchmarks.lib.harness import RESULTS, environment, write_json
+from benchmarks.lib.progress import tracked
 from benchmarks.lib.readings import Comparison, paired, points, rounded
 from benchmarks.lib.rules import PERCENT
 from benchmarks.lib.tables import bullets, image, markdown, of_grid
@@ -73,7 +74,7 @@ def errors(
     draws = Draw(*map(np.stack, zip(*drawn, strict=True)))
     networks = fine_tuning.pretrained(data, draws, seeds)
     found = {}
-    for name, how in PULLS.items():
+    for name, how in tracked(PULLS.items(), "pulls"):
         axis = [0.0] if name == "none" else decays
         cells = np.array(list(itertools.product(rates, axis)), np.float32)
         both = fine_tuning.tuned(data, task, draws, networks, cells, **how)

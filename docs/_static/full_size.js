@@ -8,5 +8,10 @@ document.addEventListener("DOMContentLoaded", () => {
     link.title = "Full size";
     image.replaceWith(link);
     link.append(image);
+    const mark = () => {  // several panels side by side, unreadable on a phone
+      const [width, ratio] = [image.naturalWidth, image.naturalWidth / image.naturalHeight];
+      link.classList.toggle("wide", ratio > 2 || (width > 950 && ratio > 1.2));
+    };
+    image.complete ? mark() : image.addEventListener("load", mark);
   }
 });

@@ -5,9 +5,11 @@ Only the optimizer's updates are used. `probe` computes them on small samples of
 `report` and `text` print it.
 """
 
+import jax
 import optax
 
 from optax_decoupled._common.probing import probing
+from optax_decoupled._common.progress import progress
 from optax_decoupled._explain import report, run, text, verdict
 from optax_decoupled._explain.arguments import STEP, STEPS, WithLoss, check_arguments, whole_number
 from optax_decoupled._explain.probe import Probe
@@ -98,14 +100,19 @@ def explain_weight_decay(
     steps = whole_number("steps", steps, 1, STEPS)
     state = foreign.without_histories(own_state if state is None else state)
     params, state, grads = (foreign.without_boxes(tree) for tree in (params, state, grads))
-    optimizer = WithLoss(tx)
-    probe = Probe(optimizer, params, state, grads, step)
-    found, whole_run = verdict.examine(probe), None
-    if steps is not None and found.start is not None:
-        whole_run = run.measure_run(probe, found, steps)
-    elif steps is not None:  # at the end of a schedule, say: the run is still one
-        first = Probe(optimizer, params, None, grads)
-        whole_run = run.measure_run(first, verdict.examine(first), steps)
+    optimizer, parts = WithLoss(tx), 2 if steps is None else 3
+    with progress("explain_weight_decay") as say:
+        say(f"1 of {parts}, tracing updates of {len(jax.tree.leaves(params)):,} parameters")
+        probe = Probe(optimizer, params, state, grads, step)
+        say(f"2 of {parts}, measuring updates")
+        found, whole_run = verdict.examine(probe), None
+        if steps is not None:
+            say(f"3 of {parts}, adding up {steps:,} steps")
+        if steps is not None and found.start is not None:
+            whole_run = run.measure_run(probe, found, steps)
+        elif steps is not None:  # at the end of a schedule, say: the run is still one
+            first = Probe(optimizer, params, None, grads)
+            whole_run = run.measure_run(first, verdict.examine(first), steps)
     rows = report.make_rows(params, probe.kept_as, found, whole_run)
     return DecayReport(
         rows=rows,

@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from optax_decoupled._common import checks
 from optax_decoupled._common.checks import brief
 from optax_decoupled._common.extras import import_extra
+from optax_decoupled._common.progress import in_terminal
 from optax_decoupled.sweep._landscape.landscape import Landscape
 from optax_decoupled.sweep._training.cell import trace_cell
 from optax_decoupled.sweep._training.interrupt import keyboard_interrupts
@@ -58,7 +59,8 @@ def run(
       mesh: devices to split the cells over, along all axes; None for the default device.
         Under ``jax.distributed`` a mesh over all processes, each of which runs this function
         with the same arguments.
-      progress: whether to show a bar; or a function of (cells done, all cells).
+      progress: whether to show a bar on stderr if that is a terminal; or a function of
+        (cells done, all cells).
 
     Returns:
       The :class:`Landscape` of the metrics that ``task.evaluate`` returns. A cell whose
@@ -130,8 +132,9 @@ def _reporter(
     elif callable(progress):
         yield lambda done: progress(done, total)
     else:
-        rich = import_extra("rich.progress")
+        rich, console = import_extra("rich.progress"), import_extra("rich.console")
         columns = ("{task.description}", rich.BarColumn(), rich.MofNCompleteColumn())
-        with rich.Progress(*columns, rich.TimeRemainingColumn()) as bar:
+        where = dict(console=console.Console(stderr=True), disable=not in_terminal())
+        with rich.Progress(*columns, rich.TimeRemainingColumn(), **where) as bar:
             row = bar.add_task("Training cells", total=total, completed=results.done)
             yield lambda done: bar.update(row, completed=done)

@@ -1,4 +1,4 @@
-"""The ports of the page "Port a run" take the other library's steps.
+"""The ports of "Port a run" and of the pages below it take the other library's steps.
 
 Optax's are its own, PyTorch's are stored, Keras's and Composer's are written out in NumPy from the
 updates they document. A port whose decay is not converted is far away.
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from pages import run_page
+from pages import PAGES, run_page
 from problems import THETA, gradient, relative_error
 
 import optax_decoupled as od
@@ -24,7 +24,9 @@ GOLDEN = json.loads((pathlib.Path(__file__).parent / "golden" / "pytorch.json").
 
 @pytest.fixture(scope="module")
 def ports():
-    return run_page("porting")
+    """The ports of all pages; a name that several define is the one of "Port a run"."""
+    pages = sorted((name for name in PAGES if name.startswith("porting")), reverse=True)
+    return {name: port for page in pages for name, port in run_page(page).items()}
 
 
 def paths(tx, names, grad=gradient, theta=THETA):

@@ -96,7 +96,7 @@ def test_a_tiny_part_trains_and_reads_as_a_record(tmp_path, capsys):
     assert error.shape == (2, 2, 2)
     assert np.all((error > 0) & (error <= 100))
     assert len(list(tmp_path.glob("cells/*/cell-*"))) == 8
-    assert capsys.readouterr().out == "AdamW, batch norm: 8 of 8 cells\n"  # no bar in a pipe
+    assert "".join(capsys.readouterr()) == ""  # no bar in a pipe
 
 
 def test_every_contestant_has_a_control():

@@ -10,6 +10,7 @@ import sys
 import numpy as np
 import pytest
 from sweep_cases import ROOT, TASK, assert_same, environment, files, run
+from terminals import terminal
 
 import optax_decoupled as od
 from optax_decoupled import sweep
@@ -21,9 +22,16 @@ def test_progress_counts_every_cell():
     assert calls == [(n, 12) for n in range(1, 13)]
 
 
-def test_progress_bar_is_drawn(capsys):
+def test_progress_bar_is_drawn_in_a_terminal(monkeypatch):
+    with terminal() as (stderr, read):
+        monkeypatch.setattr(sys, "stderr", stderr)
+        run(learning_rates=[0.1], progress=True)
+    assert "4/4" in read()
+
+
+def test_no_progress_bar_is_drawn_in_a_pipe(capsys):
     run(learning_rates=[0.1], progress=True)
-    assert "4/4" in capsys.readouterr().out
+    assert "".join(capsys.readouterr()) == ""
 
 
 @pytest.mark.parametrize("extra", ["rich.progress", "matplotlib.pyplot"])

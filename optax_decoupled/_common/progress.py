@@ -1,0 +1,44 @@
+"""How far is a call that takes longer than some seconds? A line on stderr, in a terminal alone."""
+
+import contextlib
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+AFTER = 5.0  # seconds: a shorter call needs no line
+_CLEAR = "\r\033[K"
+
+
+def in_terminal() -> bool:
+    return bool(getattr(sys.stderr, "isatty", bool)())  # stderr is None without a console
+
+
+@contextlib.contextmanager
+def progress(title: str) -> Iterator[Callable[[str], None]]:
+    """Yields a function that sets how far the call is; the line adds the seconds taken.
+
+    A thread writes the line, so that it goes on while XLA compiles. It is erased at the end.
+    """
+    if not in_terminal():
+        yield lambda text: None
+        return
+    far, finished = [""], threading.Event()
+    thread = threading.Thread(target=_show, args=(title, far, finished), daemon=True)
+    thread.start()
+    try:
+        yield lambda text: far.__setitem__(0, text)
+    finally:
+        finished.set()
+        thread.join()
+
+
+def _show(title: str, far: list[str], finished: threading.Event) -> None:
+    start, pause, erase = time.monotonic(), AFTER, ""
+    while not finished.wait(pause):
+        text = f"{title}: {far[0]}, {time.monotonic() - start:.0f} s"
+        width = shutil.get_terminal_size().columns - 1
+        print(_CLEAR + text[:width], end="", file=sys.stderr, flush=True)
+        pause, erase = 0.5, _CLEAR
+    print(erase, end="", file=sys.stderr, flush=True)
