@@ -283,9 +283,18 @@ def rows(
     """The table; `records` gives the results of a name, None if there are none."""
     table = [["claim", "paper", f"here [{PERCENT} interval]", "verdict", "regime"]]
     for claim in CLAIMS if claims is None else claims:
-        columns = zip(*lines(claim, records), strict=True)
+        columns = zip(*_named(lines(claim, records)), strict=True)
         table.append([claim.claim, claim.paper, *map("<br>".join, columns)])
     return table
+
+
+def _named(found: list[tuple[str, str, str]]) -> list[tuple[str, str, str]]:
+    """Numbers and verdicts with the name of their data before them, if there are several."""
+    if len(found) < 2:
+        return found
+    names = [regime.partition(",")[0] for *_, regime in found]
+    parts = zip(names, found, strict=True)
+    return [(f"{name}: {x}", f"{name}: {word}", regime) for name, (x, word, regime) in parts]
 
 
 def recorded(name: str) -> Record | None:

@@ -183,7 +183,7 @@ def test_mnist1d_has_a_line_of_its_own_once_it_is_there():
         "digits, batch norm, 1,800 epochs, 8 seeds",
         "MNIST-1D, batch norm, 1,800 epochs, 8 seeds",
     )
-    assert by_claim[COST][3] == "supported<br>supported"
+    assert by_claim[COST][3] == "digits: supported<br>MNIST-1D: supported"
     assert "<br>" not in by_claim[OPPOSITE][-1]  # that part is not there
     sentences = verdicts.sentences(verdicts.CLAIMS, records.get)
     assert len(sentences) == len(CLAIMS)
