@@ -19,7 +19,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run by its path, not with -m
 
-from benchmarks.cost import growth_of_calls
+from benchmarks.cost import growth
 from benchmarks.figures import landing, verdicts
 from benchmarks.lib import docs_parts, snippets, step_parts
 from benchmarks.lib.harness import RESULTS, ROOT
@@ -56,7 +56,7 @@ def study(name: str, report: Callable[[dict[str, Any]], str]) -> Callable[[], st
 
 SECTIONS = {
     "where_to": study("where_to", where_to.report),
-    "growth_of_calls": study("growth_of_calls", growth_of_calls.report),
+    "growth": study("growth", growth.report),
     "held_by": study("held_by", held_by.report),
     "hyperball": study("hyperball", hyperball.report),
     "language_model": study("language_model", language_model.report),

@@ -6,7 +6,7 @@ without the imports. The exponent is the slope of log time over log leaves betwe
 sizes: 1 is linear, 2 is quadratic. A case that takes more than 10 minutes or more memory is
 missing.
 
-Usage: python -m benchmarks.cost.growth_of_calls [--out DIR] [--leaves N ...] [--cases NAME ...]
+Usage: python -m benchmarks.cost.growth [--out DIR] [--leaves N ...] [--cases NAME ...]
 """
 
 import argparse
@@ -139,7 +139,7 @@ def measure(name: str, leaves: int) -> float:
 def in_process(name: str, leaves: int) -> float | None:
     """The seconds of a case in a new process; None if it ran out of memory or time."""
     limited = ["sh", "-c", f'ulimit -v {MEMORY // 1024}; exec "$@"', "sh"]
-    python = [sys.executable, "-m", "benchmarks.cost.growth_of_calls"]
+    python = [sys.executable, "-m", "benchmarks.cost.growth"]
     command = [*limited, *python, "--one", name, str(leaves)]
     try:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=SECONDS)
@@ -183,7 +183,7 @@ def report(record: dict[str, Any]) -> str:
         f"{markdown([header, *rows])}\nLeaves of 16 x 16, each case in a process of its own, "
         f"{device['cores']} cores ({device['kind']}), load {record['load']:.1f} at the start. The "
         "exponent is that between the last two sizes; -: not measured, more than 10 minutes, or "
-        "more than 16 GB.\n\n![Seconds over leaves](benchmarks/results/growth_of_calls.png)\n"
+        "more than 16 GB.\n\n![Seconds over leaves](benchmarks/results/growth.png)\n"
     )
 
 
@@ -201,9 +201,9 @@ def main() -> None:
     if options.one:
         print(json.dumps(measure(options.one[0], int(options.one[1]))))
         return
-    path = options.out / "growth_of_calls.json"
+    path = options.out / "growth.json"
     old = json.loads(path.read_text())["cases"] if path.exists() else {}
-    record = {"name": "growth_of_calls", **environment(), "load": os.getloadavg()[0], "cases": {}}
+    record = {"name": "growth", **environment(), "load": os.getloadavg()[0], "cases": {}}
     for name in tracked(CASES, "calls"):
         seconds = old.get(name, {}).get("seconds", {})
         if name in options.cases:
