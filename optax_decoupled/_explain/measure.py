@@ -86,7 +86,7 @@ def response(p: Probe, state: optax.OptState, amplitude: Amplitude, **kwargs: An
 
 def rounding(p: Probe, update: np.ndarray, extent: Amplitude) -> np.ndarray:
     """The norm of d that it may cause: a transform with copies may return their difference."""
-    return p.epsilon * (16 * update + (4 * extent if p.follows else 0.0))
+    return p.epsilon * (16 * update + (4 * extent if p.moving_copies else 0.0))
 
 
 def is_odd(p: Probe, found: Response) -> np.ndarray:

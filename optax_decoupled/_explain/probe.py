@@ -46,7 +46,7 @@ class Probe:
     epsilon: np.ndarray  # that of the arithmetic on it
     v: Leaves  # the unit parameters, of size 1 to 2
     kept_as: list[Any]  # the dtype of each, or of a wider copy of which its update is made
-    follows: set[Any]  # paths of copies in the state that move with them: schedule-free's z
+    moving_copies: set[Any]  # paths of copies in the state that move with them: schedule-free's z
     references: set[Any]  # of copies that stay: what they are pulled to, or measured from
     is_sampled: bool  # whether the arrays are samples
     counts_of: Any = None  # a state whose counts all others keep: at the end of a schedule
@@ -89,7 +89,7 @@ class Probe:
         if step is not None:
             self.start = foreign.at_count(self.start, step)
         self._find_copies()
-        self.large = _LARGE_COPIED if self.follows else _LARGE
+        self.large = _LARGE_COPIED if self.moving_copies else _LARGE
 
     def _take(self, shapes: list[sample.Shape], state: optax.OptState | None) -> bool:
         """Samples everything to these shapes; whether the optimizer does there what it does."""
@@ -196,26 +196,26 @@ class Probe:
     def _find_copies(self) -> None:
         """Leaves of the initial state that change sign with the parameters, and what they do."""
         plus, minus = self.fresh(1.0), self.fresh(-1.0)
-        self.follows = set(sample.leaves_by_path(plus)) - sample.unchanged(plus, minus)
+        self.moving_copies = set(sample.leaves_by_path(plus)) - sample.unchanged(plus, minus)
         self.references, self.kept_as = set(), list(self.dtypes)
-        if not self.follows:
+        if not self.moving_copies:
             return
         _, before, _, _ = self.until_moving(self.start, self.natural)
-        before = self._following(before, self.natural, self.follows)
+        before = self._with_copies(before, self.natural, self.moving_copies)
         after = self._call(self._grads(_LARGE), before, self.params(-1.0))[1]
-        self.references = self.follows & sample.unchanged(before, after)
+        self.references = self.moving_copies & sample.unchanged(before, after)
         # At 0, so that what depends on the distance from them is as large at v as at -v.
         self.start = self.with_references(self.start, 0.0)
-        self.follows -= self.references
+        self.moving_copies -= self.references
         self._find_kept_as(before)
 
     def _find_kept_as(self, state: optax.OptState) -> None:
         """The widest dtype of the copies that change each parameter's update, or its own."""
         dtypes = {path: x.dtype for path, x in sample.leaves_by_path(state).items()}
         digits = lambda dtype: jnp.finfo(dtype).nmant
-        for wide in {dtypes[path] for path in self.follows}:
-            which = {path for path in self.follows if dtypes[path] == wide}
-            states = [self._following(state, s * self.natural, which) for s in (1, -1)]
+        for wide in {dtypes[path] for path in self.moving_copies}:
+            which = {path for path in self.moving_copies if dtypes[path] == wide}
+            states = [self._with_copies(state, s * self.natural, which) for s in (1, -1)]
             grads, params = self._grads(), self.params(self.natural)
             both = [self._call(grads, state, params)[0] for state in states]
             self.kept_as = [
@@ -224,9 +224,9 @@ class Probe:
             ]
 
     def with_references(self, state: optax.OptState, amplitude: Amplitude) -> optax.OptState:
-        return self._following(state, amplitude, self.references)
+        return self._with_copies(state, amplitude, self.references)
 
-    def _following(
+    def _with_copies(
         self, state: optax.OptState, amplitude: Amplitude, which: set[Any]
     ) -> optax.OptState:
         """The state with some copies of the parameters as they are at this amplitude."""
@@ -251,7 +251,7 @@ class Probe:
 
     def trees(self, state: optax.OptState, amplitude: Amplitude, **kwargs: Any) -> tuple[Any, ...]:
         """The arguments of the update at amplitude·v for `_grads(**kwargs)`."""
-        state = self._following(state, amplitude, self.follows)
+        state = self._with_copies(state, amplitude, self.moving_copies)
         return self._grads(**kwargs), state, self.params(amplitude)
 
     def step(
@@ -309,9 +309,9 @@ class Probe:
     def _moves(self, updates: Leaves, state: optax.OptState) -> bool:
         """Whether an update from this state is more than the rounding of copies."""
         moves = any(map(np.any, updates))
-        if not moves or not self.follows:
+        if not moves or not self.moving_copies:
             return moves
         leaves = sample.leaves_by_path(state)
-        coarsest = max(float(jnp.finfo(leaves[path].dtype).eps) for path in self.follows)
+        coarsest = max(float(jnp.finfo(leaves[path].dtype).eps) for path in self.moving_copies)
         small, _ = self.step(state, _SMALL)
         return any(np.any(abs(u) > 32 * coarsest * _SMALL) for u in small)

@@ -218,7 +218,7 @@ def notes(
         (found.silent, later),
         (found.period > 1, _PERIOD.format(found.period)),
         (0 < len(still) < len(rows), f"Not moved by this update: {_listing(still)}."),
-        (probe.follows, _COPIES),
+        (probe.moving_copies, _COPIES),
         (probe.tx.was_passed, _LOSS),
         (synthetic and coupled, _SYNTHETIC),
         (probe.is_sampled and coupled, _SAMPLED),

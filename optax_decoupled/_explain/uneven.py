@@ -21,7 +21,7 @@ from optax_decoupled._explain.sharing import Leaves
 
 # Two measurements of a factor on the growth of a norm may differ by this share of its effect.
 _SAME_BRAKE = 0.1
-# The growths by which a factor is told must differ by this factor.
+# The growths that a factor is computed from must differ by this ratio.
 _LEAST_RATIO = 2.0
 # Below this squared sine two directions are one, as those of single numbers are.
 _LEAST_ANGLE = 1e-3
@@ -78,18 +78,18 @@ def _growth_factors(
 
 
 def _common_factor(factors: np.ndarray, growths: np.ndarray) -> np.ndarray:
-    """The largest of each column, NaN if it is 1, known only once, or the others are smaller.
+    """The largest of each column, NaN if it is 1, finite only once, or the others are smaller.
 
     A decay beside it makes them smaller, the more the less an update is. That shows only if the
     growths differ; where steps are proportional to the weights (LAMB), they do not.
     """
-    known = np.isfinite(factors)
-    most = np.where(known, factors, -np.inf).max(0)
-    spread = np.where(known, most - factors, 0).max(0)
+    is_finite = np.isfinite(factors)
+    most = np.where(is_finite, factors, -np.inf).max(0)
+    spread = np.where(is_finite, most - factors, 0).max(0)
     effect = abs(1 - most)
-    is_common = (spread < _SAME_BRAKE * effect) & (effect > SIGNIFICANT) & (known.sum(0) > 1)
-    greatest = np.where(known, growths, -np.inf).max(0)
-    is_common &= greatest > _LEAST_RATIO * np.where(known, growths, np.inf).min(0)
+    is_common = (spread < _SAME_BRAKE * effect) & (effect > SIGNIFICANT) & (is_finite.sum(0) > 1)
+    greatest = np.where(is_finite, growths, -np.inf).max(0)
+    is_common &= greatest > _LEAST_RATIO * np.where(is_finite, growths, np.inf).min(0)
     return np.where(is_common, most, np.nan)
 
 
@@ -153,9 +153,9 @@ def _fractions(p: Probe, found: Response, amplitude: float | np.ndarray) -> Leav
 def _are_same(p: Probe, fractions: Leaves, others: Leaves, found: Response) -> np.ndarray:
     """Whether they differ by no more than rounding of the others may cause: bool[parameters]."""
     rows = zip(fractions, others, found.pair[0], found.extent, p.v, p.epsilon, strict=True)
-    same = []
+    are_same = []
     for c, other, update, extent, v, epsilon in rows:
         size = extent / max(np.sqrt(v.size), 1)
         noise = 16 * epsilon * np.max(abs(update), initial=0.0) / size
-        same.append(np.all(abs(c - other) <= TOLERANCE * np.max(c, initial=0.0) + noise))
-    return np.array(same, bool)
+        are_same.append(np.all(abs(c - other) <= TOLERANCE * np.max(c, initial=0.0) + noise))
+    return np.array(are_same, bool)

@@ -135,7 +135,7 @@ def _grown(
         return initial  # spares the trace of an update, which takes seconds for 1,000 leaves
     try:
         later = jax.eval_shape(lambda p, s: tx.update(p, s, p)[1], params, initial)
-    except Exception:  # it needs more arguments than a migration knows
+    except Exception:  # it needs extra arguments, which are not passed here
         return initial
     gained = _fields(later).keys() - _fields(initial).keys()
     if not gained or not gained <= _fields(opt_state).keys():
