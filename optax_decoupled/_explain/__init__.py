@@ -101,18 +101,18 @@ def explain_weight_decay(
     state = foreign.without_histories(own_state if state is None else state)
     params, state, grads = (foreign.without_boxes(tree) for tree in (params, state, grads))
     optimizer, parts = WithLoss(tx), 2 if steps is None else 3
-    with progress("explain_weight_decay") as say:
-        say(f"1 of {parts}, tracing updates of {len(jax.tree.leaves(params)):,} parameters")
+    with progress("explain_weight_decay") as set_stage:
+        set_stage(f"1 of {parts}, tracing updates of {len(jax.tree.leaves(params)):,} parameters")
         probe = Probe(optimizer, params, state, grads, step)
-        say(f"2 of {parts}, measuring updates")
+        set_stage(f"2 of {parts}, measuring updates")
         found, whole_run = verdict.examine(probe), None
         if steps is not None:
-            say(f"3 of {parts}, adding up {steps:,} steps")
-        if steps is not None and found.start is not None:
-            whole_run = run.measure_run(probe, found, steps)
-        elif steps is not None:  # at the end of a schedule, say: the run is still one
-            first = Probe(optimizer, params, None, grads)
-            whole_run = run.measure_run(first, verdict.examine(first), steps)
+            set_stage(f"3 of {parts}, adding up {steps:,} steps")
+            from_state = probe, found
+            if found.start is None:  # nothing moves from this state, as at the end of a schedule
+                first = Probe(optimizer, params, None, grads)
+                from_state = first, verdict.examine(first)
+            whole_run = run.measure_run(*from_state, steps)
     rows = report.make_rows(params, probe.kept_as, found, whole_run)
     return DecayReport(
         rows=rows,
