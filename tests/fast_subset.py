@@ -41,6 +41,7 @@ SUBSET: dict[str, tuple[str, ...]] = {
     # Wrappers, ports and meshes of one mechanism.
     "test_state.py::test_the_run_goes_on_as_if_nothing_had_happened": ("adam", "injected"),
     "test_port_map.py::test_optax": ("hand", "l2", "nanodo"),
+    "test_ports_of_libraries.py::test_one_convention_takes_their_steps": ("0.02",),
     "test_devices.py::test_wrapped_optimizers": ("accumulated", "masked"),
     "test_toward.py::test_shards_are_pulled_as_one": ("tensor parallel",),
     "test_hyperball.py::test_adamc_is_two_chains": ("0.03-decay_mask",),
