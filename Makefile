@@ -4,7 +4,7 @@ VENV ?= .venv
 OUT ?= runs
 BIN := $(VENV)/bin
 PYTEST ?= -n 2
-PACKAGE_TESTS := tests/coupled_and_decoupled tests/package tests/explain tests/sweep
+PACKAGE_TESTS := tests/coupled_and_decoupled tests/package tests/explain tests/watch tests/sweep
 
 .PHONY: run test test-slow test-package lint format docs build clean
 
