@@ -1,5 +1,6 @@
 """`decouple` around every optimizer of Optax, and the table of the page "Any optimizer"."""
 
+import functools
 import inspect
 import re
 
@@ -83,6 +84,7 @@ def removed(name, rate, argument, v=1e-2):
     return (steps(without, name) - steps(with_decay, name))[-1] / WEIGHTS / v
 
 
+@functools.cache
 def convention(name):
     """The convention of its own decay, as measured at two learning rates."""
     if name in FIXED:
