@@ -57,9 +57,14 @@ def _is_narrow(dtype: Any) -> bool:
     return jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32
 
 
-@functools.cache
 def common_dtype(*dtypes: Any) -> Any:
     """The dtype of the arithmetic on arrays of these dtypes: at least float32."""
+    return _common_dtype(jax.config.jax_enable_x64, *dtypes)
+
+
+@functools.cache
+def _common_dtype(has_float64: bool, *dtypes: Any) -> Any:
+    """`has_float64` is a key of the cache: without x64, JAX makes float32 of float64."""
     with jax.numpy_dtype_promotion("standard"):
         return jnp.result_type(jnp.float32, *(d for d in dtypes if not _is_narrow(d)))
 

@@ -36,10 +36,10 @@ def is_probing() -> bool:
 
 
 def sampling(shapes: Shapes | None) -> "contextlib._GeneratorContextManager[None]":
-    """Within it parameters are samples of ones of these full shapes, unless that is None."""
+    """Within it parameters are samples, and these are their full shapes. None: no samples."""
     return _within(_FULL_SHAPES, shapes)
 
 
 def full_shapes() -> Shapes | None:
-    """The full shapes of sampled parameters; None if parameters are no samples."""
+    """The full shapes of the parameters that are sampled; None if none are."""
     return _FULL_SHAPES.get()

@@ -1,7 +1,7 @@
 """How far is a call that takes longer than some seconds? A line on stderr, in a terminal alone."""
 
 import contextlib
-import shutil
+import os
 import sys
 import threading
 import time
@@ -12,7 +12,9 @@ _CLEAR = "\r\033[K"
 
 
 def in_terminal() -> bool:
-    return bool(getattr(sys.stderr, "isatty", bool)())  # stderr is None without a console
+    """Whether stderr is a terminal; it may be None, or closed."""
+    is_open = sys.stderr is not None and not getattr(sys.stderr, "closed", False)
+    return is_open and sys.stderr.isatty()
 
 
 @contextlib.contextmanager
@@ -38,7 +40,14 @@ def _show(title: str, far: list[str], finished: threading.Event) -> None:
     start, pause, erase = time.monotonic(), AFTER, ""
     while not finished.wait(pause):
         text = f"{title}: {far[0]}, {time.monotonic() - start:.0f} s"
-        width = shutil.get_terminal_size().columns - 1
-        print(_CLEAR + text[:width], end="", file=sys.stderr, flush=True)
+        print(_CLEAR + text[: _width() - 1], end="", file=sys.stderr, flush=True)
         pause, erase = 0.5, _CLEAR
     print(erase, end="", file=sys.stderr, flush=True)
+
+
+def _width() -> int:
+    """Columns of the terminal that shows stderr; stdout may be a file."""
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).columns
+    except (OSError, ValueError):
+        return 80

@@ -100,7 +100,8 @@ def explain_weight_decay(
     steps = whole_number("steps", steps, 1, STEPS)
     state = foreign.without_histories(own_state if state is None else state)
     params, state, grads = (foreign.without_boxes(tree) for tree in (params, state, grads))
-    optimizer, parts = WithLoss(tx), 2 if steps is None else 3
+    optimizer = WithLoss(tx)
+    parts = 2 if steps is None else 3
     with progress("explain_weight_decay") as set_stage:
         set_stage(f"1 of {parts}, tracing updates of {len(jax.tree.leaves(params)):,} parameters")
         probe = Probe(optimizer, params, state, grads, step)

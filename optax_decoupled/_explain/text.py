@@ -1,5 +1,6 @@
 """The sentences of a `DecayReport`: what is wrong with a decay, and the way out."""
 
+import math
 import re
 from collections.abc import Iterable, Sequence
 
@@ -130,6 +131,14 @@ _BRAKED = (
     "A radial brake multiplies the growth of {} by {:.2g}. Decay is measured where weights shrink; "
     "from those that grow, it removes {:.2g} of that."
 )
+_UNCLEAR = (
+    "A radial brake acts on {}, and their decay is coupled. Whether a decoupled decay acts besides "
+    "cannot be measured there; explain the optimizer without norm_change to see it."
+)
+_SAMPLED_RANGE = (
+    "{}: measured on a sample of the elements, which has the lowest and the highest fraction. Mean "
+    "fraction, half-life and budget are those of the sample."
+)
 _COPIES = "The state keeps copies of the parameters; they were probed together with them."
 _LOSS = "Measured with a loss of 1: the update of this optimizer takes value=."
 _SYNTHETIC = (
@@ -204,13 +213,15 @@ def notes(
     later = _LATER.format((found.silent or 0) + 1) + _ANOTHER * (probe.count is None)
     repeated = np.any((found.fraction != found.steady) & (found.kind == "coupled"))
     share = found.share[found.kind == "cautious"]
-    braked = np.isfinite(found.growth)
+    braked = np.isfinite(found.growth) & [math.prod(row.shape) > 1 for row in rows]
     growth = found.growth[braked].mean() if braked.any() else 1.0
     faint = [row for row in _of_kind(rows, "decoupled") if abs(row.decay_per_step) < _FAINT]
     named = (
         (_NONLINEAR, pulled),
         (_TOWARD, _of_kind(rows, "toward")),
         (_CONSTRAINED, _of_kind(rows, "constrained")),
+        (_UNCLEAR, _chosen(rows, found.unclear)),
+        (_SAMPLED_RANGE, [r for r in rows if probe.is_sampled and r.decay_range is not None]),
         (_SMALL, faint),
         (_VECTORS, _vectors_if_all_decay(rows)),
     )

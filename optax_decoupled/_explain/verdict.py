@@ -31,6 +31,7 @@ class Findings(NamedTuple):
     period: int  # calls from one such update to the next
     varies: np.ndarray  # whether the fraction depends on gradients, memory or sizes
     growth: np.ndarray  # the factor of a radial brake on the growth of the norm; NaN without
+    unclear: np.ndarray  # whether a brake hides what decoupled decay there is beside a coupled one
     projected: np.ndarray  # the fraction that fits all elements best
     spread: np.ndarray  # the lowest and the highest fraction of an element; NaN where there is one
     start: optax.OptState | None  # before the update that was measured; None if nothing moves
@@ -71,6 +72,7 @@ def examine(p: Probe) -> Findings:
         period=period,
         varies=traits.coupled,
         growth=traits.growth,
+        unclear=traits.braked & traits.coupled,
         projected=from_start.fraction,
         spread=_spread(traits, fraction),
         start=start,
@@ -117,6 +119,7 @@ def _nothing_moves(sizes: np.ndarray) -> Findings:
         period=1,
         varies=no,
         growth=unknown,
+        unclear=no,
         projected=zero,
         spread=np.array([unknown, unknown]),
         start=None,

@@ -20,12 +20,14 @@ from optax_decoupled._common.dtypes import is_decayable
 from optax_decoupled._common.injection import inject_hint
 from optax_decoupled._common.probing import full_shapes, is_probing
 from optax_decoupled._common.types import Leaf, Mask, MaskFunction, Multiplier, Path, PyTree
-from optax_decoupled._select.multipliers import check_multiplier, fitted
+from optax_decoupled._select.multipliers import Shape, check_multiplier, fitted
 from optax_decoupled._select.names import is_array, listing, named_leaves, unboxed
 from optax_decoupled._select.spared import are_spared, is_norm, name_words
 
 # Words that name embeddings, wherever they occur in a path, and words that name the last layer.
 _EMBEDDING = re.compile(r"(un)?embed(s|der|ding|dings)?|wte|wpe|vocab")
+# Elements of a mask's arrays that explain_weight_decay evaluates at most: 64 MiB of float32.
+_MOST_CONSTANTS = 2**24
 _HEAD = {"head", "logits", "classifier", "readout", "output"}
 
 
@@ -236,22 +238,33 @@ def _evaluated(mask: Any, params: optax.Params) -> PyTree:
 def _constants(mask: Any, params: optax.Params) -> PyTree:
     """The mask of parameters of their full shapes, its arrays constants even under `jit`.
 
-    So a sample of the parameters has a sample of their multipliers.
+    So a sample of the parameters has a sample of their multipliers. Raises where that would need
+    the parameters' values or much memory.
     """
-    shapes, results = full_shapes() or {}, []
-    leaves = [
-        jax.ShapeDtypeStruct(shapes.get(path, np.shape(leaf)), jnp.result_type(leaf))
-        for path, leaf in named_leaves(params)[0]
-    ]
+    rows = named_leaves(params)[0]
+    leaves = [jax.ShapeDtypeStruct(_full_shape(*row), jnp.result_type(row[1])) for row in rows]
+    full = jax.tree.unflatten(jax.tree.structure(params), leaves)
+    found: list[PyTree] = []
+    jax.eval_shape(lambda tree: found.append(mask(tree)), full)
+    if sum(np.size(x) for x in jax.tree.leaves(found)) > _MOST_CONSTANTS:
+        raise ValueError("The mask's arrays are too large.")
 
-    def evaluate(params: optax.Params) -> None:
+    def evaluate(tree: optax.Params) -> None:
         with jax.ensure_compile_time_eval():
-            results.append(mask(params))
+            found.append(mask(tree))
 
-    jax.eval_shape(evaluate, jax.tree.unflatten(jax.tree.structure(params), leaves))
-    if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(results)):
+    jax.eval_shape(evaluate, full)
+    if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(found[1])):
         raise TypeError("The mask depends on the parameters' values.")
-    return results[0]
+    return found[1]
+
+
+def _full_shape(path: Path, leaf: Leaf) -> Shape:
+    """Of a sampled parameter; its own under `vmap`, where it has fewer axes than the whole."""
+    own = np.shape(leaf)
+    full = (full_shapes() or {}).get(path, own)
+    is_sample = len(full) == len(own) and all(n >= m for n, m in zip(full, own, strict=True))
+    return full if is_sample else own
 
 
 def _is_function(mask: Mask) -> bool:

@@ -7,7 +7,7 @@ import numpy as np
 
 from optax_decoupled._common import checks
 from optax_decoupled._common.checks import brief
-from optax_decoupled._common.probing import full_shapes
+from optax_decoupled._common.probing import full_shapes, is_probing
 from optax_decoupled._common.types import Multiplier
 
 Shape = tuple[int, ...]
@@ -57,6 +57,8 @@ def fitted(name: str, multiplier: Multiplier, shape: Shape) -> Multiplier:
     own = np.shape(multiplier)
     if own == ():
         return multiplier
+    if is_probing() or full_shapes() is not None:
+        multiplier = _constant(multiplier)
     if full_shapes() is not None:
         multiplier = _sample(multiplier, shape)
     if not broadcasts(np.shape(multiplier), shape):
@@ -83,7 +85,12 @@ def _sample(multiplier: Multiplier, shape: Shape) -> Multiplier:
     for axis, (n, m) in enumerate(zip(array.shape, sizes, strict=False)):
         if m < n > 1:
             array = np.take(array, _places(array, axis, m), axis)
-    return array if isinstance(multiplier, np.ndarray) else jnp.asarray(array)
+    return array
+
+
+def _constant(multiplier: Multiplier) -> Multiplier:
+    """An array of NumPy, which is never weakly typed: a sample of it has the same operations."""
+    return multiplier if isinstance(multiplier, jax.core.Tracer) else np.asarray(multiplier)
 
 
 def _places(array: np.ndarray, axis: int, count: int) -> np.ndarray:
@@ -94,7 +101,7 @@ def _places(array: np.ndarray, axis: int, count: int) -> np.ndarray:
     places = np.linspace(0, array.shape[axis] - 1, count).round().astype(int)
     if count >= _EXTREMES:
         sums = array.sum(tuple(i for i in range(array.ndim) if i != axis), dtype=float)
-        for i, extreme in ((1, np.argmin(sums)), (2, np.argmax(sums))):
-            if sums[extreme] not in sums[places]:
-                places[i] = extreme
+        ends = sums[places[[0, -1]]]
+        missing = [i for i in (np.argmin(sums), np.argmax(sums)) if sums[i] not in ends]
+        places[1 : 1 + len(missing)] = missing
     return np.sort(places)

@@ -1,5 +1,8 @@
 """Arrays of multipliers: a decay of each element, with a range; also of large parameters."""
 
+import contextlib
+import tracemalloc
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +12,7 @@ from explaining import LR, by_path
 
 import optax_decoupled as od
 from optax_decoupled._explain import probe
+from optax_decoupled._select import multipliers
 
 DEPTH = np.linspace(1.0, 0.5, 12)[:, None, None]
 STACK = {
@@ -26,6 +30,10 @@ MASKS = {
     ),
     "a mask function of jax.numpy": lambda params: {
         "kernel": jnp.linspace(1.0, 0.5, params["kernel"].shape[0])[:, None, None],
+        "bias": False,
+    },
+    "weakly typed, of the whole shape": lambda params: {
+        "kernel": jnp.full((12, 1, 1), 0.75) + 0.25 * jnp.linspace(1, -1, 12)[:, None, None],
         "bias": False,
     },
     "one that looks at types": lambda params: {
@@ -81,14 +89,59 @@ def test_l2_with_an_array_is_coupled():
     assert (row.kind, row.decay_range) == ("coupled", None)
 
 
+WEAK = jnp.full((1024, 1), 0.5)
+assert WEAK.weak_type
+
+
+@pytest.mark.parametrize("mask", [{"w": WEAK}, lambda p: {"w": jnp.full(p["w"].shape, 0.5)}])
+def test_a_weakly_typed_multiplier_is_measured_on_a_sample(mask, monkeypatch):
+    monkeypatch.setattr(probe, "FULL_SIZE", 2**12)
+    params = {"w": jax.ShapeDtypeStruct((1024, 512), jnp.float32)}
+    (row,) = od.explain_weight_decay(od.adamw(LR, 1e-4, mask=mask), params).rows
+    assert (row.kind, row.decay_range) == ("decoupled", None)
+    assert row.decay_per_step == pytest.approx(5e-5, rel=1e-3)
+
+
+def test_a_mask_under_vmap_sees_the_axes_that_it_has_there(monkeypatch):
+    monkeypatch.setattr(probe, "FULL_SIZE", 2**12)
+    inner = od.adamw(LR, 1e-4, mask=lambda params: jax.tree.map(lambda x: x.ndim > 1, params))
+    tx = optax.GradientTransformation(jax.vmap(inner.init), jax.vmap(inner.update))
+    shapes = {"b": (8, 2048), "k": (8, 2048, 2048)}
+    params = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
+    bias, kernel = od.explain_weight_decay(tx, params).rows
+    assert (bias.kind, kernel.kind) == ("none", "decoupled")
+
+
+def test_a_mask_of_a_large_model_is_not_made_in_memory():
+    """It would take 512 MiB; the sample is measured with the mask of the sample."""
+    mask = lambda params: {"w": jnp.tri(*params["w"].shape, dtype=jnp.float32)}
+    params = {"w": jax.ShapeDtypeStruct((16384, 8192), jnp.float32)}
+    tracemalloc.start()
+    with contextlib.suppress(ValueError):  # the whole has other operations than a sample
+        od.explain_weight_decay(od.adamw(LR, 1e-4, mask=mask), params)
+    assert tracemalloc.get_traced_memory()[1] < 64 * 2**20
+    tracemalloc.stop()
+
+
+def test_both_extremes_are_in_a_sample():
+    layers = np.full(12, 0.5)
+    layers[[7, 5]] = 0, 1
+    for changed in (layers, layers[::-1], 1 - layers):
+        sample = changed[multipliers._places(changed, 0, 4)]
+        assert (sample.min(), sample.max()) == (0, 1)
+        assert sample[[0, -1]].tolist() == [0.5, 0.5]
+
+
 @pytest.mark.parametrize("layers", [(5, 6), (1,), (10,)])
 def test_a_decay_of_some_layers_within_the_stack_is_seen(layers, monkeypatch):
     monkeypatch.setattr(probe, "FULL_SIZE", 2**12)
     inside = np.isin(np.arange(12), layers)[:, None, None]
     mask = {"kernel": inside, "bias": False}
-    kernel = by_path(od.explain_weight_decay(od.adamw(LR, 1e-4, mask=mask), STACK))["kernel"]
+    report = od.explain_weight_decay(od.adamw(LR, 1e-4, mask=mask), STACK)
+    kernel = by_path(report)["kernel"]
     assert kernel.kind == "decoupled"
     assert kernel.decay_range == pytest.approx((0.0, 1e-4), rel=1e-3)
+    assert any("half-life and budget are those of the sample" in text for text in report.notes)
 
 
 def test_a_mask_that_needs_values_fails_as_it_does_under_jit():
@@ -97,7 +150,7 @@ def test_a_mask_that_needs_values_fails_as_it_does_under_jit():
         od.explain_weight_decay(od.adamw(LR, 1e-4, mask=mask), {"w": jnp.ones((3, 4))})
 
 
-def test_decouple_measures_a_depth_of_its_own(recwarn):
+def test_decouple_measures_a_depth_of_its_own():
     """Its probe has two layers; the mask function sees all five."""
     mask = lambda params: {"w": jnp.eye(5)[params["w"].shape[0] - 1][:, None]}
     inner = od.adamw(LR, 1e-4, mask=mask)

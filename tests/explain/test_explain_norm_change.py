@@ -68,6 +68,7 @@ def test_l2_under_a_brake_is_coupled_and_alone(make):
     report = _explained(make(LR, 1e-2), 0.5, 1.0)
     assert kinds(report) == {"coupled"}
     assert not any("act at once" in text for text in report.warnings)
+    assert any("Whether a decoupled decay acts besides" in text for text in report.notes)
 
 
 @pytest.mark.parametrize("make", [od.adamw, od.sgdw])
@@ -92,6 +93,8 @@ def test_single_numbers_under_a_brake():
         report = _explained(od.adamw(LR, decay), 0.5, 1.0, params)
         assert kinds(report) == {kind}
         assert {round(row.decay_per_step, 7) for row in report.rows} == {decay}
+        (note,) = [text for text in report.notes if "radial brake" in text]
+        assert "growth of 'kernel' by 0.5" in note
 
 
 def test_the_budget_under_a_brake_is_that_of_weights_that_shrink():
