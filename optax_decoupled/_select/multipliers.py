@@ -66,7 +66,8 @@ def fitted(name: str, multiplier: Multiplier, shape: Shape) -> Multiplier:
             "layers of a stack of matrices, or pass one multiplier for each element."
         )
     missing = len(shape) - len(own)
-    return multiplier.reshape((1,) * missing + own) if missing else multiplier  # type: ignore[union-attr]
+    front = (1,) * missing + np.shape(multiplier)
+    return multiplier.reshape(front) if missing else multiplier  # type: ignore[union-attr]
 
 
 def broadcasts(shape: Shape, target: Shape) -> bool:
@@ -94,7 +95,7 @@ def _places(array: np.ndarray, axis: int, count: int) -> np.ndarray:
     places = np.linspace(0, array.shape[axis] - 1, count).round().astype(int)
     if count >= _EXTREMES:
         sums = array.sum(tuple(i for i in range(array.ndim) if i != axis), dtype=float)
-        for i, extreme in ((1, np.argmin(sums)), (2, np.argmax(sums))):
-            if sums[extreme] not in sums[places]:
-                places[i] = extreme
+        extremes = [np.argmin(sums), np.argmax(sums)]
+        if not np.isin(sums[extremes], sums[places]).all():
+            places[1:3] = extremes
     return np.sort(places)
