@@ -59,12 +59,12 @@ def _is_narrow(dtype: Any) -> bool:
 
 def common_dtype(*dtypes: Any) -> Any:
     """The dtype of the arithmetic on arrays of these dtypes: at least float32."""
-    return _common_dtype(jax.config.jax_enable_x64, *dtypes)
+    return _common_dtype(jnp.result_type(float), *dtypes)
 
 
 @functools.cache
-def _common_dtype(has_float64: bool, *dtypes: Any) -> Any:
-    """`has_float64` is a key of the cache: without x64, JAX makes float32 of float64."""
+def _common_dtype(default: Any, *dtypes: Any) -> Any:
+    """`default` is a key of the cache: without x64, where it is float32, float64 is refused."""
     with jax.numpy_dtype_promotion("standard"):
         return jnp.result_type(jnp.float32, *(d for d in dtypes if not _is_narrow(d)))
 

@@ -3,17 +3,25 @@
 import contextlib
 import contextvars
 from collections.abc import Iterator, Mapping
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
+
+import jax
 
 from optax_decoupled._common.types import Path
 
 T = TypeVar("T")
-# The full shape of each parameter, by its path.
-Shapes = Mapping[Path, tuple[int, ...]]
+
+
+class Originals(NamedTuple):
+    """The parameters that are measured, by path, and whether samples stand for them."""
+
+    structs: Mapping[Path, jax.ShapeDtypeStruct]
+    are_sampled: bool
+
 
 _IS_PROBING: contextvars.ContextVar[bool] = contextvars.ContextVar("is_probing", default=False)
-_FULL_SHAPES: contextvars.ContextVar[Shapes | None] = contextvars.ContextVar(
-    "full_shapes", default=None
+_ORIGINALS: contextvars.ContextVar[Originals | None] = contextvars.ContextVar(
+    "originals", default=None
 )
 
 
@@ -35,11 +43,10 @@ def is_probing() -> bool:
     return _IS_PROBING.get()
 
 
-def sampling(shapes: Shapes | None) -> "contextlib._GeneratorContextManager[None]":
-    """Within it parameters are samples, and these are their full shapes. None: no samples."""
-    return _within(_FULL_SHAPES, shapes)
+def measuring(originals: Originals) -> "contextlib._GeneratorContextManager[None]":
+    """Within it mask functions are called with these instead of the parameters at hand."""
+    return _within(_ORIGINALS, originals)
 
 
-def full_shapes() -> Shapes | None:
-    """The full shapes of the parameters that are sampled; None if none are."""
-    return _FULL_SHAPES.get()
+def originals() -> Originals | None:
+    return _ORIGINALS.get()

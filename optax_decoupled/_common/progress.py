@@ -13,8 +13,8 @@ _CLEAR = "\r\033[K"
 
 def in_terminal() -> bool:
     """Whether stderr is a terminal; it may be None, or closed."""
-    is_open = sys.stderr is not None and not getattr(sys.stderr, "closed", False)
-    return is_open and sys.stderr.isatty()
+    stream = sys.stderr
+    return stream is not None and not getattr(stream, "closed", False) and stream.isatty()
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ import numpy as np
 import optax
 
 from optax_decoupled._common.dtypes import cast_like, is_decayable, is_narrow
-from optax_decoupled._common.probing import sampling
+from optax_decoupled._common.probing import Originals, measuring
 from optax_decoupled._explain import arguments, sample
 from optax_decoupled._explain.sharing import Layout, Leaves, Sharing
 from optax_decoupled._select.names import entries_like, named_leaves
@@ -74,7 +74,8 @@ class Probe:
         self._update = jax.jit(self._update_distinct, static_argnums=0)
         self._leaves, self._full = leaves, [jnp.shape(x) for x in leaves]
         paths = [path for path, _ in named_leaves(params)[0]]
-        self._full_by_path = dict(zip(paths, self._full, strict=True))
+        structs = map(jax.ShapeDtypeStruct, self._full, self.dtypes)
+        self._originals = dict(zip(paths, structs, strict=True))
         like = arguments.check_state_fits(state, self._states(self._full))
         way_out = "Pass what you pass to tx.update, or None."
         self._given = [None] * len(leaves)
@@ -133,17 +134,17 @@ class Probe:
         return [*sample.fingerprint(init), *sample.fingerprint(update)]
 
     def _init_in_context(self, params: optax.Params) -> optax.OptState:
-        with self._sampling(params):
+        with self._measuring(params):
             return arguments.with_context(self.tx.init, arguments.INIT, "", params)
 
     def update_in_context(self, *trees: Any) -> tuple[Any, Any]:
-        with self._sampling(trees[2]):
+        with self._measuring(trees[2]):
             return arguments.with_context(self.tx.update, arguments.UPDATE, arguments.BIND, *trees)
 
-    def _sampling(self, params: optax.Params) -> contextlib.AbstractContextManager[None]:
-        """The context in which masks fit parameters of these shapes."""
+    def _measuring(self, params: optax.Params) -> contextlib.AbstractContextManager[None]:
+        """The context in which masks fit these parameters, or samples of them."""
         is_sample = [jnp.shape(x) for x in jax.tree.leaves(params)] != self._full
-        return sampling(self._full_by_path if is_sample else None)
+        return measuring(Originals(self._originals, is_sample))
 
     def _update_distinct(self, layout: Layout, distinct: Leaves) -> tuple[Any, Any]:
         """tx.update on trees whose equal leaves are given once, and so compiled once."""

@@ -4,6 +4,7 @@ Entries of a mask and parameters are matched by path, so their containers may di
 """
 
 import contextlib
+import operator
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -18,9 +19,9 @@ from optax_decoupled._common import checks
 from optax_decoupled._common.checks import brief
 from optax_decoupled._common.dtypes import is_decayable
 from optax_decoupled._common.injection import inject_hint
-from optax_decoupled._common.probing import full_shapes, is_probing
+from optax_decoupled._common.probing import originals
 from optax_decoupled._common.types import Leaf, Mask, MaskFunction, Multiplier, Path, PyTree
-from optax_decoupled._select.multipliers import Shape, check_multiplier, fitted
+from optax_decoupled._select.multipliers import check_multiplier, fitted
 from optax_decoupled._select.names import is_array, listing, named_leaves, unboxed
 from optax_decoupled._select.spared import are_spared, is_norm, name_words
 
@@ -221,7 +222,7 @@ def entries_without_parameter(
 
 
 def _evaluated(mask: Any, params: optax.Params) -> PyTree:
-    if is_probing() or full_shapes() is not None:
+    if originals() is not None:
         with contextlib.suppress(Exception):
             return _constants(mask, params)
     try:
@@ -236,13 +237,12 @@ def _evaluated(mask: Any, params: optax.Params) -> PyTree:
 
 
 def _constants(mask: Any, params: optax.Params) -> PyTree:
-    """The mask of parameters of their full shapes, its arrays constants even under `jit`.
+    """The mask of the original parameters, its arrays constants even under `jit`.
 
     So a sample of the parameters has a sample of their multipliers. Raises where that would need
     the parameters' values or much memory.
     """
-    rows = named_leaves(params)[0]
-    leaves = [jax.ShapeDtypeStruct(_full_shape(*row), jnp.result_type(row[1])) for row in rows]
+    leaves = [_original(*row) for row in named_leaves(params)[0]]
     full = jax.tree.unflatten(jax.tree.structure(params), leaves)
     found: list[PyTree] = []
     jax.eval_shape(lambda tree: found.append(mask(tree)), full)
@@ -259,12 +259,15 @@ def _constants(mask: Any, params: optax.Params) -> PyTree:
     return found[1]
 
 
-def _full_shape(path: Path, leaf: Leaf) -> Shape:
-    """Of a sampled parameter; its own under `vmap`, where it has fewer axes than the whole."""
+def _original(path: Path, leaf: Leaf) -> jax.ShapeDtypeStruct:
+    """Of a parameter; of its own shape under `vmap`, where it has fewer axes than the original."""
     own = np.shape(leaf)
-    full = (full_shapes() or {}).get(path, own)
-    is_sample = len(full) == len(own) and all(n >= m for n, m in zip(full, own, strict=True))
-    return full if is_sample else own
+    measured = originals()
+    struct = measured.structs.get(path) if measured else None
+    if struct is None:
+        return jax.ShapeDtypeStruct(own, jnp.result_type(leaf))
+    fits = len(struct.shape) == len(own) and all(map(operator.ge, struct.shape, own))
+    return struct if fits else jax.ShapeDtypeStruct(own, struct.dtype)
 
 
 def _is_function(mask: Mask) -> bool:

@@ -7,7 +7,7 @@ import numpy as np
 
 from optax_decoupled._common import checks
 from optax_decoupled._common.checks import brief
-from optax_decoupled._common.probing import full_shapes, is_probing
+from optax_decoupled._common.probing import originals
 from optax_decoupled._common.types import Multiplier
 
 Shape = tuple[int, ...]
@@ -57,10 +57,9 @@ def fitted(name: str, multiplier: Multiplier, shape: Shape) -> Multiplier:
     own = np.shape(multiplier)
     if own == ():
         return multiplier
-    if is_probing() or full_shapes() is not None:
+    if measured := originals():
         multiplier = _constant(multiplier)
-    if full_shapes() is not None:
-        multiplier = _sample(multiplier, shape)
+        multiplier = _sample(multiplier, shape) if measured.are_sampled else multiplier
     if not broadcasts(np.shape(multiplier), shape):
         raise ValueError(
             f"{name} has shape {own}; it must broadcast to the parameter's shape {shape}. Give it "
@@ -68,7 +67,8 @@ def fitted(name: str, multiplier: Multiplier, shape: Shape) -> Multiplier:
             "layers of a stack of matrices, or pass one multiplier for each element."
         )
     missing = len(shape) - len(own)
-    return multiplier.reshape((1,) * missing + own) if missing else multiplier  # type: ignore[union-attr]
+    front = (1,) * missing + np.shape(multiplier)
+    return multiplier.reshape(front) if missing else multiplier  # type: ignore[union-attr]
 
 
 def broadcasts(shape: Shape, target: Shape) -> bool:

@@ -11,7 +11,7 @@ import optax
 
 from optax_decoupled._common import checks
 from optax_decoupled._common.dtypes import is_decayable, widen
-from optax_decoupled._common.probing import sampling
+from optax_decoupled._common.probing import Originals, measuring
 from optax_decoupled._common.types import Leaf
 from optax_decoupled._select.names import is_empty, named_leaves
 
@@ -35,8 +35,11 @@ def probe_once(
             return
         done.append(True)
         try:
-            shapes = {path: jnp.shape(x) for path, x in named_leaves(params)[0]}
-            with jax.ensure_compile_time_eval(), sampling(shapes):
+            structs = {
+                path: jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x))
+                for path, x in named_leaves(params)[0]
+            }
+            with jax.ensure_compile_time_eval(), measuring(Originals(structs, are_sampled=True)):
                 text = verdict(_small_updates(inner, params))
         except Exception:
             return

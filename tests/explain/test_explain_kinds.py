@@ -305,6 +305,7 @@ def test_a_decay_of_either_sign_is_not_nothing():
 
 
 NONLINEAR = {
+    "of either sign": lambda p: -1e-3 * p * jnp.where(jnp.arange(8)[:, None] == 0, -0.5, 1.0),
     "L1": lambda p: -1e-4 * jnp.sign(p),
     "clipped": lambda p: -1e-3 * jnp.clip(p, -0.05, 0.05),
     "clipped by its norm": lambda p: -1e-3 * p / jnp.maximum(1.0, 10 * jnp.linalg.norm(p)),

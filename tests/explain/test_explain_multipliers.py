@@ -150,8 +150,28 @@ def test_a_mask_that_needs_values_fails_as_it_does_under_jit():
         od.explain_weight_decay(od.adamw(LR, 1e-4, mask=mask), {"w": jnp.ones((3, 4))})
 
 
+def test_a_mask_may_depend_on_values_for_some_parameters():
+    mask = lambda params: {"w": (params["w"] != 0).astype(jnp.float32), "b": False}
+    params = {"w": jnp.ones((3, 4)), "b": jnp.ones(4)}
+    rows = by_path(od.explain_weight_decay(od.adamw(LR, 1e-4, mask=mask), params))
+    assert (rows["w"].kind, rows["b"].kind) == ("decoupled", "none")
+
+
+def test_an_array_of_lower_rank_is_sampled_too(monkeypatch):
+    monkeypatch.setattr(probe, "FULL_SIZE", 2**12)
+    mask = {"kernel": np.linspace(1.0, 0.5, 3072), "bias": False}
+    kernel = by_path(od.explain_weight_decay(od.adamw(LR, 1e-4, mask=mask), STACK))["kernel"]
+    assert kernel.decay_range == pytest.approx((5e-5, 1e-4), rel=1e-3)
+
+
+def test_a_mask_by_dtype_sees_the_parameters_own():
+    params = {"a": jnp.ones((3, 4), jnp.bfloat16), "b": jnp.ones((3, 4))}
+    mask = lambda params: jax.tree.map(lambda x: x.dtype == jnp.bfloat16, params)
+    rows = by_path(od.explain_weight_decay(od.adamw(LR, 4e-3, mask=mask), params))
+    assert (rows["a"].kind, rows["b"].kind) == ("decoupled", "none")
+
+
 def test_decouple_measures_a_depth_of_its_own():
-    """Its probe has two layers; the mask function sees all five."""
     mask = lambda params: {"w": jnp.eye(5)[params["w"].shape[0] - 1][:, None]}
     inner = od.adamw(LR, 1e-4, mask=mask)
     with pytest.warns(UserWarning, match="'w' by itself"):

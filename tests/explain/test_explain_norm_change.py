@@ -97,6 +97,18 @@ def test_single_numbers_under_a_brake():
         assert "growth of 'kernel' by 0.5" in note
 
 
+def test_frozen_parameters_have_no_part_in_the_brake_of_single_numbers():
+    params = {"on": {"scale": jnp.ones(()), "kernel": jnp.ones((4, 4))}}
+    params |= {"off": jax.tree.map(jnp.copy, params["on"])}
+    braked = optax.chain(od.adamw(LR, 1e-4), od.norm_change(outward=0.5, inward=1.0))
+    groups = {"on": braked, "off": optax.set_to_zero()}
+    report = od.explain_weight_decay(optax.partition(groups, {"on": "on", "off": "off"}), params)
+    assert [row.kind for row in report.rows] == ["none", "none", "decoupled", "decoupled"]
+    assert [round(row.decay_per_step, 7) for row in report.rows] == [0, 0, 1e-4, 1e-4]
+    (note,) = [text for text in report.notes if "radial brake" in text]
+    assert "growth of 'on/kernel' by" in note
+
+
 def test_the_budget_under_a_brake_is_that_of_weights_that_shrink():
     eta = optax.cosine_decay_schedule(1.0, 1000)
     report = _explained(od.adamw(LR, 1e-4, schedule=eta), 0.5, 1.0, steps=1000)

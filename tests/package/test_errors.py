@@ -230,6 +230,18 @@ REFUSED = {
         ValueError,
         ["scale", "parameters", "lacks", "'b'", "besides", "'a'", "jax.tree.map"],
     ),
+    "a missing scale": (
+        lambda: od.scale_adjusted_l2_to_grad(0.1, {"a": 1.0}).init(
+            {"a": jnp.ones(2), "b": jnp.ones(2)}
+        ),
+        ValueError,
+        ["scale", "lacks ['b']", "besides []"],
+    ),
+    "a foreign scale": (
+        lambda: od.scale_adjusted_l2_to_grad(0.1, {"a": 1.0, "b": 1.0}).init({"a": jnp.ones(2)}),
+        ValueError,
+        ["scale", "lacks []", "besides ['b']"],
+    ),
     "scale's shape": (
         lambda: od.scale_adjusted_l2_to_grad(0.1, {"a": jnp.ones(3)}).init({"a": jnp.ones(1)}),
         ValueError,

@@ -224,6 +224,25 @@ def test_boxes_around_arrays_add_no_key_to_the_paths(name, mask):
     assert selected(mask, _boxes(box)) == expected
 
 
+class ScaleNorm(eqx.Module):
+    """A norm that may have another layer in it."""
+
+    gain: jax.Array
+    layer: Any
+
+
+def test_all_of_a_norm_is_spared_but_not_a_layer_within():
+    linear = eqx.nn.Linear(2, 2, key=jax.random.key(0))
+    outer = od.decay_mask(ScaleNorm(jnp.ones(2), linear))
+    assert (outer.layer.weight, outer.layer.bias) == (True, False)
+    assert not od.decay_mask(ScaleNorm(jnp.ones(2), linear.weight)).layer
+
+
+def test_a_partial_of_a_mask_function_is_one():
+    mask = jax.tree_util.Partial(od.decay_mask)
+    assert selected(mask, {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}) == {"kernel"}
+
+
 def test_one_attribute_is_no_box_if_it_names_a_parameter():
     layers = {"scale": eqx.nn.Linear(2, 2, use_bias=False, key=jax.random.key(0))}
     params = eqx.filter({**layers, "out": layers["scale"]}, eqx.is_inexact_array)
@@ -336,6 +355,13 @@ def test_prefixes(mask):
 def test_a_bare_array_is_a_parameter_tree_too(multiplier):
     tx = od.add_decoupled_weight_decay(DECAY, mask=multiplier)
     assert decayed_paths(tx, jnp.ones(2)) == {"": pytest.approx(multiplier * DECAY)}
+
+
+@pytest.mark.parametrize("mask", [jnp.array(True), np.array(0.5), "yes"])
+def test_a_bare_array_takes_a_python_number_only(mask):
+    """An array without axes may be a bool of which `inject_hyperparams` made one."""
+    with pytest.raises(ValueError, match=r"mask is .* a single .* for the whole parameter tree"):
+        od.adamw(0.1, DECAY, mask=mask).init(jnp.ones(2))
 
 
 def test_every_transform_takes_a_mask():

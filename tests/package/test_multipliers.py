@@ -7,6 +7,8 @@ import optax
 import pytest
 
 import optax_decoupled as od
+from optax_decoupled._common.probing import Originals, measuring
+from optax_decoupled._select.multipliers import fitted
 
 LAYERS = np.linspace(1.0, 0.25, 4).reshape(4, 1, 1)
 ELEMENTS = np.random.default_rng(0).uniform(0, 2, (5, 3))
@@ -177,6 +179,38 @@ def test_a_whole_tree_that_is_one_array():
     tx = od.add_decoupled_weight_decay(C, mask=np.arange(4.0)[:, None])
     updates, _ = tx.update(jnp.zeros_like(params), tx.init(params), params)
     np.testing.assert_allclose(updates, -C * np.arange(4.0)[:, None] * np.ones((4, 2)), rtol=1e-6)
+
+
+def test_a_parameter_without_elements_may_have_an_array():
+    params = {"w": jnp.ones((0, 3))}
+    od.sgdw(0.1, C, mask={"w": np.ones((0, 1))}).init(params)
+
+
+def test_a_layer_is_normalized_or_not():
+    params = {"a": jnp.ones(2), "b": jnp.ones(2)}
+    make = lambda marks: od.adamc(0.1, C, schedule=lambda step: 0.5, normalized=marks)
+    with pytest.raises(ValueError, match="normalized must be a mask of bools"):
+        make({"a": True, "b": 0.5}).init(params)
+    for marks in ({"a": True, "b": False}, {"a": 1.0, "b": 0.0}):
+        tx = make(marks)
+        updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
+        np.testing.assert_allclose(updates["a"], -C / 4, rtol=1e-6)
+        np.testing.assert_allclose(updates["b"], -C / 2, rtol=1e-6)
+
+
+@pytest.mark.parametrize("count", [4, 5, 8])
+def test_a_sample_of_multipliers_has_both_ends_and_the_extremes_in_their_order(count):
+    for seed in range(50):
+        w = np.random.default_rng(seed).random(12)
+        with measuring(Originals({}, are_sampled=True)):
+            sample = fitted("mask", w, (2, count))
+        assert sample.shape == (1, count)
+        places = [w.tolist().index(x) for x in sample[0]]
+        assert places == sorted(places)
+        assert {0, w.argmin(), w.argmax(), 11} <= set(places)
+    with measuring(Originals({}, are_sampled=True)):
+        even = fitted("mask", np.arange(10.0), (4,))
+    np.testing.assert_array_equal(even, [0, 3, 6, 9])
 
 
 def test_rules_with_arrays_and_functions_of_the_shape():

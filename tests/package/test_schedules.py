@@ -154,3 +154,22 @@ def test_split_schedule_gives_back_the_rate():
 @pytest.mark.parametrize("step", [5, np.int64(5), jnp.int32(5), jnp.uint32(5)])
 def test_steps_of_any_integer_type(step):
     assert float(od.schedules.warm_restarts(10)(step)) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("mult", [1, 2])
+@pytest.mark.parametrize("dtype", ["int16", "uint32", "int64"])
+def test_positions_are_int32_whatever_the_type_of_the_step(dtype, mult):
+    with jax.enable_x64(True):
+        position = od.schedules.warm_restart_position(jnp.asarray(12, dtype), 10, mult)
+    assert [x.dtype for x in position] == [jnp.int32] * 3
+    assert tuple(map(int, position)) == (1, 2, 10 * mult)
+
+
+def test_a_peak_is_named_from_one_percent_below_the_schedules_own():
+    with pytest.warns(UserWarning, match="peak=0.003 is not the peak"):
+        od.split_schedule(optax.constant_schedule(0.00306), peak=0.003)
+    od.split_schedule(optax.constant_schedule(0.003015), peak=0.003)  # a warning would be an error
+
+
+def test_a_log_time_decay_may_remove_the_whole_weight_at_first():
+    assert od.schedules.log_time_weight_decay(40, budget=4.0)(0) == 1.0

@@ -66,10 +66,20 @@ def test_a_sample_is_spread_over_the_weight_and_as_large_as_it_may_be(shape):
     values = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
     (weight,) = samples.layout({"w": values}, None, 1024).weights
     sample = np.asarray(samples.sampled(weight, values)).ravel()
-    assert 200 <= len(sample) <= 1024
+    assert 700 <= len(sample) <= 1024
     assert len(set(sample)) == len(sample)
     quarters = np.histogram(sample, 4, (0, values.size))[0] / len(sample)
     assert quarters.min() > 0.15
+
+
+@pytest.mark.parametrize(
+    ("shape", "elements", "places"),
+    [((7,), 1, [3]), ((15,), 3, [2, 7, 12]), ((10, 10, 10), 1000, range(1000))],
+)
+def test_each_sampled_element_is_in_the_middle_of_its_part(shape, elements, places):
+    values = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
+    (weight,) = samples.layout({"w": values}, None, elements).weights
+    np.testing.assert_array_equal(samples.sampled(weight, values).ravel(), places)
 
 
 @pytest.mark.parametrize("period", [2, 3, 64, 96, 128])
@@ -207,6 +217,25 @@ def test_other_code_that_changes_the_weights_is_seen():
     trajectory = [{"w": jnp.ones(10) * 0.9**i} for i in range(4)]  # no update says so
     (row,) = history_of(trajectory).rows
     np.testing.assert_allclose(row.growth, 0.81 - 1, rtol=1e-5)
+
+
+def test_elements_without_an_update_that_other_code_changes_are_not_counted_as_lost():
+    recorder, zeros = od.record_weight_dynamics(), {"w": jnp.zeros(10, jnp.bfloat16)}
+    params = [{"w": jnp.full(10, 0.5**i, jnp.bfloat16)} for i in range(4)]
+    state = recorder.init(params[0])
+    for theta in params:
+        _, state = recorder.update(zeros, state, theta)
+    np.testing.assert_array_equal(od.recorded_weight_dynamics(state).rows[0].unchanged, 0)
+
+
+@pytest.mark.parametrize(("capacity", "intervals"), [(8, 4), (9, 4), (11, 6)])
+def test_a_table_has_an_even_number_of_intervals(capacity, intervals):
+    recorder, params = od.record_weight_dynamics(capacity=capacity), jnp.ones(3)
+    state = recorder.init(params)
+    assert len(state.table) == intervals
+    for _ in range(2):
+        _, state = recorder.update(params, state, params)  # merging takes them in pairs
+    assert state.size == 1
 
 
 def test_a_weight_that_is_zero_has_finite_averages():
