@@ -193,6 +193,7 @@ def test_weight_dynamics_in_every_mode(mode, size, step):
     chex.assert_trees_all_close(found, expected)
 
 
+@pytest.mark.filterwarnings("ignore:Explicitly requested dtype")  # of the step without x64
 def test_float64_is_kept_after_a_step_without_x64():
     """The dtype of the arithmetic is cached; the flag is part of the key."""
     tx = od.add_decoupled_weight_decay(1e-3)
