@@ -198,10 +198,10 @@ def test_float64_is_kept_after_a_step_without_x64():
     """The dtype of the arithmetic is cached; the flag is part of the key."""
     tx = od.add_decoupled_weight_decay(1e-3)
     with jax.enable_x64(True):
-        params = jnp.ones(3, jnp.float64)
+        params, zero = jnp.ones(3, jnp.float64), jnp.zeros(3, jnp.float64)
         state = tx.init(params)
-    tx.update(jnp.zeros(3), tx.init(params), params)
+    tx.update(zero, state, params)
     with jax.enable_x64(True):
-        updates, _ = tx.update(jnp.zeros_like(params), state, params)
+        updates, _ = tx.update(zero, state, params)
         assert updates.dtype == jnp.float64
         np.testing.assert_allclose(updates, -1e-3, rtol=1e-15)
