@@ -162,7 +162,8 @@ CLAIMS = [
         DIGITS,
     ),
     Claim(
-        "It costs more with λ/α, the `weight_decay` of Optax and PyTorch, than with λ",
+        "Tuning one after the other costs more with λ/α, the `weight_decay` of Optax and "
+        "PyTorch, than with λ",
         "not in the paper",
         _of_landscapes(questions.cost_beside_ratio),
         DIGITS,
@@ -242,10 +243,12 @@ CLAIMS = [
 
 
 def judgement(found: list[Found]) -> str:
-    """One word, if all parts have it; else how many parts have which."""
+    """One word, if all parts have it; else which part has which, or how many if they are many."""
     counts = collections.Counter(x.word for x in found)
     if len(counts) == 1:
         return found[0].word
+    if len(found) == 2:
+        return "; ".join(f"{x.word}: {x.name}" for x in found)
     return ", ".join(f"{n} of {len(found)} {word}" for word, n in counts.items())
 
 

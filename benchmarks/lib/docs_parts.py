@@ -9,7 +9,7 @@ from benchmarks.lib import questions
 from benchmarks.lib.answers import above_zero, with_control
 from benchmarks.lib.harness import RESULTS
 from benchmarks.lib.readings import slope_text
-from benchmarks.lib.rules import PERCENT, SUPPORTED
+from benchmarks.lib.rules import CONTRADICTED, PERCENT, SUPPORTED
 from benchmarks.lib.tables import markdown
 from optax_decoupled import sweep
 
@@ -43,8 +43,24 @@ def tuning_costs() -> str:
         "cell, in points; of the language model, in nats per character. Each entry gives the cost "
         f"from the worst start and its {PERCENT} interval, then the mean cost over all starts. If "
         "the decay is tuned first, a start is a learning rate of the grid; if the rate is, a "
-        f"decay. Starts at which most runs fail are included.{_without_gain()}\n"
+        f"decay. Starts at which most runs fail are included.{_without_gain()}\n\n"
+        f"{_summary(True)} {_summary(False)}\n"
     )
+
+
+def _summary(normalized: bool) -> str:
+    """How often each other convention costs more than λ, and less, over the tables' columns."""
+    rows = [row for title, row in _regimes() if ("norm" in title) == normalized]
+    questioned = {"λ/α": questions.cost_beside_ratio, "λ′": questions.cost_beside_l2}
+    texts = []
+    for kept, answer in questioned.items():
+        words = [found.word for row in rows for found in answer(row)]
+        more, less = words.count(SUPPORTED), words.count(CONTRADICTED)
+        texts.append(
+            f"{kept} costs more than λ in {more} of {len(words)} comparisons, less in {less}"
+        )
+    where = "With" if normalized else "Without"
+    return f"{where} normalization, from the worst start, {'; '.join(texts)}."
 
 
 def _without_gain() -> str:

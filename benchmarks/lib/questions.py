@@ -144,9 +144,17 @@ def _advantage(row: Row) -> sweep.Advantage:
 def _improvement(row: Row, gain: sweep.Estimate | None) -> Found:
     row = with_control(row)
     percent = None if gain is None else interval_of(scaled(gain, 100))
-    found = judged("lower by", percent, AT_LEAST_15, " %", 1)
+    found = Found("lower by", _lower_or_higher(percent), verdict(AT_LEAST_15, percent))
     nothing = any(tells_nothing(row[x]) for x in ("Adam+L2", "AdamW"))
     return found._replace(word=UNDECIDED) if nothing else found
+
+
+def _lower_or_higher(percent: Interval | None) -> str:
+    if percent is None:
+        return "not located"
+    if percent.value >= 0:
+        return f"lower by {percent.text(1)} %"
+    return f"higher by {Interval(-percent.value, -percent.high, -percent.low).text(1)} %"
 
 
 def higher_error(row: Row) -> list[Found]:

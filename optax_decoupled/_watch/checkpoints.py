@@ -25,14 +25,12 @@ def read(checkpoint: str) -> Any:
     path = Path(checkpoint).absolute()
     if not path.is_dir():
         raise ValueError(f"{checkpoint} is not a directory. Pass one that Orbax saved.")
+    _refuse_several_runs(checkpoint, path)
     items = sorted(_items(path), key=_step, reverse=True)
     if not items:
         raise ValueError(
             f"{checkpoint} holds no Orbax checkpoint of a tree: it has no file _METADATA."
         )
-    if len(runs := {item.parent for item in items if _is_of_a_run(item, path)}) > 1:
-        names = ", ".join(sorted(run.name for run in runs))
-        raise ValueError(f"{checkpoint} holds checkpoints of several runs: {names}. Pass one.")
     orbax = _orbax()
     for item in (each for each in items if _step(each) == _step(items[0])):
         tree = orbax.PyTreeCheckpointer().metadata(item).item_metadata.tree
@@ -44,15 +42,23 @@ def read(checkpoint: str) -> Any:
     )
 
 
+def _refuse_several_runs(checkpoint: str, path: Path) -> None:
+    """Raises if steps lie in several directories: the latest one may be of another run."""
+    runs = {step.parent for step in _with_file(path, "_CHECKPOINT_METADATA")}
+    if len(runs) > 1:
+        names = ", ".join(sorted(str(run.relative_to(path)) for run in runs))
+        raise ValueError(f"{checkpoint} holds checkpoints of several runs: {names}. Pass one.")
+
+
 def _items(path: Path) -> Iterator[Path]:
     """The directories of trees: the path itself, or those of the steps and items below it."""
-    for pattern in ("_METADATA", "*/_METADATA", "*/*/_METADATA"):
+    return _with_file(path, "_METADATA")
+
+
+def _with_file(path: Path, name: str) -> Iterator[Path]:
+    """The path and the directories two levels below it that have a file of this name."""
+    for pattern in (name, f"*/{name}", f"*/*/{name}"):
         yield from (file.parent for file in path.glob(pattern))
-
-
-def _is_of_a_run(item: Path, path: Path) -> bool:
-    """Whether it is a step in a directory of `path`, and not an item in a step's directory."""
-    return item.parent.parent == path and _NUMBER.search(item.name) is not None
 
 
 def _step(item: Path) -> int:

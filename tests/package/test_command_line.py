@@ -116,6 +116,18 @@ def test_a_directory_of_several_runs_is_refused(capsys, checkpoints, tmp_path):
     shutil.rmtree(tmp_path / "first")
     line = ["history", str(tmp_path), "--weight-decay", "1e-4"]
     assert run(capsys, *line)[:2] == (0, f"{history}\n")
+    shutil.copytree(path / "manager", tmp_path / "third")
+    assert "several runs: second, third." in " ".join(run(capsys, *line)[2].split())
+
+
+def test_steps_whose_items_end_in_a_number_are_one_run(capsys, checkpoints, tmp_path):
+    _, state = trained()
+    with ocp.CheckpointManager(tmp_path) as manager:
+        for step in (1, 2):
+            items = {name: ocp.args.StandardSave({"opt_state": state}) for name in ("opt", "ema2")}
+            manager.save(step, args=ocp.args.Composite(**items))
+    line = ["history", str(tmp_path), "--weight-decay", "1e-4"]
+    assert run(capsys, *line)[:2] == (0, f"{checkpoints[1]}\n")
 
 
 def test_usage_errors_exit_with_2_and_help_has_an_example(capsys):

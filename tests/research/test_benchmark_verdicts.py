@@ -195,6 +195,7 @@ def test_the_words_say_which_part_they_are_of():
     found = [questions.Found(x, x, word) for x, word in zip("abc", "xyx", strict=True)]
     assert verdicts.judgement(found) == "2 of 3 x, 1 of 3 y"
     assert verdicts.judgement(found[::2]) == "x"
+    assert verdicts.judgement(found[:2]) == "x: a; y: b"
     assert verdicts._numbers(found) == "a (x); b (y); c (x)"
     assert verdicts._numbers(found[::2]) == "a; c"
 
