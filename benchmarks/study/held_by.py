@@ -274,8 +274,8 @@ def conclusion(record: dict[str, Any]) -> list[str]:
             sum(row[k].get("others", 0) for row in rows) for k in ("held_by_noise", "weights")
         ]
         sentences.append(
-            "In the networks that the plan names, which are all but the last three rows, the verdict "
-            f"is noise for {inside[0]} of the {inside[1]} weights behind a norm, and "
+            "In the networks that the plan names, all but the last three rows, the verdict is "
+            f"noise for {inside[0]} of the {inside[1]} weights behind a norm, and "
             f"the loss for {outside[1] - outside[0]} of the {outside[1]} others."
         )
     if rows := record.get("valleys"):
