@@ -37,7 +37,6 @@ def draw_landscapes(landscapes: Landscapes, titles: dict[str, str], path: Path) 
         axes = part.subplots(1, len(row))
         for ax, (name, x) in zip(axes, row.items(), strict=True):
             x.plot(ax=ax, vmin=best, vmax=1.5 * best, title=_heading(name, x), colorbar=False)
-            _draw_valley(ax, x)
             ax.set_xlabel(CONTESTANTS[name].decay_name)
             if ax is not axes[0]:
                 ax.set_ylabel("")
@@ -58,16 +57,3 @@ def _heading(name: str, x: Landscape) -> str:
     found, best = slope(x), x.best()
     slope_part = "no valley found" if found is None else f"valley slope {signed(found.slope, 1)}"
     return f"{name}: {best.mean:.1f} ± {best.spread:.1f} %\n{slope_part}"
-
-
-def _draw_valley(ax: Any, x: Landscape) -> None:
-    found = slope(x)
-    if found is None:
-        return
-    places = np.arange(len(x.weight_decays))
-    columns = np.full(len(x.learning_rates), np.nan)  # a gap where it is not located
-    columns[np.searchsorted(x.learning_rates, found.learning_rates)] = np.interp(
-        np.log2(found.weight_decays), np.log2(x.weight_decays), places
-    )
-    rows = np.arange(len(columns))
-    ax.plot(columns, rows, "-o", color="tab:red", lw=2, ms=3, alpha=0.8, zorder=1)

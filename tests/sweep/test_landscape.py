@@ -108,6 +108,28 @@ def test_a_notebook_shows_a_table(landscape):
     assert "<script>" not in hostile._repr_html_()
 
 
+def test_the_plot_has_the_valley_and_the_cost_of_tuning():
+    matplotlib = pytest.importorskip("matplotlib")
+    matplotlib.use("agg")
+    x, y = np.arange(-3.0, 4), np.arange(-12.0, 3)
+    bowl = 5 + x[:, None] ** 2 + (y + 5 + x[:, None]) ** 2
+    landscape = sweep.Landscape(2**x, 2**y, np.arange(4), {"error": bowl[..., None] + np.zeros(4)})
+    ax = landscape.plot()
+    (line,) = [line for line in ax.lines if line.get_color() == "tab:red"]
+    rows = np.arange(1, 6)  # the first and the last rate are worse than the grid's median
+    np.testing.assert_allclose(line.get_xdata()[1:6], 7 - x[rows], atol=0.05)
+    cost = sweep.tuning_cost(landscape).decay_first.worst.value
+    assert cost > 4
+    assert f"cost of tuning one after the other: {cost:.3g} (decay first)" in ax.get_xlabel()
+    few = sweep.Landscape(
+        2 ** x[:2], 2**y, np.arange(3), {"error": bowl[:2, :, None] + np.zeros(3)}
+    )
+    ax = few.plot()
+    assert ax.get_xlabel() == "weight decay"
+    assert not [line for line in ax.lines if line.get_color() == "tab:red"]
+    matplotlib.pyplot.close("all")
+
+
 @pytest.mark.parametrize("size", [1, 5, 20])
 def test_plot_draws_every_grid(size):
     matplotlib = pytest.importorskip("matplotlib")

@@ -6,12 +6,11 @@ what was chosen. One split gives another answer than the next, so many splits ar
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from scipy.special import stdtrit  # JAX depends on SciPy
 
-from optax_decoupled.sweep._landscape.landscape import Landscape
 from optax_decoupled.sweep._landscape.numbers import number
 
 # The means over the seeds that choose and over those that measure, both [R, ...] for R splits;
@@ -20,6 +19,21 @@ Statistic = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 _SPLITS = 200  # each half of the seeds chooses once, so these are 100 pairs
 _FEWEST = 4  # seeds: without any one of them each half still has one
+
+
+class AnyLandscape(Protocol):
+    """A `Landscape`, whose module imports this one to print the cost of tuning on its plot."""
+
+    @property
+    def learning_rates(self) -> np.ndarray: ...
+
+    @property
+    def weight_decays(self) -> np.ndarray: ...
+
+    @property
+    def seeds(self) -> np.ndarray: ...
+
+    def _values(self, metric: str) -> np.ndarray: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,13 +157,13 @@ def _means(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return np.moveaxis(np.where(finite, means, np.inf), -1, 0)
 
 
-def values_of(landscape: Landscape, metric: str) -> np.ndarray:
+def values_of(landscape: AnyLandscape, metric: str) -> np.ndarray:
     """[L, W, S], of a landscape in which some cell did not diverge."""
     landscape.ranked(metric)
     return np.asarray(landscape.metrics[metric], np.float64)
 
 
-def check_same_seeds(first: Landscape, second: Landscape) -> None:
+def check_same_seeds(first: AnyLandscape, second: AnyLandscape) -> None:
     if not np.array_equal(first.seeds, second.seeds):
         raise ValueError(
             f"The landscapes have the seeds {np.asarray(first.seeds).tolist()} and "

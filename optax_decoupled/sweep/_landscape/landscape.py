@@ -10,6 +10,7 @@ import numpy as np
 
 from optax_decoupled.sweep._landscape.numbers import mean_of_finite, number, tied, with_spread
 from optax_decoupled.sweep._landscape.plot import Axes, Picture, draw, table
+from optax_decoupled.sweep._landscape.tuning import tuning_cost
 from optax_decoupled.sweep._landscape.valley import ValleySlope, valley_slope
 from optax_decoupled.sweep.files import replacement
 
@@ -174,11 +175,15 @@ class Landscape:
 
         Returns:
           The axes; ``axes.images[0]`` is the image, for a common colour bar. A cell is grey
-          and hatched if every seed diverged, and has a cross if some did.
+          and hatched if every seed diverged, and has a cross if some did. The red line joins
+          the best decays of the rates, if :meth:`valley_slope` finds them. The label of the
+          decay names the cost of tuning one after the other from the worst start, of four
+          seeds or more (:func:`tuning_cost`).
         """
         best = self.best(metric)
         title = title or f"best {metric} {with_spread(best.mean, best.spread)}"
-        picture = self._picture(metric)._replace(title=title)
+        lines = {"valley": self._valley(metric), "note": self._cost(metric)}
+        picture = self._picture(metric)._replace(title=title, **lines)
         return draw(picture, ax, vmin, vmax, mark, colorbar)
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -207,6 +212,23 @@ class Landscape:
             self._sentence(metric),
             metric,
         )
+
+    def _valley(self, metric: str) -> list[tuple[float, float]]:
+        """The best decay of each rate; empty where `valley_slope` raises."""
+        try:
+            found = self.valley_slope(metric)
+        except ValueError:
+            return []
+        return list(zip(found.learning_rates, found.weight_decays, strict=True))
+
+    def _cost(self, metric: str) -> str:
+        """The cost of tuning one after the other; "" where `tuning_cost` raises."""
+        try:
+            found = tuning_cost(self, metric)
+        except ValueError:
+            return ""
+        decay, rate = (number(x.worst.value) for x in (found.decay_first, found.rate_first))
+        return f"cost of tuning one after the other: {decay} (decay first), {rate} (rate first)"
 
     def _ranked(self, metric: str) -> list[tuple[int, int]]:
         values = self._values(metric)

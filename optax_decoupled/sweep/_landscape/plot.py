@@ -24,6 +24,8 @@ class Picture(NamedTuple):
     ranked: Sequence[tuple[int, int]]  # the cells where no seed diverged, the best first
     title: str  # the best cell in words
     label: str  # the metric's name
+    valley: Sequence[tuple[float, float]] = ()  # rates and the best decay of each, where found
+    note: str = ""  # below the name of the horizontal axis
 
 
 def draw(
@@ -49,11 +51,25 @@ def draw(
     _mark(ax, np.array(ranked[:1]), "*", color="black", ms=11)
     _label_axis(ax.xaxis, picture.weight_decays, 7)
     _label_axis(ax.yaxis, picture.learning_rates, 9)
-    ax.set(xlabel="weight decay", ylabel="learning rate", title=picture.title)
+    _draw_valley(ax, picture)
+    ax.set(ylabel="learning rate", title=picture.title)
+    ax.set_xlabel("\n".join(filter(None, ("weight decay", picture.note))))
     if colorbar:
         extend = "max" if np.nanmax(mean) > vmax else "neither"
         ax.figure.colorbar(image, ax=ax, label=picture.label, extend=extend)
     return ax
+
+
+def _draw_valley(ax: Axes, picture: Picture) -> None:
+    """A line through the best decay of each rate, with a gap where it is not located."""
+    decays, places = picture.weight_decays, np.arange(len(picture.weight_decays))
+    columns = np.full(len(picture.learning_rates), np.nan)
+    for rate, decay in picture.valley:
+        row = np.searchsorted(picture.learning_rates, rate)
+        columns[row] = np.interp(np.log2(decay), np.log2(decays), places)
+    if picture.valley:
+        rows = np.arange(len(columns))
+        ax.plot(columns, rows, "-o", color="tab:red", lw=2, ms=3, alpha=0.8, zorder=1)
 
 
 def table(picture: Picture) -> str:

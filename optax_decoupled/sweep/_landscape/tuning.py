@@ -9,12 +9,12 @@ from typing import NamedTuple
 import numpy as np
 
 from optax_decoupled.sweep._landscape.crossfit import (
+    AnyLandscape,
     Estimate,
     check_same_seeds,
     cross_fitted,
     values_of,
 )
-from optax_decoupled.sweep._landscape.landscape import Landscape
 from optax_decoupled.sweep._landscape.numbers import number
 
 _EQUAL = 1e-6  # relative: what differs by float32's rounding is the same
@@ -83,7 +83,7 @@ class Advantage(NamedTuple):
 
 
 def tuning_cost(
-    landscape: Landscape, metric: str = "error", *, keep_ratio: bool = False
+    landscape: AnyLandscape, metric: str = "error", *, keep_ratio: bool = False
 ) -> TuningCost:
     r"""The cost of tuning learning rate and decay one after the other, instead of together.
 
@@ -139,7 +139,7 @@ def tuning_cost(
     return TuningCost(_sequential(rates, found[:split]), _sequential(decays[whole], found[split:]))
 
 
-def basin(landscape: Landscape, metric: str = "error", *, tolerance: float = 0.1) -> Basin:
+def basin(landscape: AnyLandscape, metric: str = "error", *, tolerance: float = 0.1) -> Basin:
     """How much of the grid is nearly as good as its best cell.
 
     Args:
@@ -175,7 +175,7 @@ def basin(landscape: Landscape, metric: str = "error", *, tolerance: float = 0.1
 
 
 def advantage(
-    first: Landscape, second: Landscape, metric: str = "error", *, relative: bool = False
+    first: AnyLandscape, second: AnyLandscape, metric: str = "error", *, relative: bool = False
 ) -> Advantage:
     """How much lower the second landscape's metric is, at each learning rate and at its best.
 
@@ -233,7 +233,7 @@ def _sequential(starts: np.ndarray, found: list[Estimate]) -> SequentialCost:
     return SequentialCost(tuple(np.asarray(starts).tolist()), tuple(at_start), mean, worst)
 
 
-def _tuned(landscape: Landscape, metric: str) -> list[Estimate]:
+def _tuned(landscape: AnyLandscape, metric: str) -> list[Estimate]:
     """The metric at each rate with the best decay, and that of the best cell."""
 
     def tuned(choose: np.ndarray, measure: np.ndarray) -> np.ndarray:
