@@ -4,7 +4,7 @@ The lowest of many noisy means is too low. So half of the seeds choose and the o
 what was chosen. One split gives another answer than the next, so many splits are averaged.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -33,7 +33,10 @@ class AnyLandscape(Protocol):
     @property
     def seeds(self) -> np.ndarray: ...
 
-    def _values(self, metric: str) -> np.ndarray: ...
+    @property
+    def metrics(self) -> Mapping[str, np.ndarray]: ...
+
+    def ranked(self, metric: str = "error") -> list[tuple[int, int]]: ...
 
 
 @dataclass(frozen=True, eq=False)
