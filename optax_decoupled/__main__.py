@@ -61,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
         )
         command.set_defaults(run=run)
         if name == "plan":
-            command.add_argument("steps", type=int, help="updates of the run")
+            command.add_argument("steps", type=_whole_number, help="updates of the run")
         else:
             command.add_argument("checkpoint", help="directory that Orbax saved")
         _add_hyperparameters(command)
@@ -116,7 +116,20 @@ def _schedule(options: argparse.Namespace, steps: int) -> optax.Schedule | None:
     return optax.join_schedules([optax.linear_schedule(0.0, 1.0, warmup), after], [warmup])
 
 
+def _whole_number(text: str) -> int:
+    """An int, also as 1e5."""
+    number = float(text)
+    if number != int(number):
+        raise ValueError(text)
+    return int(number)
+
+
+_whole_number.__name__ = "number of updates"  # argparse prints it in its error
+
+
 def _plan(options: argparse.Namespace) -> None:
+    if options.steps < 1:
+        raise ValueError(f"The run has {options.steps} updates; it must have at least 1.")
     print(
         od.plan_weight_decay(
             options.steps,
@@ -142,9 +155,9 @@ def _history(options: argparse.Namespace) -> None:
         mask=od.decay_mask if options.decay_mask else None,
         b1=options.b1,
     )
+    print(history)
     if options.plot:
         history.plot()[0].figure.savefig(options.plot, dpi=150)
-    print(history)
 
 
 if __name__ == "__main__":

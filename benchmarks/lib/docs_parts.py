@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from benchmarks.lib import questions
-from benchmarks.lib.answers import above_zero, with_control
+from benchmarks.lib.answers import tells_nothing, with_control
 from benchmarks.lib.harness import RESULTS
 from benchmarks.lib.readings import slope_text
 from benchmarks.lib.rules import CONTRADICTED, PERCENT, SUPPORTED
@@ -28,7 +28,7 @@ ORDERS = {"decay first": "decay_first", "rate first": "rate_first"}
 
 def tuning_costs() -> str:
     """What tuning one after the other costs, for each convention and regime, in both orders."""
-    columns = {title: dict(questions.costs(row)) for title, row in _regimes()}
+    columns = {title: _of_conventions(row) for title, row in _regimes()}
     normalized = {title: costs for title, costs in columns.items() if "norm" in title}
     plain = {title: costs for title, costs in columns.items() if "norm" not in title}
     tables = [
@@ -40,12 +40,19 @@ def tuning_costs() -> str:
     }
     return "\n".join([*tables, _costs("without normalization", both)]) + (
         "\nA cost is the test error after tuning one after the other, minus that of the best "
-        "cell, in points; of the language model, in nats per character. Each entry gives the cost "
-        f"from the worst start and its {PERCENT} interval, then the mean cost over all starts. If "
-        "the decay is tuned first, a start is a learning rate of the grid; if the rate is, a "
-        f"decay. Starts at which most runs fail are included.{_without_gain()}\n\n"
+        "cell, in points; of the language model, in nats per character. If the decay is tuned "
+        "first, a start is a learning rate of the grid; if the rate is, a decay. Starts at which "
+        "most runs fail are included. †: the best cell is no better than without decay, as far as "
+        "its interval tells, or it is at the grid's edge. Such a cost decides nothing, and is not "
+        "counted as more or less below.\n\n"
         f"{_summary(True)} {_summary(False)}\n"
     )
+
+
+def _of_conventions(row: questions.Row) -> dict[str, tuple[sweep.TuningCost, str]]:
+    """The cost of each convention of a row, and † where decay gains nothing."""
+    marks = {name: " †" if tells_nothing(x) else "" for name, x in with_control(row).items()}
+    return {name: (cost, marks[name.partition(",")[0]]) for name, cost in questions.costs(row)}
 
 
 def _summary(normalized: bool) -> str:
@@ -63,18 +70,7 @@ def _summary(normalized: bool) -> str:
     return f"{where} normalization, from the worst start, {'; '.join(texts)}."
 
 
-def _without_gain() -> str:
-    """Names the regimes in which no optimizer gains from decay, where it was also left out."""
-    titles = []
-    for title, row in _regimes():
-        gains = [x["gain"] for x in with_control(row).values() if "gain" in x]
-        if gains and all(above_zero(gain) != SUPPORTED for gain in gains):
-            titles.append(title if "norm" in title else f"{title} without normalization")
-    text = " On {} no decay lowers the error measurably, so the costs there decide nothing."
-    return text.format(", ".join(titles)) if titles else ""
-
-
-def _costs(title: str, columns: dict[str, tuple[dict[str, sweep.TuningCost], str]]) -> str:
+def _costs(title: str, columns: dict[str, tuple[dict[str, Any], str]]) -> str:
     names = dict.fromkeys(name for costs, _ in columns.values() for name in costs)
     rows = [
         [name, *(_cost(costs.get(name), order) for costs, order in columns.values())]
@@ -91,11 +87,11 @@ def _regimes() -> Iterator[tuple[str, questions.Row]]:
     yield "language model, layer norm", {"AdamW": _load("language_model")["landscape"]}
 
 
-def _cost(cost: sweep.TuningCost | None, order: str) -> str:
-    if cost is None:
+def _cost(found: tuple[sweep.TuningCost, str] | None, order: str) -> str:
+    if found is None:
         return "-"
-    mean = f"{getattr(cost, order).mean.value:.2f}"
-    return f"{questions.worst(getattr(cost, order))}; {mean}"
+    cost = getattr(found[0], order)
+    return f"{questions.worst(cost)}; {cost.mean.value:.2f}{found[1]}"
 
 
 def regimes() -> str:

@@ -44,7 +44,6 @@ PLANNED = """\
 import optax_decoupled as od
 
 decay = od.weight_decay_from_pytorch(0.1, learning_rate=3e-4)
-longer = od.convert.transfer(decay, steps=(100_000, 400_000))  # the same budget
 plan = od.plan_weight_decay(100_000, weight_decay=decay, learning_rate=3e-4)
 print("\\n".join(str(plan).splitlines()[:9]))
 """

@@ -105,7 +105,9 @@ _LATER = (
     "Measured at update {} from this state: before it nothing moves (a warmup from 0, or gradient "
     "accumulation)."
 )
-_ANOTHER = " Pass step= for another, by its count, 0 for the first."
+_ANOTHER = (
+    " Pass step= for another, by its count, 0 for the first, or steps= for the sum over the run."
+)
 _OWN_STEPS = (
     "Budget and left are of updates with counts of the optimizer's own, from 0: where it "
     "accumulates gradients, steps counts what it makes of them and not the calls."

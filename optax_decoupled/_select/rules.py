@@ -46,7 +46,8 @@ def decay_rules(
         that serves several models.
 
     Returns:
-      A mask function for any ``mask=`` argument of this package.
+      A mask function for any ``mask=`` argument of this package. A mask of Optax is true or
+      false: there every multiplier but 0 is the full decay.
 
     Raises:
       TypeError, ValueError: at once for a malformed rule; when the mask is evaluated

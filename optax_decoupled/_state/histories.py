@@ -23,7 +23,7 @@ _ENDS = (
 def with_histories(state: PyTree, opt_state: PyTree, count: Any) -> Any:
     """The new state with the weight histories of the old one, if they are of the same weights.
 
-    Others begin anew, after so many updates.
+    Others begin anew, after so many updates, with a warning if the old state has one.
     """
     is_history = lambda node: type(node).__name__ == foreign.HISTORY
     old, new = (
@@ -35,7 +35,8 @@ def with_histories(state: PyTree, opt_state: PyTree, count: Any) -> Any:
         isinstance(b.labels, jax.core.Tracer) or bool(jnp.array_equal(a.labels, b.labels))
         for a, b in zip(old, new, strict=True)
     ):
-        checks.warn(_BEGINS if new else _ENDS)
+        if old:
+            checks.warn(_BEGINS if new else _ENDS)
         old = [node._replace(count=jnp.asarray(count, node.count.dtype)) for node in new]
     kept = iter(old)
     return jax.tree.map(lambda x: next(kept) if is_history(x) else x, state, is_leaf=is_history)
