@@ -107,7 +107,7 @@ def _weight_decay(options: argparse.Namespace) -> float | None:
 def _schedule(options: argparse.Namespace, steps: int) -> optax.Schedule | None:
     """Warmup and cosine as a multiplier of at most 1."""
     warmup = options.warmup
-    if not 0 <= warmup <= steps:
+    if not 0 <= warmup <= max(steps, 0):  # too few steps are refused by the plan
         raise ValueError(f"--warmup {warmup} must be between 0 and the run's {steps} updates.")
     if not (warmup or options.cosine):
         return None
@@ -128,8 +128,6 @@ _whole_number.__name__ = "number of updates"  # argparse prints it in its error
 
 
 def _plan(options: argparse.Namespace) -> None:
-    if options.steps < 1:
-        raise ValueError(f"The run has {options.steps} updates; it must have at least 1.")
     print(
         od.plan_weight_decay(
             options.steps,

@@ -59,6 +59,7 @@ def test_plan_prints_the_plan(capsys):
     assert (code, out, err) == (0, f"{plan}\n", "")
     assert "budget 4" in out
     assert run(capsys, "plan", "100000", "--weight-decay", "3e-5")[1] != out
+    assert run(capsys, *line.replace("100000", "1e5").split())[1] == out
 
 
 @pytest.mark.parametrize("name", ["single", "manager", "manager/12", "prefixed"])
@@ -86,6 +87,7 @@ def test_history_spares_what_decay_mask_spares_and_draws(capsys, checkpoints, tm
         ("history nowhere --cosine", "--cosine needs --steps"),
         ("plan 100 --pytorch 0.1", "--pytorch needs --learning-rate"),
         ("plan 100 --warmup 200", "--warmup 200 must be between 0 and the run's 100"),
+        ("plan -5", "steps=-5 is not allowed"),
         ("plan 0", "steps=0 is not allowed"),
         ("history nowhere", "nowhere is not a directory"),
     ],
