@@ -222,7 +222,7 @@ def notes(
         (_NONLINEAR, pulled),
         (_TOWARD, _of_kind(rows, "toward")),
         (_CONSTRAINED, _of_kind(rows, "constrained")),
-        (_UNCLEAR, _chosen(rows, found.unclear)),
+        (_UNCLEAR, _chosen(rows, found.unclear & (found.kind == "coupled"))),
         (_SAMPLED_RANGE, [r for r in rows if probe.is_sampled and r.decay_range is not None]),
         (_SMALL, faint),
         (_VECTORS, _vectors_if_all_decay(rows)),

@@ -215,3 +215,23 @@ def test_a_range_is_lost_to_rounding_if_its_highest_fraction_is(highest, is_lost
     (row,) = od.explain_weight_decay(od.sgdw(LR, highest, mask=mask), params).rows
     assert row.decay_range == pytest.approx((0.0, highest), rel=1e-2)
     assert row.lost_to_rounding == is_lost
+
+
+def test_a_decay_of_the_longest_row_is_no_multiplier():
+    """Its fractions are the same at each size of the parameter, but not in another order."""
+
+    def shrink(update, param):
+        size = jnp.linalg.norm(param, axis=-1, keepdims=True)
+        return update - 1e-3 * param * jnp.where(size == size.max(), 1.0, 0.5)
+
+    decay = optax.stateless(lambda updates, params: jax.tree.map(shrink, updates, params))
+    tx = optax.chain(optax.adam(LR), decay)
+    (row,) = od.explain_weight_decay(tx, {"w": jnp.ones((4, 256))}).rows
+    assert (row.kind, row.decay_range) == ("nonlinear", None)
+
+
+def test_a_range_far_below_the_steps_is_not_lost_in_their_rounding():
+    mask = {"w": np.linspace(1, 0.5, 8)[:, None]}
+    (row,) = od.explain_weight_decay(od.sgdw(4.0, 1e-5, mask=mask), {"w": jnp.ones((8, 16))}).rows
+    assert row.kind == "decoupled"
+    assert row.decay_range == pytest.approx((5e-6, 1e-5), rel=1e-3)

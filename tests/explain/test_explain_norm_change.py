@@ -87,6 +87,21 @@ def test_l1_decay_under_a_brake_is_nonlinear(optimizer):
     assert kinds(_explained(optax.chain(optimizer(LR), shrink), 0.5, 1.0)) == {"nonlinear"}
 
 
+def test_a_brake_on_gradients_nearly_along_the_weight():
+    params, grads = {"w": jnp.ones(2)}, {"w": jnp.array([1.0, 0.9])}
+    (row,) = _explained(od.sgdw(10 * LR, 1e-4), 0.5, 1.0, params, grads=grads).rows
+    assert row.kind == "decoupled"
+    assert row.decay_per_step == pytest.approx(1e-4, rel=1e-3)
+
+
+def test_a_decay_that_shortens_a_few_numbers_is_no_brake():
+    """The growth of three numbers is 0.55 of that without decay, but not at each size alike."""
+    tx = od.adamw(LR, lambda _: 0.01)
+    report = od.explain_weight_decay(tx, {"w": jnp.ones(3), "kernel": jnp.ones((16, 24))})
+    assert kinds(report) == {"decoupled"}
+    assert not any("brake" in text for text in report.notes)
+
+
 def test_single_numbers_under_a_brake():
     params = {"scale": jnp.ones(()), "shift": jnp.ones((1,)), "kernel": jnp.ones((4, 4))}
     for decay, kind in ((0.0, "none"), (1e-4, "decoupled")):
