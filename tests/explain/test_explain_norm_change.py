@@ -102,6 +102,13 @@ def test_a_decay_that_shortens_a_few_numbers_is_no_brake():
     assert not any("brake" in text for text in report.notes)
 
 
+@pytest.mark.parametrize(("outward", "is_named"), [(0.97, False), (0.9, True)])
+def test_a_brake_of_less_than_five_percent_is_not_named(outward, is_named):
+    report = _explained(od.adamw(LR, 1e-4), outward, 1.0, {"kernel": jnp.ones((16, 24))})
+    assert kinds(report) == {"decoupled"}
+    assert any("radial brake" in text for text in report.notes) == is_named
+
+
 def test_single_numbers_under_a_brake():
     params = {"scale": jnp.ones(()), "shift": jnp.ones((1,)), "kernel": jnp.ones((4, 4))}
     for decay, kind in ((0.0, "none"), (1e-4, "decoupled")):
