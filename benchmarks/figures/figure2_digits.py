@@ -109,7 +109,7 @@ def decided(row: questions.Row, seeds: int) -> list[str]:
     answers = {
         "λ costs less than L2's λ′": questions.cost_beside_l2(row),
         "λ costs less than λ/α": questions.cost_beside_ratio(row),
-        "More rates come within 10 % of the best, decays tuned": questions.near_best("rates")(row),
+        "More rates come within 10 % of the best, decays tuned": questions.rates_near_best(row),
         "AdamW's error is lower than Adam+L2's, decays tuned": questions.lower_at_rates(row),
     }
     found = [(claim, x) for claim, parts in answers.items() for x in parts]
