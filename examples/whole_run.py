@@ -93,7 +93,7 @@ with ocp.StandardCheckpointer() as checkpointer:
 # carried over. The next steps are those of ``optax.adamw``, up to rounding, which adds up in
 # bfloat16. ``python -m optax_decoupled history FOLDER`` prints the history of such a checkpoint.
 
-like = jax.tree.map(jnp.zeros_like, {"params": params, "opt_state": state})
+like = jax.tree.map(jnp.zeros_like, {"params": params, "opt_state": before.init(params)})
 del params, state
 with ocp.StandardCheckpointer() as checkpointer:
     restored = checkpointer.restore(folder, like)
