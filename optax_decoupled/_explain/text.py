@@ -215,7 +215,7 @@ def notes(
     later = _LATER.format((found.silent or 0) + 1) + _ANOTHER * (probe.count is None)
     repeated = np.any((found.fraction != found.steady) & (found.kind == "coupled"))
     share = found.share[found.kind == "cautious"]
-    braked = np.isfinite(found.growth) & [math.prod(row.shape) > 1 for row in rows]
+    braked = np.isfinite(found.growth) & np.array([math.prod(row.shape) > 1 for row in rows], bool)
     growth = found.growth[braked].mean() if braked.any() else 1.0
     faint = [row for row in _of_kind(rows, "decoupled") if abs(row.decay_per_step) < _FAINT]
     named = (
