@@ -1,10 +1,12 @@
-"""What do toward, hyperball, AdamC and weight_dynamics cost beside a plain AdamW step?
+"""What do toward, hyperball, norm_change, AdamC and weight_dynamics cost beside a plain AdamW step?
 
 Eight weights of a million elements, and a thousand of a thousand; gradients given, parameters and
 state donated: the optimizer's step alone, so the shares are upper bounds; a network's forward and
 backward passes come on top. Only AdamC, which needs one, has a schedule. The competitors are
 compiled first, then timed in turns, another one first in each; medians, and ratios to optax.adamw
-of the same turn. Bytes are those that XLA's cost analysis counts. What a plan and a report of a
+of the same turn. Bytes are those that XLA's cost analysis counts.
+An update over its own norm is the least that a transformation with a norm can cost: each weight is
+read once for the sum and once for the step. What a plan and a report of a
 whole run take is timed apart, in a process that has compiled them once.
 
 Usage: python -m benchmarks.cost.additions [--out DIR] [--turns N]
@@ -50,6 +52,12 @@ def seldom_watched(params: Any, updates: Any, t: jax.Array) -> Any:
     return jax.lax.cond(t % 10 == 0, od.weight_dynamics, skip, params, updates)
 
 
+def over_norms() -> optax.GradientTransformation:
+    return optax.stateless(
+        lambda updates, _: jax.tree.map(lambda u: u / jnp.linalg.norm(u), updates)
+    )
+
+
 def contestants() -> dict[str, tuple[optax.GradientTransformation, Watch]]:
     adamw = functools.partial(od.adamw, RATE, DECAY)
     return {
@@ -59,7 +67,9 @@ def contestants() -> dict[str, tuple[optax.GradientTransformation, Watch]]:
         "adamw, toward_argument": (adamw(toward=od.toward_argument()), nothing),
         "adamw, toward_rms": (adamw(toward=od.toward_rms()), nothing),
         "adamc": (od.adamc(RATE, DECAY, schedule=ETA), nothing),
+        "adamw, each update over its norm": (optax.chain(adamw(), over_norms()), nothing),
         "hyperball": (od.hyperball(optax.scale_by_adam(), RATE), nothing),
+        "adamw, norm_change": (optax.chain(adamw(), od.norm_change(outward=0.5)), nothing),
         "adamw, weight_dynamics": (adamw(), watched),
         "adamw, weight_dynamics every 10th": (adamw(), seldom_watched),
     }
@@ -149,12 +159,12 @@ def main() -> None:
         record["trees"][name] = {"leaves": leaves, "shape": list(shape), "results": found}
         print(name)
         for step, row in found.items():
-            print(f"{step:34} {row['milliseconds']:7.2f} ms  x{row['ratio']:.2f}  ", end="")
+            print(f"{step:36} {row['milliseconds']:7.2f} ms  x{row['ratio']:.2f}  ", end="")
             print(f"{row['bytes_per_parameter']:5.1f} B moved  ", end="")
             print(f"{row['state_bytes_per_parameter']:4.1f} B kept", flush=True)
     record["calls"] = {"steps": RUN, "seconds": calls(5)}
     for name, seconds in record["calls"]["seconds"].items():
-        print(f"{name:34} {statistics.median(seconds):7.3f} s")
+        print(f"{name:36} {statistics.median(seconds):7.3f} s")
     arguments.out.mkdir(parents=True, exist_ok=True)
     write_json(arguments.out / "additions.json", record)
 

@@ -1,10 +1,10 @@
 """How does the time of each call grow with the number of parameters, from ten to ten thousand?
 
 Leaves of 16 x 16 weights in layers of ten. Each case runs in a process of its own with at most
-16 GB of memory, once, because the first call is the one that users wait for; its own time alone,
+16 GiB of memory, once, because the first call is the one that users wait for; its own time alone,
 without the imports. The exponent is the slope of log time over log leaves between the last two
-sizes: 1 is linear, 2 is quadratic. A case that takes more than 10 minutes or more memory is
-missing.
+sizes: 1 is linear, 2 is quadratic. Memory is the peak of the process, imports and parameters
+included. A case that takes more than 20 minutes or more memory is missing.
 
 Usage: python -m benchmarks.cost.growth [--out DIR] [--leaves N ...] [--cases NAME ...]
 """
@@ -13,6 +13,7 @@ import argparse
 import dataclasses
 import json
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -33,7 +34,7 @@ from benchmarks.lib.progress import tracked
 from benchmarks.lib.tables import markdown
 
 SIZES = (10, 100, 1_000, 10_000)
-MEMORY, SECONDS = 16 * 2**30, 600
+MEMORY, SECONDS = 16 * 2**30, 1200
 ETA = optax.cosine_decay_schedule(1.0, 1_000)
 Params = dict[str, dict[str, jax.Array]]
 
@@ -126,26 +127,31 @@ CASES: dict[str, Callable[[Params], Any]] = {
 }
 
 
-def measure(name: str, leaves: int) -> float:
-    """Seconds; a case may return its own, to leave its preparation out."""
+def measure(name: str, leaves: int) -> dict[str, float]:
+    """Seconds and peak memory; a case may return its own seconds, to leave its preparation out."""
     params = parameters(leaves)
     jax.block_until_ready(params)
     start = time.perf_counter()
     own = CASES[name](params)
     seconds = time.perf_counter() - start
-    return own if isinstance(own, float) else seconds
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # on Linux in KiB
+    return {
+        "seconds": round(own if isinstance(own, float) else seconds, 4),
+        "gigabytes": round(peak, 2),
+    }
 
 
-def in_process(name: str, leaves: int) -> float | None:
-    """The seconds of a case in a new process; None if it ran out of memory or time."""
+def in_process(name: str, leaves: int) -> dict[str, float | None]:
+    """What a case takes in a new process; None if it ran out of memory or time."""
     limited = ["sh", "-c", f'ulimit -v {MEMORY // 1024}; exec "$@"', "sh"]
     python = [sys.executable, "-m", "benchmarks.cost.growth"]
     command = [*limited, *python, "--one", name, str(leaves)]
+    missing: dict[str, float | None] = {"seconds": None, "gigabytes": None}
     try:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=SECONDS)
     except subprocess.TimeoutExpired:
-        return None
-    return None if done.returncode else round(json.loads(done.stdout.splitlines()[-1]), 4)
+        return missing
+    return missing if done.returncode else json.loads(done.stdout.splitlines()[-1])
 
 
 def exponent(seconds: dict[str, float | None]) -> float | None:
@@ -155,6 +161,15 @@ def exponent(seconds: dict[str, float | None]) -> float | None:
         return None
     (n, s), (m, t) = points[-2:]
     return round(float(np.log(t / s) / np.log(m / n)), 2)
+
+
+def merged(old: dict[str, Any], new: dict[str, dict[str, float | None]]) -> dict[str, Any]:
+    """The row of a case: what was measured before, and now."""
+    row: dict[str, Any] = {}
+    for unit in ("seconds", "gigabytes"):
+        found = old.get(unit, {}) | {n: x[unit] for n, x in new.items()}
+        row[unit] = dict(sorted(found.items(), key=lambda pair: int(pair[0])))
+    return row | {"exponent": exponent(row["seconds"])}
 
 
 def draw(record: dict[str, Any], path: Path) -> None:
@@ -174,16 +189,23 @@ def report(record: dict[str, Any]) -> str:
     """The Markdown of the generated part."""
     sizes = list(next(iter(record["cases"].values()))["seconds"])
     rows = [
-        [name, *(_text(found["seconds"].get(n)) for n in sizes), str(found["exponent"] or "-")]
+        [
+            name,
+            *(_text(found["seconds"].get(n)) for n in sizes),
+            str(found["exponent"] or "-"),
+            _text(found["gigabytes"].get(sizes[-1])),
+        ]
         for name, found in record["cases"].items()
     ]
-    header = ["first call, seconds", *(f"{int(n):,}" for n in sizes), "exponent"]
+    largest = f"GiB at {int(sizes[-1]):,}"
+    header = ["first call, seconds", *(f"{int(n):,}" for n in sizes), "exponent", largest]
     device = record["device"]
     return (
         f"{markdown([header, *rows])}\nLeaves of 16 x 16, each case in a process of its own, "
         f"{device['cores']} cores ({device['kind']}), load {record['load']:.1f} at the start. The "
-        "exponent is that between the last two sizes; -: not measured, more than 10 minutes, or "
-        "more than 16 GB.\n\n![Seconds over leaves](benchmarks/results/growth.png)\n"
+        "exponent is that between the last two sizes. GiB: the peak memory of the process, imports "
+        f"included. -: not measured, more than {SECONDS // 60} minutes, or more than 16 GiB.\n\n"
+        "![Seconds over leaves](benchmarks/results/growth.png)\n"
     )
 
 
@@ -205,11 +227,8 @@ def main() -> None:
     old = json.loads(path.read_text())["cases"] if path.exists() else {}
     record = {"name": "growth", **environment(), "load": os.getloadavg()[0], "cases": {}}
     for name in tracked(CASES, "calls"):
-        seconds = old.get(name, {}).get("seconds", {})
-        if name in options.cases:
-            seconds = seconds | {str(n): in_process(name, n) for n in options.leaves}
-        seconds = dict(sorted(seconds.items(), key=lambda pair: int(pair[0])))
-        record["cases"][name] = {"seconds": seconds, "exponent": exponent(seconds)}
+        new = {str(n): in_process(name, n) for n in options.leaves if name in options.cases}
+        record["cases"][name] = merged(old.get(name, {}), new)
         print(name, record["cases"][name], flush=True)
     options.out.mkdir(parents=True, exist_ok=True)
     write_json(path, record)

@@ -1,9 +1,12 @@
 """Stacked weights: arrays of scanned or vmapped layers, each slice of which is one weight."""
 
+import operator
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax import lax
 
 from optax_decoupled._common.dtypes import widen
 from optax_decoupled._common.types import Mask
@@ -12,6 +15,12 @@ from optax_decoupled._select.names import named_leaves
 
 # How many leading axes number the slices: one integer for all, or a mask of them. None is 0.
 Stacked = int | Mask
+# Squares are added up of a number times either: one of them neither overflows nor vanishes
+# from 2**-105 to 2**105. The first is taken if it is below the limit.
+FACTORS = 2.0**50, 2.0**-50
+LIMIT = 2.0**120
+# The longest row whose float32 elements may be added one after the other.
+_LONG = 2**14
 
 
 def leading_axes(stacked: Stacked, params: optax.Params) -> list[int]:
@@ -36,42 +45,44 @@ def leading_axes(stacked: Stacked, params: optax.Params) -> list[int]:
 
 def norm(x: jax.Array, axes: int) -> jax.Array:
     """‖x‖ of every slice, in at least float32. The reduced axes have length 1."""
-    return jnp.sqrt(total(jnp.square(jnp.abs(widen(x))), axes))
+    return jnp.sqrt(totals(axes, squared(widen(x)))[0])
 
 
-def normalized(x: jax.Array, axes: int) -> tuple[jax.Array, jax.Array]:
-    """x/‖x‖ (0 where x is 0) and ‖x‖ of every slice, without overflow of the squares."""
-    x = widen(x)
-    most = largest(x, axes)
-    x = divided(x, most)
-    size = norm(x, axes)
-    return divided(x, size), most * size
+def safe_norm(x: jax.Array, axes: int) -> jax.Array:
+    """`norm` for float32 values from 2**-105 to 2**105, whose squares do not fit in float32."""
+    return root(*totals(axes, *(squared(widen(x) * k) for k in FACTORS)))
 
 
-def largest(x: jax.Array, axes: int) -> jax.Array:
-    """The largest absolute value of every slice, 0 for an empty one. Reduced axes have length 1."""
-    return jnp.max(jnp.abs(x), axis=_slice_axes(x, axes), keepdims=True, initial=0.0)
+def root(small: jax.Array, large: jax.Array) -> jax.Array:
+    """‖x‖ from the sums of the squares of x times each of FACTORS."""
+    low, high = FACTORS
+    return jnp.where(small < LIMIT, jnp.sqrt(small) / low, jnp.sqrt(large) / high)
 
 
-def power_of_two(size: jax.Array) -> jax.Array:
-    """A power of two near each size: what is divided by it has squares, and is not rounded.
+def squared(x: jax.Array) -> jax.Array:
+    return jnp.square(jnp.abs(x))
 
-    A size itself will not do for a sum that may be 0: XLA multiplies by its reciprocal, and
-    rounds one summand and not the other.
+
+def inner_product(x: jax.Array, y: jax.Array) -> jax.Array:
+    """What each element adds to the real inner product."""
+    return jnp.real(jnp.conj(x) * y)
+
+
+def totals(axes: int, *xs: jax.Array) -> tuple[jax.Array, ...]:
+    """The sums of every slice of some arrays of one shape and dtype. Reduced axes have length 1.
+
+    One reduction returns the sums of the rows, so that XLA computes what is added up once; on CPU
+    it would do so for each sum. XLA adds the elements of such a row one after the other, so long
+    rows get separate sums, whose rounding errors do not grow with the length.
     """
-    _, exponent = jnp.frexp(size)
-    return jnp.ldexp(jnp.ones_like(size), jnp.clip(exponent, -100, 100))
-
-
-def total(x: jax.Array, axes: int) -> jax.Array:
-    """The sum of every slice. The reduced axes have length 1."""
-    return jnp.sum(x, axis=_slice_axes(x, axes), keepdims=True)
+    reduced = tuple(range(axes, xs[0].ndim))
+    if reduced and xs[0].shape[-1] <= _LONG:
+        add = lambda a, b: tuple(map(operator.add, a, b))
+        zeros = tuple(np.zeros((), x.dtype) for x in xs)
+        xs = tuple(x[..., None] for x in lax.reduce(xs, zeros, add, reduced[-1:]))
+    return tuple(jnp.sum(x, reduced, keepdims=True) for x in xs)
 
 
 def divided(x: jax.Array, size: jax.Array) -> jax.Array:
     """Each slice of x over its real size, or itself where that is 0; x may be complex."""
     return x / jnp.where(size > 0, size, 1).astype(x.dtype)
-
-
-def _slice_axes(x: jax.Array, axes: int) -> tuple[int, ...]:
-    return tuple(range(axes, x.ndim))

@@ -18,17 +18,22 @@ from optax_decoupled._common.products import product_schedule
 from optax_decoupled._common.types import Leaf, PyTree, Scalar, ScalarOrSchedule
 from optax_decoupled._select.names import entries_of, listing, named_leaves
 from optax_decoupled._select.stacked import (
+    FACTORS,
+    LIMIT,
     Stacked,
     divided,
-    largest,
+    inner_product,
     leading_axes,
-    norm,
-    normalized,
-    power_of_two,
-    total,
+    root,
+    safe_norm,
+    squared,
+    totals,
 )
 from optax_decoupled._transforms.decay import required
 from optax_decoupled._transforms.first_update import Rows, probe_once
+
+# Nearer to the center than 1 % of the radius, rounding would decide about the direction.
+_CENTER = 1e-4
 
 
 class HyperballState(NamedTuple):
@@ -75,7 +80,8 @@ def hyperball(
 
     Returns:
       An Optax optimizer with a :class:`types.HyperballState`; its ``update`` needs ``params``.
-      Weights that are 0 stay 0, a direction of 0 moves nothing, integer leaves are left alone.
+      Weights that are 0 stay 0, a direction of 0 moves nothing, integer leaves are left alone. A
+      step that ends within 1 % of the radius from the center is left out.
 
     Raises:
       TypeError, ValueError: for a ``direction`` that is no Optax transformation, a negative
@@ -159,7 +165,7 @@ def _radius(p: Leaf, axes: int) -> jax.Array:
     shape = jnp.shape(p)[:axes]
     if not is_decayable(p):
         return jnp.zeros(shape)
-    return normalized(jnp.asarray(p), axes)[1].reshape(shape)
+    return safe_norm(jnp.asarray(p), axes).reshape(shape)
 
 
 def _map_weights(
@@ -182,18 +188,29 @@ def _map_weights(
 def _step(rate: Scalar, u: Leaf, p: Leaf, radius: jax.Array) -> Leaf:
     """The update that moves p to its new place on the sphere, in the dtype of u.
 
-    It is 0 where the radius is 0, and where the step ends in the middle of the sphere. The
-    arithmetic is at least float32.
+    It is 0 where the radius or u is 0, and where the step ends at the center of the sphere. The
+    norm before the projection comes from sums that one pass over p and u computes; the update is
+    a second pass.
     """
-    axes, theta = radius.ndim, widen(jnp.asarray(p))
+    axes, (theta, step) = radius.ndim, _in_one_dtype(p, u)
     radius = jnp.expand_dims(radius, tuple(range(axes, theta.ndim)))
     unit = divided(theta, radius)
-    rate = jnp.asarray(rate, theta.dtype)
-    moved = unit - rate * normalized(jnp.asarray(u), axes)[0]
-    length = norm(moved, axes)
-    there = moved * divided(radius, length).astype(theta.dtype)
-    step = jnp.where((radius > 0) & (length > 0), there - theta, 0)
-    return step.astype(jnp.result_type(u))
+    at_scales = (squared(step * k) for k in FACTORS)
+    *squares, along, own = totals(axes, *at_scales, inner_product(unit, step), squared(unit))
+    size, rate = root(*squares), jnp.asarray(rate, own.dtype)
+    moved = own - 2 * rate * divided(along, size) + rate**2  # its square
+    stays = (radius == 0) | (size == 0) | (moved < _CENTER)
+    length = jnp.sqrt(jnp.where(stays, 1, moved))
+    of_step = divided(rate * radius / length, size).astype(theta.dtype)
+    update = (1 / length - 1).astype(theta.dtype) * theta - of_step * step
+    return jnp.where(stays, 0, update).astype(jnp.result_type(u))
+
+
+def _in_one_dtype(p: Leaf, u: Leaf) -> tuple[jax.Array, jax.Array]:
+    """Both in the dtype of the arithmetic on them, at least float32."""
+    with jax.numpy_dtype_promotion("standard"):
+        dtype = jnp.result_type(*(jnp.result_type(widen(jnp.asarray(x))) for x in (u, p)))
+    return jnp.asarray(p, dtype), jnp.asarray(u, dtype)
 
 
 def norm_change(
@@ -278,17 +295,21 @@ def _with_norm_change(outward: Scalar, inward: Scalar, u: Leaf, p: Leaf, axes: i
 
     It is u + g (θ + u), where g = n/‖θ + u‖ - 1 is computed without a difference of norms.
     """
-    with jax.numpy_dtype_promotion("standard"):
-        dtype = jnp.result_type(*(jnp.result_type(widen(jnp.asarray(x))) for x in (u, p)))
-    theta, step = jnp.asarray(p, dtype), jnp.asarray(u, dtype)
-    scale = power_of_two(jnp.maximum(largest(theta, axes), largest(step, axes)))
-    unit_theta, unit_step = divided(theta, scale), divided(step, scale)
-    before, after = norm(unit_theta, axes), norm(unit_theta + unit_step, axes)
-    squares = total(jnp.real(jnp.conj(unit_step) * (2 * unit_theta + unit_step)), axes)
+    theta, step = _in_one_dtype(p, u)
+    pairs = [(theta * k, step * k) for k in FACTORS]
+    sums = totals(axes, *(x for pair in pairs for x in _squares(*pair)))
+    fits = jnp.maximum(*sums[:2]) < LIMIT
+    chosen = [jnp.where(fits, *pair) for pair in zip(sums[:3], sums[3:], strict=True)]
+    before, after, squares = jnp.sqrt(chosen[0]), jnp.sqrt(chosen[1]), chosen[2]
     change = divided(squares, before + after)
     f = jnp.where(change > 0, *(jnp.asarray(x, change.dtype) for x in (outward, inward)))
     g = jnp.maximum((f - 1) * jnp.where(before > 0, divided(change, after), 1), -1)
     # Where θ + u is 0 it has no direction: θ keeps its own, n = (1 - f) ‖θ‖.
-    of_step = jnp.where(after > 0, 1 + g, jnp.minimum(f, 1)).astype(dtype)
-    of_theta = jnp.where(after > 0, g, 0).astype(dtype)
+    of_step = jnp.where(after > 0, 1 + g, jnp.minimum(f, 1)).astype(theta.dtype)
+    of_theta = jnp.where(after > 0, g, 0).astype(theta.dtype)
     return (of_step * step + of_theta * theta).astype(jnp.result_type(u))
+
+
+def _squares(theta: jax.Array, step: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The squares of θ, of θ + u, and their difference, which is rounded less than both."""
+    return squared(theta), squared(theta + step), inner_product(step, 2 * theta + step)

@@ -106,6 +106,60 @@ def test_a_step_that_ends_in_the_middle_of_the_sphere_moves_nothing():
         np.testing.assert_allclose(updates, expected, atol=1e-6)
 
 
+def test_a_step_that_ends_near_the_middle_keeps_the_norm():
+    """There the square of the length before the projection is a difference of numbers near 1."""
+    params, turned = np.array([3.0, 4.0]), np.array([2.9, 4.1])
+    moved = params - 0.98 * 5 * turned / np.linalg.norm(turned)
+    expected = 5 * moved / np.linalg.norm(moved)  # 0.03 of the norm was left
+    tx, given = od.hyperball(optax.identity(), 0.98), jnp.asarray(params)
+    updates, _ = tx.update(jnp.asarray(turned), tx.init(given), given)
+    assert np.linalg.norm(expected - params) > 1
+    np.testing.assert_allclose(given + updates, expected, rtol=1e-3)
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e-22, 1e22, 1e30])
+def test_the_size_of_the_direction_does_not_matter(size):
+    params = jnp.linspace(-1, 2, 12).reshape(3, 4)
+    tx = od.hyperball(optax.identity(), 0.1)
+    expected, _ = tx.update(_noise(params, 0), tx.init(params), params)
+    updates, _ = tx.update(size * _noise(params, 0), tx.init(params), params)
+    assert np.abs(expected).max() > 0.05
+    np.testing.assert_allclose(updates, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_a_direction_that_is_no_number_is_seen_in_the_weights():
+    params = jnp.ones(3)
+    tx = od.hyperball(optax.identity(), 0.1)
+    updates, _ = tx.update(jnp.array([1.0, jnp.nan, 1.0]), tx.init(params), params)
+    assert np.isnan(updates).all()
+
+
+@pytest.mark.parametrize("shape", [(2**21,), (1, 2**21), (2**21, 1), (2**7, 2**14)])
+def test_rounding_does_not_add_up_over_millions_of_elements(shape):
+    """Added one after the other in float32, the squares of as many numbers are off by 1e-3."""
+    params = jax.random.normal(jax.random.key(0), shape)
+    ball, change = od.hyperball(optax.identity(), 0.1), od.norm_change(outward=0.0, inward=0.0)
+    for tx, step in ((ball, 1.0), (change, 0.1)):
+        updates, _ = jax.jit(tx.update)(step * _noise(params, 0), tx.init(params), params)
+        moved = np.float64(params) + np.float64(updates)
+        assert np.linalg.norm(moved) == pytest.approx(np.linalg.norm(np.float64(params)), rel=2e-6)
+
+
+@pytest.mark.parametrize(
+    "tx", [od.hyperball(optax.identity(), 0.1), od.norm_change(outward=0.5)], ids=["ball", "change"]
+)
+def test_a_weight_is_reduced_once(tx):
+    """Two passes over a weight: the sums, and the update."""
+    params = jnp.ones((8, 16))
+    jaxpr = jax.make_jaxpr(tx.update)(params, tx.init(params), params)
+    sizes = [
+        [x.aval.size for x in eqn.invars[:1]]
+        for eqn in jax.tree.leaves(jaxpr.eqns, is_leaf=lambda x: hasattr(x, "primitive"))
+        if eqn.primitive.name.startswith("reduce") and eqn.invars[0].aval.size >= params.size
+    ]
+    assert len(sizes) == 1
+
+
 @pytest.mark.parametrize("params", [jnp.ones(3), jnp.zeros(3)])
 def test_weights_whose_radius_is_zero_stay_as_they_are(params):
     """As after ``init`` on a template of zeros whose state was kept: they are not set to 0."""
