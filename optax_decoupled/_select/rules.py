@@ -101,8 +101,8 @@ def decay_rules(
         missed = ["/".join(path) for path, leaf in undecided if is_decayable(leaf)]
         if missed:
             raise ValueError(
-                f"No decay rule matches {listing(one_of_each_kind_first(missed))}. Every parameter must match a "
-                'rule: add one, end with (".*", 0.0), or pass default=0.0.'
+                f"No decay rule matches {listing(one_of_each_kind_first(missed))}. Every parameter "
+                'must match a rule: add one, end with (".*", 0.0), or pass default=0.0.'
             )
         weights = [0.0 if w is None else w for w in chosen]  # what cannot decay needs no rule
         return jax.tree.unflatten(jax.tree.structure(params), weights)

@@ -378,7 +378,16 @@ def test_a_multiplier_of_each_layer_is_that_of_its_slice():
     np.testing.assert_allclose(removed, 1e-3)
 
 
-def test_a_decay_that_looks_like_pytorchs_warns():
+@pytest.mark.parametrize(
+    ("rate", "conversion"),
+    [
+        (None, r"\(0.1, learning_rate\)"),
+        (0.003, r"\(0.1, 0.003\) = 0.0003"),
+        (optax.cosine_decay_schedule(0.003, 100), r"\(0.1, 0.003\) = 0.0003"),
+    ],
+    ids=["unknown", "number", "schedule"],
+)
+def test_a_decay_that_looks_like_pytorchs_warns_with_the_converted_value(rate, conversion):
     state = written([1.0] * 8)
-    with pytest.warns(UserWarning, match="looks like a PyTorch"):
-        od.recorded_weight_dynamics(state, weight_decay=0.1)
+    with pytest.warns(UserWarning, match=rf"looks like a PyTorch.*{conversion}"):
+        od.recorded_weight_dynamics(state, weight_decay=0.1, learning_rate=rate)
