@@ -100,10 +100,10 @@ def report() -> str:
         "One decay, tuned at the middle of nine learning rates: a small network with batch norm on "
         f"scikit-learn's digits, {record['budget']['seeds']} seeds, {PERCENT} intervals. The worst "
         f"errors of {_enumerated([x.words for x in LINES.values()])} are "
-        f"{_in_order(normalized, max)}. This does not hold everywhere: without normalization they "
-        f"are {_in_order(plain, max)}, and on MNIST-1D the errors at the lowest rate are "
-        f"{_in_order(_on_mnist1d(), FIRST)}. Above the tuned rate the last two are equal to "
-        f"{_apart(normalized):.1f} points.\n"
+        f"{_in_order(normalized, max)}; above the tuned rate the last two differ by at most "
+        f"{_apart(normalized):.1f} points. This does not hold everywhere: without normalization the "
+        f"worst errors are {_in_order(plain, max)}, and on MNIST-1D with batch norm those at the "
+        f"lowest rate are {_in_order(_on_mnist1d(), FIRST)}.\n"
     )
 
 
