@@ -64,6 +64,7 @@ SECTIONS = {
     "weight_history": study("weight_history", weight_history.report),
     "range_of_edges": study("modular_addition", modular_addition.range_of_edges),
     "landing": landing.report,
+    "landing_limits": landing.limits,
     "verdicts": verdicts.report,
     "all_verdicts": verdicts.whole_report,
     **docs_parts.SECTIONS,

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from optax_decoupled._common import checks
-from optax_decoupled._common.products import product_over_run
+from optax_decoupled._common.products import peak_of, product_over_run
 from optax_decoupled._common.types import Scalar, ScalarOrSchedule
 
 __all__ = [
@@ -289,7 +289,7 @@ def rms_over_run(
       Kosson et al., arXiv:2305.17212; Defazio, arXiv:2506.02285.
     """
     checks.check_learning_rate(learning_rate)
-    checks.check_weight_decay(weight_decay, learning_rate)
+    checks.check_weight_decay(weight_decay, peak_of(learning_rate))
     checks.check_schedule("schedule", schedule)
     checks.check_schedule("decay_schedule", decay_schedule)
     checks.check_whole("steps", steps, "It is the length of the run.")

@@ -6,7 +6,6 @@ region of good settings is. Slopes follow. Of each claim every regime has a line
 Usage: python -m benchmarks.figures.verdicts
 """
 
-import collections
 import json
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -18,7 +17,15 @@ from benchmarks.figures.figure2_cifar10 import SLOPES
 from benchmarks.figures.figure2_digits import PREDICTED
 from benchmarks.lib import questions
 from benchmarks.lib.harness import RESULTS
-from benchmarks.lib.questions import Answer, Found, judged
+from benchmarks.lib.questions import (
+    Answer,
+    Found,
+    counted,
+    grouped,
+    judged,
+    judgement,
+    numbers,
+)
 from benchmarks.lib.readings import comparison, least_decay, paired
 from benchmarks.lib.rules import BELOW_MINUS_QUARTER, MORE, NOTHING, PERCENT, Rule, verdict
 from benchmarks.lib.tables import bullets, folded, markdown, wrapped
@@ -49,13 +56,15 @@ class Claim(NamedTuple):
       paper: what it prints, or what is predicted.
       answer: reads a record and the names of groups.
       sources: of the answers.
-      first: whether the row is one of the README's.
+      short: the answer in the README.
+      first: whether the row is one of the README's table.
     """
 
     claim: str
     paper: str
     answer: Callable[..., list[Found]]
     sources: tuple[Source, ...]
+    short: Callable[[list[Found]], str] = grouped
     first: bool = True
 
 
@@ -143,30 +152,31 @@ def _values(claimed: dict[str, int]) -> str:
 
 CLAIMS = [
     Claim(
-        "More rates reach the best error within 10 %, their decay tuned, if decoupled",
+        "If decoupled, more rates come within 10 % of the best error, each with its decay tuned",
         "more separable",
         _of_landscapes(questions.rates_near_best),
         DIGITS,
     ),
     Claim(
-        "A larger share of the grid comes within 10 % of the best if decoupled",
+        "If decoupled, a larger share of the grid comes within 10 % of the best error",
         "more separable",
         _of_landscapes(questions.cells_near_best),
         DIGITS,
     ),
     Claim(
-        "Tuning decay and rate one after the other costs more with L2's λ′ than with λ, by "
-        "points of test error from the worst start",
+        "Tuning decay and rate one after the other costs more with L2's λ′ than with λ (points "
+        "of test error, worst start)",
         "decay and rate can be tuned apart",
         _of_landscapes(questions.cost_beside_l2),
         DIGITS,
+        counted,
     ),
     Claim(
-        "Tuning one after the other costs more with λ/α, the `weight_decay` of Optax and "
-        "PyTorch, than with λ",
+        "The same tuning costs more with λ/α, the `weight_decay` of Optax and PyTorch, than with λ",
         "not in the paper",
         _of_landscapes(questions.cost_beside_ratio),
         DIGITS,
+        counted,
     ),
     Claim(
         "At Adam's default rate 0.001, decays tuned, AdamW's error is 15 % below Adam+L2's",
@@ -187,13 +197,14 @@ CLAIMS = [
         DIGITS,
     ),
     Claim(
-        "Decoupled decay is more separable from the rate than L2",
-        "slope closer to 0",
+        "If decoupled, the best decay depends less on the rate",
+        "more separable: slope closer to 0",
         _of_landscapes(questions.separable),
         DIGITS,
     ),
     Claim(
-        "Without normalization SGD+L2's best λ′ stays, SGDW's and AdamW's best λ doubles",
+        "As the rate doubles without normalization, SGD+L2's best λ′ stays, SGDW's and AdamW's "
+        "best λ doubles",
         f"not in the paper; predicted: {_values(OPPOSITE)}",
         _of_landscapes(questions.slopes(OPPOSITE)),
         WITHOUT,
@@ -242,31 +253,33 @@ CLAIMS = [
 ]
 
 
-def judgement(found: list[Found]) -> str:
-    """One word, if all parts have it; else which part has which, or how many if they are many."""
-    counts = collections.Counter(x.word for x in found)
-    if len(counts) == 1:
-        return found[0].word
-    if len(found) == 2:
-        return "; ".join(f"{x.word}: {x.name}" for x in found)
-    return ", ".join(f"{n} of {len(found)} {word}" for word, n in counts.items())
+class Line(NamedTuple):
+    """A claim's answer from one source."""
+
+    data: str
+    where: str
+    epochs: int
+    seeds: int
+    numbers: str
+    word: str
+    short: str
+
+    @property
+    def regime(self) -> str:
+        return f"{self.data}, {self.where}, {self.epochs:,} epochs, {self.seeds} seeds"
 
 
-def _numbers(found: list[Found]) -> str:
-    """The numbers of each part, with its own word where the parts differ."""
-    differ = len({x.word for x in found}) > 1
-    return "; ".join(f"{x.text} ({x.word})" if differ else x.text for x in found)
-
-
-def lines(claim: Claim, records: Callable[[str], Record | None]) -> list[tuple[str, str, str]]:
-    """Numbers, verdict and regime of each source that there is."""
+def lines(claim: Claim, records: Callable[[str], Record | None]) -> list[Line]:
+    """The answers of each source that there is."""
     found = []
     for source in claim.sources:
         record = records(source.record)
         if record is None or not set(source.groups) <= set(_group_names(record)):
             continue
         parts = claim.answer(record, *source.groups)
-        found.append((_numbers(parts), judgement(parts), regime(source, record)))
+        size = record["budget"]["epochs"], record["budget"]["seeds"]
+        texts = numbers(parts), judgement(parts), claim.short(parts)
+        found.append(Line(record["data"], source.where, *size, *texts))
     return found
 
 
@@ -274,30 +287,39 @@ def _group_names(record: Record) -> tuple[str, ...]:
     return tuple(record.get("networks") or record.get("schedules") or ())
 
 
-def regime(source: Source, record: Record) -> str:
-    budget = record["budget"]
-    epochs, seeds = f"{budget['epochs']:,} epochs", f"{budget['seeds']} seeds"
-    return f"{record['data']}, {source.where}, {epochs}, {seeds}"
-
-
 def rows(
     records: Callable[[str], Record | None], claims: list[Claim] | None = None
 ) -> list[list[str]]:
-    """The table; `records` gives the results of a name, None if there are none."""
+    """The whole table; `records` gives the results of a name, None if there are none."""
     table = [["claim", "paper", f"here [{PERCENT} interval]", "verdict", "regime"]]
     for claim in CLAIMS if claims is None else claims:
-        columns = zip(*_named(lines(claim, records)), strict=True)
+        found = lines(claim, records)
+        of = [f"{x.data}: " if len(found) > 1 else "" for x in found]
+        here = [name + x.numbers for name, x in zip(of, found, strict=True)]
+        words = [name + x.word for name, x in zip(of, found, strict=True)]
+        columns = here, words, [x.regime for x in found]
         table.append([claim.claim, claim.paper, *map("<br>".join, columns)])
     return table
 
 
-def _named(found: list[tuple[str, str, str]]) -> list[tuple[str, str, str]]:
-    """Numbers and verdicts with the name of their data before them, if there are several."""
-    if len(found) < 2:
-        return found
-    names = [regime.partition(",")[0] for *_, regime in found]
-    parts = zip(names, found, strict=True)
-    return [(f"{name}: {x}", f"{name}: {word}", regime) for name, (x, word, regime) in parts]
+def short_rows(records: Callable[[str], Record | None], claims: list[Claim]) -> list[list[str]]:
+    """The table with the numbers that decide a verdict alone, a line for each regime."""
+    table = [["claim", "paper", f"here [{PERCENT} interval]", "regime"]]
+    for claim in claims:
+        found = lines(claim, records)
+        here = (f"{x.data}: {x.short}" for x in found)
+        regimes = dict.fromkeys(x.where for x in found)
+        seeds = " and ".join(str(x.seeds) for x in found)
+        regime = f"{', '.join(regimes)}, {seeds} seeds"
+        table.append([claim.claim, claim.paper, "<br>".join(here), regime])
+    return table
+
+
+def epochs(records: Callable[[str], Record | None], claims: list[Claim]) -> str:
+    """How long the runs of these claims are, in a sentence."""
+    names = dict.fromkeys(source.record for claim in claims for source in claim.sources)
+    found = [record for name in names if (record := records(name))]
+    return "Epochs: " + ", ".join(f"{x['budget']['epochs']:,} on {x['data']}" for x in found) + "."
 
 
 def recorded(name: str) -> Record | None:
@@ -309,7 +331,19 @@ def report() -> str:
     """The README's rows, and the other claims as a list."""
     first = [claim for claim in CLAIMS if claim.first]
     others = [claim for claim in CLAIMS if not claim.first]
-    return f"{markdown(rows(recorded, first), align='---')}\n{bullets(sentences(others, recorded))}"
+    table = markdown(short_rows(recorded, first), align="---")
+    return (
+        f"{table}\n{epochs(recorded, first)} Further claims:\n\n{bullets(short(others, recorded))}"
+    )
+
+
+def short(claims: list[Claim], records: Callable[[str], Record | None]) -> list[str]:
+    """A sentence for each claim, with the numbers that decide it."""
+    found = []
+    for claim in claims:
+        parts = "; ".join(f"{x.short} ({x.regime})" for x in lines(claim, records))
+        found.append(f"{claim.claim} (paper: {claim.paper}): {parts}.")
+    return found
 
 
 def whole_report() -> str:
@@ -323,7 +357,7 @@ def sentences(claims: list[Claim], records: Callable[[str], Record | None]) -> l
     """A sentence for each claim."""
     found = []
     for claim in claims:
-        parts = [f"{word}: {numbers} ({where})" for numbers, word, where in lines(claim, records)]
+        parts = [f"{x.word}: {x.numbers} ({x.regime})" for x in lines(claim, records)]
         found.append(f"{claim.claim}. Paper: {claim.paper}. Here {'; '.join(parts)}.")
     return found
 

@@ -3,6 +3,7 @@
 The estimates are `od.sweep`'s, cross-fitted over seeds; the verdicts are those of `rules.py`.
 """
 
+import collections
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -27,11 +28,21 @@ ORDERS = {"decay first": "decay_first", "rate first": "rate_first"}
 
 
 class Found(NamedTuple):
-    """A part of an answer: what it is about, a text with its numbers, and its verdict."""
+    """A part of an answer.
+
+    Attributes:
+      name: what it is about.
+      text: its numbers.
+      word: its verdict.
+      decides: the numbers that decide it, if `text` has others too.
+      value: the estimate among them.
+    """
 
     name: str
     text: str
     word: str
+    decides: str = ""
+    value: float = np.nan
 
 
 Answer = Callable[[Row], list[Found]]
@@ -43,6 +54,36 @@ def judged(name: str, found: Interval | None, rule: Rule, unit: str = "", digits
     return Found(name, f"{name} {text}", verdict(rule, found))
 
 
+def judgement(found: list[Found]) -> str:
+    """One word, if all parts have it; else which part has which, or how many if they are many."""
+    counts = collections.Counter(x.word for x in found)
+    if len(counts) == 1:
+        return found[0].word
+    if len(found) == 2:
+        return "; ".join(f"{x.word}: {x.name}" for x in found)
+    return ", ".join(f"{n} of {len(found)} {word}" for word, n in counts.items())
+
+
+def numbers(found: list[Found]) -> str:
+    """The numbers of each part, with its own word where the parts differ."""
+    differ = len({x.word for x in found}) > 1
+    return "; ".join(f"{x.text} ({x.word})" if differ else x.text for x in found)
+
+
+def grouped(found: list[Found]) -> str:
+    """Each verdict, with the numbers that decide it."""
+    parts: dict[str, list[str]] = {}
+    for x in found:
+        parts.setdefault(x.word, []).append(x.decides or x.text)
+    return "; ".join(f"**{word}** {', '.join(texts)}" for word, texts in parts.items())
+
+
+def counted(found: list[Found]) -> str:
+    """How many parts have each verdict, and the range of their estimates."""
+    low, high = (signed(f(x.value for x in found), 2) for f in (min, max))
+    return f"**{judgement(found)}**, {low} to {high}"
+
+
 def pairs(row: Row) -> Iterator[tuple[str, str, str]]:
     """SGD or Adam, its L2 and its decoupled decay, where the row has both."""
     for decoupled, l2 in PAIRS.items():
@@ -52,20 +93,22 @@ def pairs(row: Row) -> Iterator[tuple[str, str, str]]:
 
 def rates_near_best(row: Row) -> list[Found]:
     """How many rates come within 10 % of the best, and how many more if decoupled."""
-    return list(_near_best(row, "rates", lambda x: 1.0, f" of {_rates(row)}"))
+    return list(_near_best(row, "rates", lambda x: 1.0, f" of {_rates(row)}", " rates"))
 
 
 def cells_near_best(row: Row) -> list[Found]:
     """Which percentage of the cells comes within 10 % of the best, and how much more of them."""
     percent = lambda x: 100 / np.prod(np.shape(x["error_percent"])[:2])
-    return list(_near_best(row, "cells", percent, " %"))
+    return list(_near_best(row, "cells", percent, " %", " points"))
 
 
 def _rates(row: Row) -> int:
     return len(next(iter(row.values()))["learning_rates"])
 
 
-def _near_best(row: Row, of: str, factor: Callable[[Any], float], unit: str) -> Iterator[Found]:
+def _near_best(
+    row: Row, of: str, factor: Callable[[Any], float], unit: str, of_difference: str
+) -> Iterator[Found]:
     row = with_control(row)
     for name, *both in pairs(row):
         before, after = (
@@ -73,8 +116,10 @@ def _near_best(row: Row, of: str, factor: Callable[[Any], float], unit: str) -> 
         )
         l2, decoupled = both
         values = f"{l2} {before.value:.1f}, {decoupled} {after.value:.1f}{unit}"
-        text = f"{values}, difference {interval_of(after - before).text(1)}"
-        yield Found(name, text, above_zero(after - before, row[l2], row[decoupled]))
+        difference = interval_of(after - before).text(1)
+        word = above_zero(after - before, row[l2], row[decoupled])
+        decides = f"{name} {difference}{of_difference}"
+        yield Found(name, f"{values}, difference {difference}", word, decides)
 
 
 def cost_beside_l2(row: Row) -> list[Found]:
@@ -102,8 +147,9 @@ def _dearer(
     for order, attribute in ORDERS.items():
         dear, cheap = (getattr(x, attribute).worst for x in (theirs, ours))
         part = f"{name}, {order}"
-        text = f"{part} {interval_of(dear - cheap).text()}"
-        yield Found(part, text, above_zero(dear - cheap, *optimizers))
+        more = interval_of(dear - cheap)
+        word = above_zero(dear - cheap, *optimizers)
+        yield Found(part, f"{part} {more.text()}", word, value=more.value)
 
 
 def improvement_at_default(row: Row) -> list[Found]:
@@ -175,7 +221,7 @@ def slopes(claimed: dict[str, int]) -> Answer:
             part = judged(name, slope_interval(row[name]), about(value))
             away = slope_interval(row[name])
             off = "" if away is None else f", {abs(away.value - value):.2f} from the claim"
-            found.append(part._replace(text=part.text + off))
+            found.append(part._replace(text=part.text + off, decides=part.text))
         return found
 
     return answer

@@ -45,7 +45,7 @@ import optax_decoupled as od
 
 decay = od.weight_decay_from_pytorch(0.1, learning_rate=3e-4)
 plan = od.plan_weight_decay(100_000, weight_decay=decay, learning_rate=3e-4)
-print("\\n".join(str(plan).splitlines()[:9]))
+print(plan)
 """
 AFTER_SGD = """\
 params = {"embedder": {"embedding": jnp.ones((1000, 300))}, "mlp": {"kernel": jnp.ones((512, 1))}}
@@ -152,11 +152,16 @@ def _namespace() -> dict[str, Any]:
     return {"jax": jax, "jnp": jnp, "optax": optax, "od": od}
 
 
-def _run(code: str, namespace: dict[str, Any]) -> str:
+def _run(code: str, namespace: dict[str, Any], most: int | None = None) -> str:
+    """Code and what it prints, or so many of its first lines."""
     output = io.StringIO()
     with contextlib.redirect_stdout(output):
         exec(code, namespace)
-    return f"```python\n{code}```\n\n```text\n{output.getvalue()}```\n"
+    printed = output.getvalue().splitlines(keepends=True)
+    text = "".join(printed[:most])
+    if most is not None:
+        text += "...\n"
+    return f"```python\n{code}```\n\n```text\n{text}```\n"
 
 
 FOUND = {
@@ -169,6 +174,6 @@ FOUND = {
 SECTIONS = {
     "explained": explained,
     "seen": lambda: _run(SEEN, {}),
-    "planned": lambda: _run(PLANNED, {}),
+    "planned": lambda: _run(PLANNED, {}, most=9),
     **{name: lambda code=code: _run(code, _namespace()) for name, code in FOUND.items()},
 }

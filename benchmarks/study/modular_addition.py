@@ -109,11 +109,11 @@ def found(x: Landscape, lengths: tuple[int, ...]) -> Found:
 
 
 def budgets(x: Found) -> np.ndarray:
-    """λ·T of the lower edge, [1 + RESAMPLES, run lengths, rates]: of all seeds, of resamples.
+    """λ·S of the lower edge, [1 + RESAMPLES, run lengths, rates]: of all seeds, of resamples.
 
     The edge is that of the mean error; seeds that diverged do not count.
     """
-    errors = np.array(list(x["error"].values()), float)  # [T, R, W, S]
+    errors = np.array(list(x["error"].values()), float)  # [lengths, rates, decays, seeds]
     seeds = errors.shape[-1]
     picks = np.random.default_rng(0).integers(0, seeds, (RESAMPLES, seeds))
     means = np.stack([np.nanmean(errors[..., pick], -1) for pick in (np.arange(seeds), *picks)])
@@ -184,7 +184,7 @@ def rows(network: str, row: dict[str, Found]) -> list[list[str]]:
         edges = budgets(x)
         for i, steps in enumerate(x["error"]):
             cells = [interval(edges[:, i, j]) for j in range(len(rates))]
-            title = f"{name}: {OPTIMIZERS[name][2]}T, {int(steps):,} steps"
+            title = f"{name}: {OPTIMIZERS[name][2]}S, {int(steps):,} steps"
             table.append([title, *map(_number, cells)])
     return table
 
@@ -205,7 +205,7 @@ def sentence(name: str, x: Found) -> str:
     both = [spread(values) for values in (edges, edges / steps)]
     if None not in both:
         text += (
-            f" As a budget {symbol}T they differ by a factor of {_number(both[0])}, as a decay "
+            f" As a budget {symbol}S they differ by a factor of {_number(both[0])}, as a decay "
             f"{symbol} by {_number(both[1])}."
         )
     last, errors = list(x["error"].items())[-1]
@@ -231,7 +231,7 @@ def draw(record: dict[str, Any], path: Path) -> None:
         line[0].set_ylabel(f"{name}, {network}\nlearning rate")
         figure.colorbar(drawn[-1], ax=line[:-1], pad=0.01, label="test error (%)")
         _edges(line[-1], x)
-        line[-1].set_title(f"lower edge, as {symbol}T")
+        line[-1].set_title(f"lower edge, as {symbol}S")
     save(figure, path)
 
 
@@ -250,7 +250,7 @@ def _landscape(ax: Any, x: Found, steps: str) -> Any:
 
 
 def _edges(ax: Any, x: Found) -> None:
-    """λ·T of the edge over the run length, a line for each rate."""
+    """λ·S of the edge over the run length, a line for each rate."""
     edges, steps = budgets(x), np.array(list(x["error"]), float)
     for j, rate in enumerate(x["learning_rates"]):
         found = [interval(edges[:, i, j]) for i in range(len(steps))]
@@ -267,7 +267,7 @@ def _edges(ax: Any, x: Found) -> None:
     ax.set_xscale("log", base=2)
     ax.set_yscale("log", base=2)
     ax.set_xticks(steps, [f"{int(n):,}" for n in steps])
-    ax.set(xlabel="steps T", ylim=(2.0**-22, 2.0**7), xlim=(steps[0] / 1.3, steps[-1] * 1.3))
+    ax.set(xlabel="steps S", ylim=(2.0**-22, 2.0**7), xlim=(steps[0] / 1.3, steps[-1] * 1.3))
 
 
 if __name__ == "__main__":

@@ -206,13 +206,13 @@ def _on_host(value: object) -> object:
     return np.asarray(value)[()] if isinstance(value, jax.Array) and is_known(value) else value
 
 
-def _conversion(weight_decay: object, learning_rate: object) -> str:
-    if is_static(weight_decay) and is_static(learning_rate) and float(learning_rate) < 1.0:
+def _conversion(weight_decay: float, learning_rate: object) -> str:
+    if is_static(learning_rate) and float(learning_rate) < 1.0:
         converted = float(weight_decay) * float(learning_rate)
         return (
             f"weight_decay_from_pytorch({weight_decay:.6g}, {learning_rate:.6g}) = {converted:.3g}"
         )
-    return "weight_decay_from_pytorch(weight_decay, learning_rate)"
+    return f"weight_decay_from_pytorch({weight_decay:.6g}, learning_rate)"
 
 
 def check_flag(name: str, value: object) -> None:

@@ -166,7 +166,7 @@ def check_decay(
             )
         return
     reached = peak_of(multiplier)
-    checks.check_weight_decay(weight_decay, learning_rate, reached)
+    checks.check_weight_decay(weight_decay, peak_of(learning_rate), reached)
     if not (name and callable(multiplier) and checks.is_known(weight_decay)):
         return
     most = float(np.asarray(weight_decay)) * reached

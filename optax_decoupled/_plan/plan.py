@@ -24,6 +24,8 @@ from optax_decoupled.schedules import log_time_weight_decay
 _DISAGREE = 4.0
 # A decay with a smaller budget hardly acts.
 _HARDLY = 0.1
+# Full steps that differ from the run's steps by a smaller share need no note.
+_AS_FULL = 0.05
 # The share of the initial weight's squared length that may be left in equilibrium.
 _SETTLED = 0.05
 # The passes over the data in the tuned settings of arXiv:2509.14786.
@@ -112,7 +114,8 @@ def plan_weight_decay(
     rules = _rules(steps, steps_per_epoch, tokens_per_parameter)
     yours = [] if weight_decay is None else [_Rule("yours", weight_decay, "", "")]
     rows = tuple(_row(rule, run) for rule in (*yours, *rules))
-    return DecayPlan(rows, steps, (*_comparison(rows), *_flag_notes(rows), *_validity_notes(rules)))
+    notes = (*_full_steps(run), *_comparison(rows), *_flag_notes(rows), *_validity_notes(rules))
+    return DecayPlan(rows, steps, notes)
 
 
 class _Run(NamedTuple):
@@ -215,6 +218,19 @@ def _predicted(decay: float, run: _Run) -> tuple[float, float]:
         return math.nan, float(equilibrium.sgdw(1.0, decay, run.momentum).rotation)
     there = equilibrium.adamw(1.0, decay, run.b1)
     return float(there.rms) * run.learning_rate, float(there.rotation)
+
+
+def _full_steps(run: _Run) -> list[str]:
+    """A note on how many full steps the schedule makes, if this changes the budgets."""
+    full = float(run.shape.sum())
+    if abs(full / run.steps - 1) < _AS_FULL:
+        return []
+    than = "smaller" if full < run.steps else "larger"
+    return [
+        f"With your schedule the {run.steps:,} steps add up to {full:,.0f} full steps. The rules "
+        f"compute their decay from all {run.steps:,}, so their budgets are {than} here than "
+        "without a schedule. Timescale, of run and half-life count full steps."
+    ]
 
 
 def _comparison(rows: Sequence[PlanRow]) -> list[str]:

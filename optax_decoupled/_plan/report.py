@@ -84,7 +84,7 @@ class DecayPlan:
     Attributes:
       rows: one :class:`~optax_decoupled.types.PlanRow` for each rule, the caller's value first.
       steps: the length of the run.
-      notes: where the rules disagree, and remarks on their rows.
+      notes: the full steps of a schedule, where the rules disagree, and remarks on their rows.
     """
 
     rows: tuple[PlanRow, ...]

@@ -5,6 +5,7 @@ FrozenDicts, dataclasses, tuples and Flax NNX states of the same names have the 
 the key of a box around an array, such as nnx.Variable's, is left out.
 """
 
+import re
 import textwrap
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -16,6 +17,8 @@ import optax
 from optax_decoupled._common.checks import brief
 from optax_decoupled._common.dtypes import is_decayable
 from optax_decoupled._common.types import KeyPath, Leaf, Path, PyTree
+
+_INTEGER = re.compile(r"\d+")
 
 
 def named_leaves(tree: PyTree) -> tuple[list[tuple[Path, Any]], list[Path]]:
@@ -141,6 +144,14 @@ def is_empty(node: PyTree) -> bool:
         return False
     structure = jax.tree.structure(node)
     return structure.num_leaves == 0 and structure.num_nodes == 1
+
+
+def one_of_each_kind_first(paths: Sequence[str]) -> list[str]:
+    """The same paths, first one for each last name; numbers in a name do not count."""
+    first: dict[str, str] = {}
+    for path in paths:
+        first.setdefault(_INTEGER.sub("#", path.rpartition("/")[2]), path)
+    return list(dict.fromkeys([*first.values(), *paths]))
 
 
 def listing(paths: Sequence[str], limit: int = 5) -> str:

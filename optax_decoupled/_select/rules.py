@@ -16,7 +16,7 @@ from optax_decoupled._common.injection import inject_hint
 from optax_decoupled._common.types import Leaf, MaskFunction, Multiplier, Path, PyTree
 from optax_decoupled._select.masks import leaf_multipliers
 from optax_decoupled._select.multipliers import Shape, check_multiplier, fitted
-from optax_decoupled._select.names import listing, named_leaves
+from optax_decoupled._select.names import listing, named_leaves, one_of_each_kind_first
 
 # A multiplier, or a function of the parameter's shape that returns it.
 RuleMultiplier = Multiplier | Callable[[Shape], Multiplier]
@@ -101,8 +101,8 @@ def decay_rules(
         missed = ["/".join(path) for path, leaf in undecided if is_decayable(leaf)]
         if missed:
             raise ValueError(
-                f"No decay rule matches {listing(missed)}. Every parameter must match a "
-                'rule: add one, end with (".*", 0.0), or pass default=0.0.'
+                f"No decay rule matches {listing(one_of_each_kind_first(missed))}. Every parameter "
+                'must match a rule: add one, end with (".*", 0.0), or pass default=0.0.'
             )
         weights = [0.0 if w is None else w for w in chosen]  # what cannot decay needs no rule
         return jax.tree.unflatten(jax.tree.structure(params), weights)
@@ -179,7 +179,8 @@ def _no_match(pattern: str, paths: Sequence[str], empty: Sequence[str]) -> str:
             f"decay_rules got a single array for the whole parameter tree, so {pattern!r} matches "
             f"nothing. {inject_hint('mask')}"
         )
-    close = difflib.get_close_matches(pattern, paths, n=3, cutoff=0.0)
+    ranked = difflib.get_close_matches(pattern, paths, n=len(paths), cutoff=0.0)
+    close = one_of_each_kind_first(ranked)[:3]
     hidden = f" The parameters below {listing(empty)} cannot be seen here." if empty else ""
     return (
         f"decay rule pattern {pattern!r} matches no parameter. It must match a whole path; the "

@@ -153,7 +153,7 @@ def recorded_weight_dynamics(
             "the same. Pass one of the states that hold them."
         )
     steps, interval = tables[0].steps, tables[0].interval
-    decays = decay_of_each(weight_decay, mask, stored.places(tables))
+    decays = decay_of_each(weight_decay, mask, stored.places(tables), learning_rate)
     known = Hyperparameters(steps, interval, decays, schedule, learning_rate, b1)
     rows = [_row(known, *each) for table in tables for each in table.weights()]
     return WeightHistory(steps, interval, tuple(rows))

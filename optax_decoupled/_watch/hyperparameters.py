@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from optax_decoupled._common import checks
+from optax_decoupled._common.products import peak_of
 from optax_decoupled._common.types import Mask, PyTree, Scalar, ScalarOrSchedule
 from optax_decoupled._select.masks import leaf_multipliers
 from optax_decoupled._select.names import listing, named_leaves
@@ -85,7 +86,10 @@ class Hyperparameters:
 
 
 def decay_of_each(
-    weight_decay: ScalarOrSchedule | PyTree | None, mask: Mask, places: dict[str, Place]
+    weight_decay: ScalarOrSchedule | PyTree | None,
+    mask: Mask,
+    places: dict[str, Place],
+    learning_rate: ScalarOrSchedule | None = None,
 ) -> dict[str, tuple[Any, float]]:
     """For each weight its decay (a number, a schedule or None) and its multiplier.
 
@@ -98,7 +102,7 @@ def decay_of_each(
         if weight_decay is not None and not callable(weight_decay):
             _check_decay("weight_decay", weight_decay)
             if float(np.asarray(weight_decay)) > 1.001 * checks.PYTORCH_SCALE:
-                checks.check_weight_decay(weight_decay)  # warns
+                checks.check_weight_decay(weight_decay, peak_of(learning_rate))  # warns
         given = dict.fromkeys(by_path, weight_decay)
     else:
         given = {"/".join(path): x for path, x in named_leaves(weight_decay)[0]}

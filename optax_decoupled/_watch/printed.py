@@ -9,7 +9,7 @@ from optax_decoupled._common import groups, table
 from optax_decoupled._watch.row import WeightHistoryRow as Row
 from optax_decoupled._watch.verdict import trend
 
-_HEADER = ("weight", "n", "rms", "/pred.", "rotation", "%/1,000", "ratio", "verdict")
+_HEADER = ("weight", "n", "rms", "/pred.", "rotation", "%/quarter", "ratio", "verdict")
 _SIDES = "<>>>>>><"
 _PREDICTED, _RATIO = _HEADER.index("/pred."), _HEADER.index("ratio")
 _REMARKS = 5
@@ -25,7 +25,7 @@ def text(steps: np.ndarray, interval: int, rows: Sequence[Row]) -> str:
     if not len(steps):
         return _NOTHING
     remarks = [table.filled(line, "  ") for line in _first(advice(steps, interval, rows))]
-    lines = table.table(*_table(rows, interval))
+    lines = table.table(*_table(rows))
     return "\n".join([_title(steps, interval, rows), *remarks, "", *lines])
 
 
@@ -33,7 +33,7 @@ def as_html(steps: np.ndarray, interval: int, rows: Sequence[Row]) -> str:
     if not len(steps):
         return f"<p>{_NOTHING}</p>"
     remarks = list(_first(advice(steps, interval, rows)))
-    return table.as_html(_title(steps, interval, rows), remarks, [_table(rows, interval)])
+    return table.as_html(_title(steps, interval, rows), remarks, [_table(rows)])
 
 
 def _first(remarks: Iterator[str]) -> Iterator[str]:
@@ -52,10 +52,9 @@ def last_quarter(values: np.ndarray) -> float:
     return float(np.mean(values[-max(len(values) // 4, 1) :]))
 
 
-def percent(row: Row, interval: int) -> float:
-    """The change of the rms in 1,000 updates, in percent, from the last two quarters."""
-    between = interval * max(len(row.rms) // 4, 1)
-    return 100 * float(np.expm1(trend(row.rms) * 1000 / between))
+def percent(row: Row) -> float:
+    """The change of the rms from the quarter of the run before the last to the last."""
+    return 100 * float(np.expm1(trend(row.rms)))
 
 
 def advice(steps: np.ndarray, interval: int, rows: Sequence[Row]) -> Iterator[str]:
@@ -110,14 +109,12 @@ def _these(rows: Sequence[Row]) -> str:
     return ", ".join(names[:_NAMES]) + more
 
 
-def _table(
-    rows: Sequence[Row], interval: int
-) -> tuple[Sequence[str], Sequence[Sequence[str]], str]:
+def _table(rows: Sequence[Row]) -> tuple[Sequence[str], Sequence[Sequence[str]], str]:
     contents = [(row.kind, row.held_by, row.shape, row.dtype) for row in rows]
     lines = list(groups.alike([row.path for row in rows], contents))
     names = groups.distinct([name for _, name in lines], [part[0] for part, _ in lines])
     cells = [
-        (name, str(len(part)), *_numbers([rows[i] for i in part], interval))
+        (name, str(len(part)), *_numbers([rows[i] for i in part]))
         for name, (part, _) in zip(names, lines, strict=True)
     ]
     empty = {i for i in (_PREDICTED, _RATIO) if not any(line[i] for line in cells)}
@@ -126,10 +123,10 @@ def _table(
     return pick(_HEADER), [pick(line) for line in cells], "".join(pick(_SIDES))
 
 
-def _numbers(rows: Sequence[Row], interval: int) -> tuple[str, ...]:
+def _numbers(rows: Sequence[Row]) -> tuple[str, ...]:
     """The medians of a group's weights, and their verdict."""
     median = lambda of: float(np.median([of(row) for row in rows]))
-    change = median(lambda row: percent(row, interval))
+    change = median(percent)
     with np.errstate(divide="ignore"):  # noise of a rate that is 0 so far
         predicted = median(lambda row: row.rms[-1] / row.predicted_rms[-1])
     ratio = median(lambda row: row.last_ratio) if np.any(rows[0].removed > 0) else np.nan
@@ -137,7 +134,7 @@ def _numbers(rows: Sequence[Row], interval: int) -> tuple[str, ...]:
         f"{median(lambda row: row.rms[-1]):.3g}",
         "" if np.isnan(predicted) else f"{predicted:.2f}",
         f"{median(lambda row: last_quarter(row.rotation)):.2g}",
-        "" if np.isnan(change) else f"{change:+.2g}",
+        "" if np.isnan(change) else f"{change:+.2g}" if abs(change) < 100 else f"{change:+,.0f}",
         "" if np.isnan(ratio) else f"{ratio:.2f}",
         _verdict(rows),
     )

@@ -104,12 +104,15 @@ def _only_decays(a: Averages, f: Forces, last: slice, elements: int) -> bool:
 
 
 def trend(rms: np.ndarray) -> float:
-    """The logarithm of the rms of the last quarter over that of the quarter before."""
+    """The logarithm of the rms of the last quarter over that of the quarter before.
+
+    It is NaN for fewer intervals than a verdict needs.
+    """
     n = len(rms)
-    width = max(n // _QUARTERS, 1)
-    if n < 2:
+    if n < _FEWEST:
         return math.nan
-    final, earlier = np.mean(rms[n - width :]), np.mean(rms[max(n - 2 * width, 0) : n - width])
+    width = n // _QUARTERS
+    final, earlier = np.mean(rms[n - width :]), np.mean(rms[n - 2 * width : n - width])
     return math.log(final / earlier) if min(final, earlier) > 0 else math.nan
 
 

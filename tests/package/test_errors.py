@@ -377,8 +377,13 @@ def test_a_decay_of_pytorchs_size_warns_with_the_converted_value():
     with pytest.warns(UserWarning, match=r"weight_decay=0.1 .*\(0.1, 0.003\) = 0.0003") as caught:
         od.adamw(0.003, 0.1)
     assert caught[0].filename == __file__  # it points at the user's line
-    with pytest.warns(UserWarning, match=r"weight_decay_from_pytorch\(weight_decay, lear"):
+    with pytest.warns(UserWarning, match=r"weight_decay_from_pytorch\(0.05, learning_rate"):
         od.adamw(1.0, 0.05)  # times 1 is no conversion
+    falling = optax.cosine_decay_schedule(0.003, 100)
+    with pytest.warns(UserWarning, match=r"from_pytorch\(0.1, 0.003\) = 0.0003"):
+        od.adamw(falling, 0.1, decay_schedule=1.0)
+    with pytest.warns(UserWarning, match=r"from_pytorch\(0.1, 0.003\) = 0.0003"):
+        od.equilibrium.rms_over_run(falling, 0.1, None, 10, 1.0)
     with pytest.warns(UserWarning, match="weight_decay_from_pytorch") as caught:
         od.decouple(optax.sgd(0.1), 0.01)
     assert caught[0].filename == __file__

@@ -746,6 +746,25 @@ def test_malformed_rules_are_refused_when_they_are_built(rules, options, parts):
     assert re.search(".*".join(map(re.escape, parts)), str(caught.value)), caught.value
 
 
+STACK = {
+    f"block_{i}": {
+        "attention": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)},
+        "norm": {"scale": jnp.ones(2), "bias": jnp.ones(2)},
+    }
+    for i in range(12)
+}
+
+
+@pytest.mark.parametrize(
+    "rules", [[(".*/weights", 1.0), (".*", 0.0)], [("block_1/norm/scale", 1.0)]]
+)
+def test_the_error_of_rules_names_each_kind_of_parameter_in_a_deep_network(rules):
+    with pytest.raises(ValueError, match="matches") as caught:
+        od.decay_rules(*rules)(STACK)
+    named = re.findall(r"'(block_\d+/[a-z/]+)'", str(caught.value))
+    assert {path.rpartition("/")[2] for path in named[:3]} == {"kernel", "bias", "scale"}
+
+
 def test_the_error_shortens_long_lists():
     params = {"x": jnp.ones(1)} | {f"z{i}": jnp.ones(1) for i in range(50)}
     with pytest.raises(ValueError, match=r"'z\d+' and 45 more\."):

@@ -268,6 +268,26 @@ def test_notes_say_what_is_remarkable():
     assert any("within" in note for note in od.plan_weight_decay(STEPS, weight_decay=4e-5).notes)
 
 
+@pytest.mark.parametrize("schedule", ["cosine", "warmup", "drops", "number"])
+def test_a_note_says_how_many_full_steps_a_schedule_makes(schedule):
+    plan = od.plan_weight_decay(10_000, weight_decay=1e-4, schedule=SHAPES[schedule])
+    pattern = r"the 10,000 steps add up to ([\d,]+) full steps.*from all 10,000.* smaller"
+    found = re.search(pattern, plan.notes[0])
+    assert found, plan.notes[0]
+    rule = {row.rule: row for row in plan.rows}["budget 4"]
+    assert rule.weight_decay == 4 / 10_000  # whatever the schedule
+    full = {"drops": 3_000 + 500 + 20}.get(schedule, 5_000)
+    assert rule.budget == pytest.approx(4 / 10_000 * full, rel=1e-3)
+    assert int(found[1].replace(",", "")) == pytest.approx(full, rel=1e-3)
+
+
+def test_a_schedule_of_nearly_full_steps_needs_no_note():
+    for schedule in (None, 1.0, optax.linear_schedule(0.0, 1.0, 500)):
+        notes = od.plan_weight_decay(10_000, weight_decay=1e-4, schedule=schedule).notes
+        assert not any("full steps." in note and "schedule" in note for note in notes)
+    assert "larger" in od.plan_weight_decay(10_000, weight_decay=1e-4, schedule=2.0).notes[0]
+
+
 @pytest.mark.parametrize(("c", "lost"), [(2.0**-9 * 0.99, True), (2.0**-9 * 1.01, False)])
 def test_lost_in_bfloat16_is_what_bfloat16_loses(c, lost):
     """The smallest fraction that changes any weight at all."""

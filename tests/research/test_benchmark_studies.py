@@ -75,7 +75,7 @@ def test_budgets_are_told_from_decays():
     text = modular_addition.sentence("AdamW", budget)
     assert "9 of 9 edges" in text
     assert "above 1 % in 2 of 30 cells" in text
-    assert "As a budget λT they differ by a factor of 1 [1, 1], as a decay λ by 4 [4, 4]" in text
+    assert "As a budget λS they differ by a factor of 1 [1, 1], as a decay λ by 4 [4, 4]" in text
     decay = _landscape(lambda rate, steps: -4.5 + rate)
     assert "by a factor of 16 [16, 16], as a decay λ by 4 [4, 4]" in (
         modular_addition.sentence("AdamW", decay)

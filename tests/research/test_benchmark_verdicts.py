@@ -1,6 +1,7 @@
 """The verdict table: records whose verdict is certain, and what turns each of them."""
 
 import copy
+import re
 
 import numpy as np
 import pytest
@@ -173,6 +174,37 @@ def test_the_readmes_table_is_short_and_the_questions_lead():
     assert "SGD+L2 -1.00 [-1.00, -1.00], 0.00 from the claim" in body[6][2]
 
 
+def test_a_cell_of_the_readmes_table_is_read_once_and_no_verdict_is_left_out():
+    """With the committed results: at most 30 words, and every verdict word of the whole table."""
+    first = [claim for claim in verdicts.CLAIMS if claim.first]
+    whole, short = (
+        verdicts.rows(verdicts.recorded, first),
+        verdicts.short_rows(verdicts.recorded, first),
+    )
+    for long_row, row in zip(whole[1:], short[1:], strict=True):
+        assert max(len(cell.split()) for cell in row) <= 30
+        assert row[:2] == long_row[:2]
+        words = re.compile(f"{SUPPORTED}|{CONTRADICTED}|{UNDECIDED}")
+        assert set(words.findall(row[2])) == set(words.findall(long_row[3]))
+        for regime in long_row[4].split("<br>"):
+            data, where, _, seeds = regime.split(", ")
+            assert f"{data}: " in row[2]
+            assert where in row[3]
+            assert seeds.removesuffix(" seeds") in row[3]
+    numbers = re.compile(r"[+-]\d+\.\d+")
+    assert set(numbers.findall(str(short))) <= set(numbers.findall(str(whole)))
+
+
+def test_the_readmes_short_answers():
+    found = [
+        questions.Found("a", "a 1", "x", value=1.0),
+        questions.Found("b", "b 2, more", "y", "b 2", -0.5),
+        questions.Found("c", "c 3", "x", value=0.25),
+    ]
+    assert questions.grouped(found) == "**x** a 1, c 3; **y** b 2"
+    assert questions.counted(found) == "**2 of 3 x, 1 of 3 y**, -0.50 to +1.00"
+
+
 def test_mnist1d_has_a_line_of_its_own_once_it_is_there():
     groups = RECORDS["figure2_digits"]["networks"]
     part = {"networks": {"batch norm": groups["batch norm"]}, "data": "MNIST-1D"}
@@ -193,11 +225,11 @@ def test_mnist1d_has_a_line_of_its_own_once_it_is_there():
 
 def test_the_words_say_which_part_they_are_of():
     found = [questions.Found(x, x, word) for x, word in zip("abc", "xyx", strict=True)]
-    assert verdicts.judgement(found) == "2 of 3 x, 1 of 3 y"
-    assert verdicts.judgement(found[::2]) == "x"
-    assert verdicts.judgement(found[:2]) == "x: a; y: b"
-    assert verdicts._numbers(found) == "a (x); b (y); c (x)"
-    assert verdicts._numbers(found[::2]) == "a; c"
+    assert questions.judgement(found) == "2 of 3 x, 1 of 3 y"
+    assert questions.judgement(found[::2]) == "x"
+    assert questions.judgement(found[:2]) == "x: a; y: b"
+    assert questions.numbers(found) == "a (x); b (y); c (x)"
+    assert questions.numbers(found[::2]) == "a; c"
 
 
 @pytest.mark.parametrize(

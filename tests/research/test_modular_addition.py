@@ -1,4 +1,4 @@
-"""Where decay decides whether a network generalizes, it is the budget λ·T that decides."""
+"""Where decay decides whether a network generalizes, it is the budget λ·S that decides."""
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ WITHOUT = 2.0**-30
 
 @pytest.mark.slow
 def test_the_budget_at_which_a_network_starts_to_generalize_hardly_moves():
-    """Measured with 6 seeds: λ·T of 7.0 and 8.0 over 1,000 steps, of 5.3 and 8.8 over 2,000."""
+    """Measured with 6 seeds: λ·S of 7.0 and 8.0 over 1,000 steps, of 5.3 and 8.8 over 2,000."""
     rates = np.array([0.016, 0.064])
     landscape = sweep.run(
         modular_task((SHORT, LONG)),

@@ -378,7 +378,33 @@ def test_a_multiplier_of_each_layer_is_that_of_its_slice():
     np.testing.assert_allclose(removed, 1e-3)
 
 
-def test_a_decay_that_looks_like_pytorchs_warns():
+@pytest.mark.parametrize(
+    ("rate", "conversion"),
+    [
+        (None, r"\(0.1, learning_rate\)"),
+        (0.003, r"\(0.1, 0.003\) = 0.0003"),
+        (optax.cosine_decay_schedule(0.003, 100), r"\(0.1, 0.003\) = 0.0003"),
+    ],
+    ids=["unknown", "number", "schedule"],
+)
+def test_a_decay_that_looks_like_pytorchs_warns_with_the_converted_value(rate, conversion):
     state = written([1.0] * 8)
-    with pytest.warns(UserWarning, match="looks like a PyTorch"):
-        od.recorded_weight_dynamics(state, weight_decay=0.1)
+    with pytest.warns(UserWarning, match=rf"looks like a PyTorch.*{conversion}"):
+        od.recorded_weight_dynamics(state, weight_decay=0.1, learning_rate=rate)
+
+
+@pytest.mark.parametrize(
+    ("rms", "cell"),
+    [
+        ([1.0] * 12 + [1.043] * 4, "+4.3"),
+        ([1.0] * 6 + [0.75] * 2, "-25"),
+        ([1.0] * 6 + [3.1] * 2, "+210"),  # without an exponent
+        ([1e-3] * 6 + [50.0] * 2, "+4,999,900"),
+        ([1.0] * 5 + [2.0] * 2, None),  # too few for a verdict
+    ],
+)
+def test_the_printed_change_is_that_of_the_last_quarter_however_short_the_run(rms, cell):
+    lines = str(od.recorded_weight_dynamics(written(rms))).splitlines()
+    header, row = lines[-2].split(), lines[-1].split()
+    assert header[4] == "%/quarter"
+    assert row[4] == cell if cell else row[4:] == ["too", "short"]
