@@ -101,9 +101,9 @@ def report() -> str:
         f"scikit-learn's digits, {record['budget']['seeds']} seeds, {PERCENT} intervals. The worst "
         f"errors of {_enumerated([x.words for x in LINES.values()])} are "
         f"{_in_order(normalized, max)}; above the tuned rate the last two differ by at most "
-        f"{_apart(normalized):.1f} points. This does not hold everywhere: without normalization the "
-        f"worst errors are {_in_order(plain, max)}, and on MNIST-1D with batch norm those at the "
-        f"lowest rate are {_in_order(_on_mnist1d(), FIRST)}.\n"
+        f"{_apart(normalized):.1f} points. This does not hold everywhere: without normalization "
+        f"the worst errors are {_in_order(plain, max)}, and on MNIST-1D with batch norm those at "
+        f"the lowest rate are {_in_order(_on_mnist1d(), FIRST)}.\n"
     )
 
 
