@@ -76,7 +76,7 @@ def totals(axes: int, *xs: jax.Array) -> tuple[jax.Array, ...]:
     rows get separate sums, whose rounding errors do not grow with the length.
     """
     reduced = tuple(range(axes, xs[0].ndim))
-    if reduced and xs[0].shape[-1] <= _LONG:
+    if len(xs) > 1 and reduced and xs[0].shape[-1] <= _LONG:
         add = lambda a, b: tuple(map(operator.add, a, b))
         zeros = tuple(np.zeros((), x.dtype) for x in xs)
         xs = tuple(x[..., None] for x in lax.reduce(xs, zeros, add, reduced[-1:]))
