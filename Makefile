@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PYTEST ?= -n 2
 PACKAGE_TESTS := tests/coupled_and_decoupled tests/package tests/explain tests/watch tests/sweep
 
-.PHONY: run test test-slow test-package lint format docs build clean
+.PHONY: run test test-slow test-package gpu lint format docs build clean
 
 run: $(VENV)/.bench  ## the cost of tuning decay and rate apart, on digits; figure and JSON in ./runs
 	$(BIN)/python -m benchmarks.figures.figure2_digits --parts "batch norm" --stride 2 --seeds 16 --out $(OUT)
@@ -20,6 +20,13 @@ test-slow: $(VENV)/.test  ## the long tests that `make test` leaves out
 test-package: $(VENV)/.test  ## the fast tests of the package alone, for another Python or JAX
 	$(BIN)/python -c "import sys, jax; print('Python', sys.version.split()[0], 'with JAX', jax.__version__)"
 	$(BIN)/python -m pytest $(PYTEST) -m "not slow" $(PACKAGE_TESTS)
+
+gpu: $(VENV)/.gpu  ## on a machine with an NVIDIA GPU: what differs there; JSON in ./runs/gpu
+	$(BIN)/python -c "import jax; assert jax.default_backend() == 'gpu', jax.devices()"
+	for cost in step_cost additions recorder sweep_speed; do \
+	  $(BIN)/python -m benchmarks.cost.$$cost --out $(OUT)/gpu || exit 1; done
+	$(BIN)/python -m pytest -m "not slow" $(PACKAGE_TESTS)
+	$(BIN)/python -m benchmarks.figures.figure2_mnist1d --out $(OUT)/gpu
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .
