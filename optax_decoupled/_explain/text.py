@@ -102,11 +102,11 @@ _NONLINEAR = (
     "clipped decay, or one to a target norm. Its half-life depends on the weights."
 )
 _LATER = (
-    "Measured at update {} from this state: before it nothing moves (a warmup from 0, or gradient "
-    "accumulation)."
+    "Measured at update {} from this state: earlier ones move nothing (a warmup from 0, or "
+    "gradient accumulation)."
 )
 _ANOTHER = (
-    " Pass step= for another, by its count, 0 for the first, or steps= for the sum over the run."
+    " Pass step= for another update; step=0 is the first, and steps= adds the sum over the run."
 )
 _OWN_STEPS = (
     "Budget and left are of updates with counts of the optimizer's own, from 0: where it "
