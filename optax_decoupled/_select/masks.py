@@ -186,7 +186,7 @@ def _mask_entries(tree: PyTree, params: optax.Params) -> dict[Path, Any]:
         raise ValueError(
             f"mask is {brief(tree)}, a single {type(tree).__name__} for the whole parameter tree. "
             "It must be a tree (or prefix) of bools or multipliers shaped like the parameters, "
-            "or a function from the parameters to one; None decays everything. "
+            "or a function from the parameters to one; leave mask out to decay everything. "
             f"{inject_hint('mask')}"
         )
     flat, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda x: x is None)

@@ -702,7 +702,7 @@ REFUSED = {
         {"encoder": [True, False], "decoder": True},
         ["mask", "structure", "'encoder/0'"],
     ),
-    "a bare bool": (True, ["mask is True", "single bool", "None decays everything", STATIC_ARGS]),
+    "a bare bool": (True, ["mask is True", "single bool", "leave mask out", STATIC_ARGS]),
     "a bare number": (0.5, ["mask is 0.5", "single float", STATIC_ARGS]),
     "a bare array": (jnp.array(True), ["mask is Array(True", "single", STATIC_ARGS]),
     "a function that returns a bool": (lambda _: True, ["mask is True", STATIC_ARGS]),
