@@ -94,7 +94,7 @@ def checked_seeds(seeds: Sequence[int]) -> list[int]:
     keys = {np.asarray(jax.random.key_data(jax.random.key(x))).tobytes() for x in integers}
     if not integers or len(keys) < len(integers):
         raise ValueError(
-            f"seeds={seeds!r} must be distinct integers, also as JAX's keys, which without x64 "
-            "see 32 bits, e.g. range(5)."
+            f"seeds={seeds!r} must be distinct integers, also as JAX's keys, which "
+            "without x64 use 32 bits of a seed. Pass a sequence, e.g. range(5)."
         )
     return integers
