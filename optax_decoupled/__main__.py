@@ -69,11 +69,11 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--momentum", type=float, help="of SGD, instead of AdamW")
             command.add_argument("--steps-per-epoch", type=float, help="adds the rule of an epoch")
             command.add_argument(
-                "--tokens-per-parameter", type=float, help="adds the rule of Power Lines"
+                "--tokens-per-parameter", type=float, help="adds a rule for language models"
             )
         else:
             command.add_argument(
-                "--decay-mask", action="store_true", help="weights spared by od.decay_mask: 0"
+                "--decay-mask", action="store_true", help="the run was trained with od.decay_mask"
             )
             command.add_argument("--steps", type=int, help="updates of the whole run, for --cosine")
             command.add_argument("--plot", metavar="FILE", help="draw it to this file, too")
@@ -84,7 +84,10 @@ def _add_hyperparameters(command: argparse.ArgumentParser) -> None:
     decay = command.add_mutually_exclusive_group()
     decay.add_argument("--weight-decay", type=float, help="the fraction removed per full step")
     decay.add_argument(
-        "--pytorch", type=float, metavar="DECAY", help="PyTorch's or Optax's: times the peak rate"
+        "--pytorch",
+        type=float,
+        metavar="DECAY",
+        help="the decay of PyTorch's or Optax's AdamW, which multiplies it by the rate",
     )
     command.add_argument("--learning-rate", type=float, help="the peak learning rate")
     command.add_argument("--b1", type=float, default=0.9, help="of AdamW (default: 0.9)")
