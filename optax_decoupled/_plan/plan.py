@@ -229,7 +229,8 @@ def _full_steps(run: _Run) -> list[str]:
     return [
         f"With your schedule the {run.steps:,} steps add up to {full:,.0f} full steps. The rules "
         f"compute their decay from all {run.steps:,}, so their budgets are {than} here than "
-        "without a schedule. Timescale, of run and half-life count full steps."
+        "without a schedule. Timescale and half-life count full steps; of run "
+        f"is the timescale over all {run.steps:,}."
     ]
 
 
