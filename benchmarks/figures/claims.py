@@ -237,7 +237,7 @@ CLAIMS = [
         first=False,
     ),
     Claim(
-        "The best λ_norm moves less with the budget than the best λ",
+        "The best λ_norm moves less with the number of steps than the best λ",
         "λ ∝ 1/√steps: slope -0.5",
         _over_steps,
         (_source("normalized_decay"),),

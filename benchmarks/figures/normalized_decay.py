@@ -37,9 +37,9 @@ QUESTION = (__doc__ or "").partition("\n")[0]
 BUDGETS = (0.25, 1.0, 4.0)  # times the usual number of epochs
 RATES = {"SGDW": 0.05, "AdamW": 0.002}
 VERDICTS = {  # between the two rules lies a slope of -1/4
-    SUPPORTED: "the best λ_norm moves less with the budget than the best λ, as in the paper",
-    CONTRADICTED: "the best λ_norm moves more with the budget than the best λ, unlike in the paper",
-    UNDECIDED: "whether the best λ_norm moves less with the budget than the best λ is undecided",
+    SUPPORTED: "the best λ_norm moves less with the steps than the best λ, as in the paper",
+    CONTRADICTED: "the best λ_norm moves more with the steps than the best λ, unlike in the paper",
+    UNDECIDED: "whether the best λ_norm moves less with the steps than the best λ is undecided",
 }
 
 
