@@ -104,7 +104,9 @@ def _weight_decay(options: argparse.Namespace) -> float | None:
         raise ValueError(
             "--pytorch needs --learning-rate: PyTorch's decay is multiplied by the rate."
         )
-    return od.weight_decay_from_pytorch(options.pytorch, options.learning_rate)
+    momentum = getattr(options, "momentum", None) or 0.0
+    steady = 1 / (1 - momentum) if 0 <= momentum < 1 else 1.0  # the plan refuses others
+    return steady * od.weight_decay_from_pytorch(options.pytorch, options.learning_rate)
 
 
 def _schedule(options: argparse.Namespace, steps: int) -> optax.Schedule | None:

@@ -199,8 +199,13 @@ def _lower_or_higher(percent: Interval | None) -> str:
     if percent is None:
         return "not located"
     if percent.value >= 0:
-        return f"lower by {percent.text(1)} %"
-    return f"higher by {Interval(-percent.value, -percent.high, -percent.low).text(1)} %"
+        return f"lower by {_unsigned(percent)} %"
+    return f"higher by {_unsigned(Interval(-percent.value, -percent.high, -percent.low))} %"
+
+
+def _unsigned(x: Interval) -> str:
+    """Without the plus signs: the word before it names the direction."""
+    return f"{x.value:.1f} [{x.low:.1f}, {x.high:.1f}]"
 
 
 def higher_error(row: Row) -> list[Found]:

@@ -28,13 +28,13 @@ def draw(rows: Sequence[Row], steps: int, axes: Any) -> Any:
     for row in rows:
         yours = row.rule == "yours"
         style = {"color": "black" if yours else next(colours), "lw": 2.5 if yours else 1.3}
-        x = np.linspace(0, steps, len(row.remaining))
+        x = np.linspace(0, steps, len(row.remaining)).round()
         for ax, values in zip(axes, (row.remaining, row.averaged), strict=True):
             ax.plot(x, values, label=row.rule, **style)
     axes[0].set(title="left of an initial weight", xlabel="update", ylim=(0, 1.02))
     axes[1].set(title="share of an update in the final weights", xlabel="update")
-    axes[1].set_ylabel("1: the mean")
-    axes[0].legend(fontsize="small", frameon=False)
+    axes[1].set_ylabel("relative to the mean")
+    axes[0].legend(fontsize="small")
     for ax in axes:
         ax.grid(alpha=0.25)
     return axes

@@ -32,7 +32,7 @@ from optax_decoupled._select.stacked import (
 from optax_decoupled._transforms.decay import required
 from optax_decoupled._transforms.first_update import Rows, probe_once
 
-# Nearer to the center than 1 % of the radius, rounding would decide about the direction.
+# If step and weight cancel to less than 1 % of either, rounding would decide about the direction.
 _CENTER = 1e-4
 
 
@@ -81,7 +81,7 @@ def hyperball(
     Returns:
       An Optax optimizer with a :class:`types.HyperballState`; its ``update`` needs ``params``.
       Weights that are 0 stay 0, a direction of 0 moves nothing, integer leaves are left alone. A
-      step that ends within 1 % of the radius from the center is left out.
+      step that cancels the weight to less than 1 % of it is left out.
 
     Raises:
       TypeError, ValueError: for a ``direction`` that is no Optax transformation, a negative
@@ -199,7 +199,7 @@ def _step(rate: Scalar, u: Leaf, p: Leaf, radius: jax.Array) -> Leaf:
     *squares, along, own = totals(axes, *at_scales, inner_product(unit, step), squared(unit))
     size, rate = root(*squares), jnp.asarray(rate, own.dtype)
     moved = own - 2 * rate * divided(along, size) + rate**2  # its square
-    stays = (radius == 0) | (size == 0) | (moved < _CENTER)
+    stays = (radius == 0) | (size == 0) | (moved <= _CENTER * (own + rate**2))
     length = jnp.sqrt(jnp.where(stays, 1, moved))
     of_step = divided(rate * radius / length, size).astype(theta.dtype)
     update = (1 / length - 1).astype(theta.dtype) * theta - of_step * step

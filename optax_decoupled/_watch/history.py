@@ -61,14 +61,15 @@ class WeightHistory:
 
         Returns:
           ``{"decay/dense/kernel/rms": 0.02, ...}`` with Python floats; unknown values are left
-          out, and it is empty before the first interval ends.
+          out, as is the ratio of weights without decay, which says nothing about them. It is
+          empty before the first interval ends.
         """
         names = ("rms", "rotation", "growth", "unchanged", "ratio")
         last = (
             (f"{prefix}/{row.path}/{name}", float(getattr(row, name)[-1]))
             for row in self.rows
             for name in names
-            if len(self.steps)
+            if len(self.steps) and (name != "ratio" or np.any(row.removed > 0))
         )
         return {key: value for key, value in last if not math.isnan(value)}
 

@@ -60,6 +60,6 @@ def _decorate(axes: Any, lines: int, steps: np.ndarray) -> None:
         axes[2].set_yscale("symlog", linthresh=1)
         axes[2].set_title("ratio (grey: held by noise)")
     if lines <= _LEGEND:
-        axes[0].legend(fontsize="x-small")
+        axes[0].legend(fontsize="x-small", framealpha=0.6)
     else:
         axes[0].figure.suptitle(f"{lines} groups of weights", fontsize="small")

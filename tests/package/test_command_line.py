@@ -62,6 +62,16 @@ def test_plan_prints_the_plan(capsys):
     assert run(capsys, *line.replace("100000", "1e5").split())[1] == out
 
 
+def test_the_decay_of_pytorchs_sgd_is_that_of_its_row(capsys):
+    """L2 of coefficient v with momentum m removes v·α/(1 - m) of a weight per step."""
+    line = "plan 1000 --learning-rate 0.1 --momentum 0.9 --pytorch 5e-4"
+    code, out, _ = run(capsys, *line.split())
+    yours = next(row.split() for row in out.splitlines() if row.startswith("yours"))
+    assert (code, yours[1:3]) == (0, ["5.00e-04", "0.0005"])
+    code, _, err = run(capsys, *line.replace("0.9", "1.0").split())
+    assert (code, "momentum=1.0" in err) == (1, True)
+
+
 @pytest.mark.parametrize("name", ["single", "manager", "manager/12", "prefixed"])
 def test_history_prints_what_a_checkpoint_holds(capsys, checkpoints, name):
     path, history = checkpoints

@@ -117,6 +117,26 @@ def test_a_step_that_ends_near_the_middle_keeps_the_norm():
     np.testing.assert_allclose(given + updates, expected, rtol=1e-3)
 
 
+@pytest.mark.parametrize("rate", [1e-1, 1e-2, 1e-3, 1e-5])
+def test_a_weight_far_inside_of_the_sphere_returns_to_it(rate):
+    """Weights of another run: their squares and that of the step are small beside the radius."""
+    params, direction = 1e-3 * rate * np.array([3.0, 4.0]), np.array([4.0, -3.0])
+    tx = od.hyperball(optax.identity(), rate)
+    given, state = jnp.asarray(params), tx.init(jnp.array([3.0, 4.0]))
+    updates, _ = tx.update(jnp.asarray(direction), state, given)
+    moved = params - rate * direction
+    expected = 5 * moved / np.linalg.norm(moved)
+    np.testing.assert_allclose(given + updates, expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("rate", [1e-1, 3e-3, 3e-4])
+def test_explain_finds_the_norm_held_at_any_rate(rate):
+    tx = od.hyperball(optax.scale_by_adam(), rate)
+    report = od.explain_weight_decay(tx, {"kernel": jnp.ones((8, 8))})
+    report.check()
+    assert [row.kind for row in report.rows] == ["constrained"]
+
+
 @pytest.mark.parametrize("size", [1e-30, 1e-22, 1e22, 1e30])
 def test_the_size_of_the_direction_does_not_matter(size):
     params = jnp.linspace(-1, 2, 12).reshape(3, 4)

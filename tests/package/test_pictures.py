@@ -50,12 +50,12 @@ def test_a_plan_draws_what_is_left_and_what_the_final_weights_average():
     eta = np.asarray(optax.cosine_decay_schedule(1.0, 1000)(np.arange(1000)), float)
     kept = np.concatenate([[1.0], np.cumprod(1 - 2e-3 * eta)])
     x, y = left.lines[0].get_data()
-    np.testing.assert_allclose(y, np.interp(x, np.arange(1001), kept), atol=2e-3)
+    np.testing.assert_allclose(y, np.interp(x, np.arange(1001), kept), atol=1e-6)
     np.testing.assert_allclose(y[-1], plan().rows[0].left, rtol=1e-6)
     weights = eta * kept[-1] / kept[1:]
     x, y = share.lines[0].get_data()
     exact = weights / weights.mean()
-    np.testing.assert_allclose(y[:-1], np.interp(x[:-1], np.arange(1000), exact), atol=1e-2)
+    np.testing.assert_allclose(y[:-1], np.interp(x[:-1], np.arange(1000), exact), atol=1e-6)
     np.testing.assert_allclose(y.mean(), 1, atol=0.02)
 
 

@@ -286,7 +286,7 @@ def test_restarts_are_as_many_times_as_early_as_the_cycles_ends_allow():
 
 def test_the_improvement_at_half_of_the_default_rate_is_told_beside_it():
     (found,) = questions.improvement_at_default(ROW)
-    assert found.text.startswith("lower by +20.")
+    assert found.text.startswith("lower by 20.")
     assert "at half that rate by +3" in found.text  # (12.5 + 2.7 - 10.3) / 15.2
     few = {name: x for name, x in ROW.items() if name in (L2, W)}
     assert [x.name for x in questions.lower_at_rates(few)][3] == "at the rate 0.001 by"

@@ -362,6 +362,20 @@ def test_arguments_and_states_that_do_not_fit():
     assert read(state).metrics() == {}
 
 
+def test_the_metrics_have_no_ratio_of_weights_without_decay():
+    params = {"w": jnp.ones((3, 4)), "bias": jnp.ones(4)}
+    tx = optax.chain(od.adamw(1e-2, 1e-3, mask=od.decay_mask), od.record_weight_dynamics())
+    state = tx.init(params)
+    for i in range(4):
+        grads = jax.tree.map(lambda p, i=i: jax.random.normal(jax.random.key(i), p.shape), params)
+        updates, state = tx.update(grads, state, params)
+        params = optax.apply_updates(params, updates)
+    history = od.recorded_weight_dynamics(state, weight_decay=1e-3, mask=od.decay_mask)
+    found = [key for key in history.metrics() if key.endswith("ratio")]
+    assert found == ["decay/w/ratio"]
+    assert "decay/bias/rms" in history.metrics()
+
+
 def test_a_multiplier_of_each_layer_is_that_of_its_slice():
     params = {"blocks": jnp.ones((3, 4, 4))}
     recorder = od.record_weight_dynamics(stacked=1)
