@@ -207,7 +207,7 @@ def _on_host(value: object) -> object:
 
 
 def _conversion(weight_decay: float, learning_rate: object) -> str:
-    if is_static(learning_rate) and float(learning_rate) < 1.0:
+    if is_static(learning_rate) and 0.0 < float(learning_rate) < 1.0:
         converted = float(weight_decay) * float(learning_rate)
         return (
             f"weight_decay_from_pytorch({weight_decay:.6g}, {learning_rate:.6g}) = {converted:.3g}"

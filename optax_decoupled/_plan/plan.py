@@ -226,11 +226,12 @@ def _full_steps(run: _Run) -> list[str]:
     if abs(full / run.steps - 1) < _AS_FULL:
         return []
     than = "smaller" if full < run.steps else "larger"
+    number = f"{full:,.0f}" if full > 10 else f"{full:.2g}"
     return [
-        f"With your schedule the {run.steps:,} steps add up to {full:,.0f} full steps. The rules "
-        f"compute their decay from all {run.steps:,}, so their budgets are {than} here than "
-        "without a schedule. Timescale and half-life count full steps; of run "
-        f"is the timescale over all {run.steps:,}."
+        f"With your schedule the {run.steps:,} steps add up to {number} full steps. The "
+        f"rules count each step as a full one, so their budgets are {than} here than without a "
+        "schedule. Timescale and half-life count full steps; of run is the timescale over all "
+        f"{run.steps:,}."
     ]
 
 

@@ -55,8 +55,8 @@ def safe_norm(x: jax.Array, axes: int) -> jax.Array:
 
 def root(small: jax.Array, large: jax.Array) -> jax.Array:
     """‖x‖ from the sums of the squares of x times each of FACTORS."""
-    low, high = FACTORS
-    return jnp.where(small < LIMIT, jnp.sqrt(small) / low, jnp.sqrt(large) / high)
+    fits = small < LIMIT
+    return jnp.sqrt(jnp.where(fits, small, large)) / jnp.where(fits, *FACTORS)
 
 
 def squared(x: jax.Array) -> jax.Array:
@@ -77,10 +77,19 @@ def totals(axes: int, *xs: jax.Array) -> tuple[jax.Array, ...]:
     """
     reduced = tuple(range(axes, xs[0].ndim))
     if len(xs) > 1 and reduced and xs[0].shape[-1] <= _LONG:
-        add = lambda a, b: tuple(map(operator.add, a, b))
-        zeros = tuple(np.zeros((), x.dtype) for x in xs)
-        xs = tuple(x[..., None] for x in lax.reduce(xs, zeros, add, reduced[-1:]))
+        xs = tuple(x[..., None] for x in _row_sums(*xs))
     return tuple(jnp.sum(x, reduced, keepdims=True) for x in xs)
+
+
+@jax.custom_jvp
+def _row_sums(*xs: jax.Array) -> tuple[jax.Array, ...]:
+    add = lambda a, b: tuple(map(operator.add, a, b))
+    zeros = tuple(np.zeros((), x.dtype) for x in xs)
+    return lax.reduce(xs, zeros, add, (xs[0].ndim - 1,))
+
+
+# JAX's own rule for such a reduction fails in jax.grad if one of the arrays is constant.
+_row_sums.defjvp(lambda xs, dxs: (_row_sums(*xs), tuple(jnp.sum(dx, -1) for dx in dxs)))
 
 
 def divided(x: jax.Array, size: jax.Array) -> jax.Array:

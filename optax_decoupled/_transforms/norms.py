@@ -201,7 +201,7 @@ def _step(rate: Scalar, u: Leaf, p: Leaf, radius: jax.Array) -> Leaf:
     moved = own - 2 * rate * divided(along, size) + rate**2  # its square
     stays = (radius == 0) | (size == 0) | (moved <= _CENTER * (own + rate**2))
     length = jnp.sqrt(jnp.where(stays, 1, moved))
-    of_step = divided(rate * radius / length, size).astype(theta.dtype)
+    of_step = divided(rate * radius.astype(rate.dtype) / length, size).astype(theta.dtype)
     update = (1 / length - 1).astype(theta.dtype) * theta - of_step * step
     return jnp.where(stays, 0, update).astype(jnp.result_type(u))
 
@@ -300,7 +300,10 @@ def _with_norm_change(outward: Scalar, inward: Scalar, u: Leaf, p: Leaf, axes: i
     sums = totals(axes, *(x for pair in pairs for x in _squares(*pair)))
     fits = jnp.maximum(*sums[:2]) < LIMIT
     chosen = [jnp.where(fits, *pair) for pair in zip(sums[:3], sums[3:], strict=True)]
-    before, after, squares = jnp.sqrt(chosen[0]), jnp.sqrt(chosen[1]), chosen[2]
+    # The size cancels in g. With it, terms of the derivative would overflow or vanish.
+    most = jax.lax.stop_gradient(jnp.maximum(*chosen[:2]))
+    before, after, squares = (divided(x, most) for x in chosen)
+    before, after = jnp.sqrt(before), jnp.sqrt(after)
     change = divided(squares, before + after)
     f = jnp.where(change > 0, *(jnp.asarray(x, change.dtype) for x in (outward, inward)))
     g = jnp.maximum((f - 1) * jnp.where(before > 0, divided(change, after), 1), -1)

@@ -134,7 +134,7 @@ def _numbers(rows: Sequence[Row]) -> tuple[str, ...]:
         f"{median(lambda row: row.rms[-1]):.3g}",
         "" if np.isnan(predicted) else f"{predicted:.2f}",
         f"{median(lambda row: last_quarter(row.rotation)):.2g}",
-        "" if np.isnan(change) else f"{change:+.2g}" if abs(change) < 100 else f"{change:+,.0f}",
+        "" if np.isnan(change) else f"{change:+.2g}" if abs(change) < 99.5 else f"{change:+,.0f}",
         "" if np.isnan(ratio) else f"{ratio:.2f}",
         _verdict(rows),
     )

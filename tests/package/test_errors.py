@@ -379,6 +379,8 @@ def test_a_decay_of_pytorchs_size_warns_with_the_converted_value():
     assert caught[0].filename == __file__  # it points at the user's line
     with pytest.warns(UserWarning, match=r"weight_decay_from_pytorch\(0.05, learning_rate"):
         od.adamw(1.0, 0.05)  # times 1 is no conversion
+    with pytest.warns(UserWarning, match=r"weight_decay_from_pytorch\(0.05, learning_rate"):
+        od.adamw(0.0, 0.05)  # nor is times 0, which it refuses
     falling = optax.cosine_decay_schedule(0.003, 100)
     with pytest.warns(UserWarning, match=r"from_pytorch\(0.1, 0.003\) = 0.0003"):
         od.adamw(falling, 0.1, decay_schedule=1.0)

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.extend import core
 
 import optax_decoupled as od
 
@@ -172,12 +173,55 @@ def test_a_weight_is_reduced_once(tx):
     """Two passes over a weight: the sums, and the update."""
     params = jnp.ones((8, 16))
     jaxpr = jax.make_jaxpr(tx.update)(params, tx.init(params), params)
-    sizes = [
-        [x.aval.size for x in eqn.invars[:1]]
-        for eqn in jax.tree.leaves(jaxpr.eqns, is_leaf=lambda x: hasattr(x, "primitive"))
+    passes = [
+        eqn
+        for eqn in _equations(jaxpr.jaxpr)
         if eqn.primitive.name.startswith("reduce") and eqn.invars[0].aval.size >= params.size
     ]
-    assert len(sizes) == 1
+    assert len(passes) == 1
+
+
+def _equations(jaxpr):
+    for eqn in jaxpr.eqns:
+        yield eqn
+        for inner in core.jaxprs_in_params(eqn.params):
+            yield from _equations(getattr(inner, "jaxpr", inner))
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-5, 1e5])
+@pytest.mark.parametrize(
+    "tx",
+    [od.hyperball(optax.identity(), 0.1), od.norm_change(outward=0.5, inward=0.3)],
+    ids=["ball", "change"],
+)
+def test_updates_can_be_differentiated_backwards(tx, scale):
+    """In float32, by direction and weight, against finite differences in float64."""
+    params = jnp.linspace(-1, 2, 12).reshape(3, 4)
+    given, weights, along = (
+        (scale * _noise(params, 0), params),
+        _noise(params, 1),
+        _noise(params, 2),
+    )
+    loss = lambda u, p: jnp.sum(weights * tx.update(u, tx.init(p), p)[0])
+    for i in (0, 1):
+        grads = jax.jit(jax.grad(loss, i))(*given)
+        with jax.enable_x64(True):
+            x = [np.asarray(y, np.float64) for y in given]
+            size = 1e-6 * np.abs(x[i]).max()
+            moved = lambda k, i=i, x=x, size=size: [*x[:i], x[i] + k * size * along, *x[i + 1 :]]
+            slope = float(loss(*moved(1)) - loss(*moved(-1))) / (2 * size)
+        assert np.vdot(grads, along) == pytest.approx(slope, rel=1e-4)
+
+
+def test_a_float32_radius_serves_float64_weights_under_strict_promotion():
+    """As after a checkpoint of a run in float32."""
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("strict"):
+        params, tx = jnp.array([3.0, 4.0]), od.hyperball(optax.identity(), 0.5)
+        state = tx.init(params)
+        state = state._replace(radius=state.radius.astype(jnp.float32))
+        moved = params + tx.update(jnp.array([1.0, -2.0]), state, params)[0]
+        assert np.linalg.norm(moved) == pytest.approx(5.0)
+        assert moved[1] > 4.5
 
 
 @pytest.mark.parametrize("params", [jnp.ones(3), jnp.zeros(3)])

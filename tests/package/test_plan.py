@@ -271,7 +271,7 @@ def test_notes_say_what_is_remarkable():
 @pytest.mark.parametrize("schedule", ["cosine", "warmup", "drops", "number"])
 def test_a_note_says_how_many_full_steps_a_schedule_makes(schedule):
     plan = od.plan_weight_decay(10_000, weight_decay=1e-4, schedule=SHAPES[schedule])
-    pattern = r"the 10,000 steps add up to ([\d,]+) full steps.*from all 10,000.* smaller"
+    pattern = r"the 10,000 steps add up to ([\d,]+) full steps.*as a full one.* smaller"
     found = re.search(pattern, plan.notes[0])
     assert found, plan.notes[0]
     rule = {row.rule: row for row in plan.rows}["budget 4"]
@@ -279,6 +279,10 @@ def test_a_note_says_how_many_full_steps_a_schedule_makes(schedule):
     full = {"drops": 3_000 + 500 + 20}.get(schedule, 5_000)
     assert rule.budget == pytest.approx(4 / 10_000 * full, rel=1e-3)
     assert int(found[1].replace(",", "")) == pytest.approx(full, rel=1e-3)
+
+
+def test_the_full_steps_of_a_short_run_are_not_rounded_to_none():
+    assert "add up to 0.5 full steps" in od.plan_weight_decay(1, schedule=0.5).notes[0]
 
 
 def test_a_schedule_of_nearly_full_steps_needs_no_note():

@@ -412,6 +412,7 @@ def test_a_decay_that_looks_like_pytorchs_warns_with_the_converted_value(rate, c
     [
         ([1.0] * 12 + [1.043] * 4, "+4.3"),
         ([1.0] * 6 + [0.75] * 2, "-25"),
+        ([1.0] * 6 + [1.997] * 2, "+100"),
         ([1.0] * 6 + [3.1] * 2, "+210"),  # without an exponent
         ([1e-3] * 6 + [50.0] * 2, "+4,999,900"),
         ([1.0] * 5 + [2.0] * 2, None),  # too few for a verdict
