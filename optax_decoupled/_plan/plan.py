@@ -43,7 +43,7 @@ _POWER_LAW = (
     "Language models of 111M to 3.3B parameters, one pass over the data. τ/S = 1.084·TPP^-0.527 "
     "is quoted second-hand: the form is in the abstract, the exponent in a review of the paper."
 )
-_CONSTANT = "Language models of 45M to 2.6B parameters; λ = 4/S, counted in full steps."
+_CONSTANT = "Language models of 45M to 2.6B parameters; λ = 4/S over S steps."
 _FALLING = "As budget 4, falling like 1/(S/10 + t): schedules.log_time_weight_decay(steps)."
 _FLAGS = {
     "Hardly acts": "the budget is below 0.1, so less than a tenth of an initial weight goes.",
@@ -230,8 +230,8 @@ def _full_steps(run: _Run) -> list[str]:
     return [
         f"With your schedule the {run.steps:,} steps add up to {number} full steps. The "
         f"rules count each step as a full one, so their budgets are {than} here than without a "
-        "schedule. Timescale and half-life count full steps; of run is the timescale over all "
-        f"{run.steps:,}."
+        'schedule. Timescale and half-life count full steps; "of run" is the timescale over '
+        f"all {run.steps:,}."
     ]
 
 

@@ -20,7 +20,7 @@ Stacked = int | Mask
 FACTORS = 2.0**50, 2.0**-50
 LIMIT = 2.0**120
 # The longest row whose float32 elements may be added one after the other.
-_LONG = 2**14
+_LONG = 2**10
 
 
 def leading_axes(stacked: Stacked, params: optax.Params) -> list[int]:

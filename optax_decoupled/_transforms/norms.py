@@ -72,7 +72,8 @@ def hyperball(
     Args:
       direction: the transformation that produces :math:`u`, such as
         :func:`optax.scale_by_adam` or ``optax.contrib.scale_by_muon()``. Its size does not
-        matter. It must not be scaled by a learning rate, which would reverse its sign.
+        matter, from about 1e-31 to 1e31 in float32. It must not be scaled by a learning rate,
+        which would reverse its sign.
       learning_rate: :math:`α \ge 0`, dimensionless: the length of a step relative to the
         weight; or a schedule (step → α).
       stacked: the number of leading axes over which each slice is a weight of its own, as in
