@@ -5,7 +5,9 @@ int32 count) and in ``cosine_decay_schedule``; tests below show both. Its transf
 decay of this package, and the schedules of users, run in the mode that the user chose.
 """
 
+import contextlib
 import functools
+import gc
 
 import chex
 import jax
@@ -20,15 +22,29 @@ import optax_decoupled as od
 every_case = pytest.mark.parametrize("name", CASES)
 SHAPES = {"scalar": (), "one": (1,), "three": (3,), "matrix": (4, 2), "empty": (0,)}
 STRICT_MODE = "strict promotion"
+
+
+@contextlib.contextmanager
+def _checking_leaks():
+    """Each trace collects garbage: frozen, the objects of earlier tests are not visited."""
+    gc.freeze()
+    try:
+        with jax.checking_leaks():
+            yield
+    finally:
+        gc.unfreeze()
+
+
 MODES = {
     STRICT_MODE: lambda: jax.numpy_dtype_promotion("strict"),
     "rank promotion": lambda: jax.numpy_rank_promotion("raise"),
     "NaNs": lambda: jax.debug_nans(True),
     "infinities": lambda: jax.debug_infs(True),
     "internal checks": lambda: jax.enable_checks(True),
-    "tracer leaks": lambda: jax.checking_leaks(),
+    "tracer leaks": _checking_leaks,
     "no jit": lambda: jax.disable_jit(),
 }
+
 NARROW = ["bfloat16", "float32"]
 MORE = [pytest.param(x, marks=pytest.mark.slow) for x in ("float16", "complex64")]
 # Cases that hold Optax's own Adam.
