@@ -15,6 +15,11 @@ from benchmarks.lib.questions import judgement, numbers
 from benchmarks.lib.rules import PERCENT
 from benchmarks.lib.tables import bullets, folded, markdown, wrapped
 
+_STARTS = (
+    "The worst start is the grid's value from which tuning costs most; the four are SGD and "
+    "Adam, each with the decay or the rate tuned first."
+)
+
 
 class Line(NamedTuple):
     """A claim's answer from one source."""
@@ -95,9 +100,8 @@ def report() -> str:
     first = [claim for claim in CLAIMS if claim.first]
     others = [claim for claim in CLAIMS if not claim.first]
     table = markdown(short_rows(recorded, first), align="---")
-    return (
-        f"{table}\n{epochs(recorded, first)} Further claims:\n\n{bullets(short(others, recorded))}"
-    )
+    further = bullets(short(others, recorded))
+    return f"{table}\n{_STARTS} {epochs(recorded, first)} Further claims:\n\n{further}"
 
 
 def short(claims: list[Claim], records: Callable[[str], Record | None]) -> list[str]:
