@@ -32,11 +32,11 @@ def norm_control(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Whether θ + u has the norm of θ, or one that does not depend on θ; and a factor on growth.
 
-    The factor is that of a radial brake, NaN where there is none. Asked where an update is as
-    large as θ and twice as large: there a decay changes the norm least, and so does rounding.
+    The factor is that of a radial brake, NaN where there is none. Asked where an update is a
+    quarter and a half of θ: of small ones rounding hides it.
     """
     vv = dot(p.v, p.v)
-    unit = at_natural.update / (np.sqrt(vv) + TINY)
+    unit = 4 * at_natural.update / (np.sqrt(vv) + TINY)
     unit = np.where((unit > 0) & np.isfinite(unit), unit, p.natural)
     keeps_norm, norms, factors, growths = np.ones_like(unit, bool), [], [], []
     for amplitude in (unit, unit / 2):

@@ -44,20 +44,6 @@ def test_a_brake_is_no_decay_and_the_decay_beside_it_is_decoupled(make, c, facto
     assert f"multiplies the growth of 'dense/bias', 'dense/kernel' by {outward:.2g}." in note
 
 
-@pytest.mark.parametrize("tx", [optax.nadamw(1e-2, weight_decay=0.1), od.adamw(1e-2, 1e-3)])
-def test_a_large_decay_does_not_blur_the_factor_of_a_brake(tx):
-    """An update as large as the weight is asked for; at a quarter the factor reads 0.69."""
-    params = {"w": jnp.ones((8, 6)), "v": jnp.linspace(-1, 1, 5), "z": jnp.zeros((3, 4))}
-    (note,) = [t for t in _explained(tx, 0.7, 0.7, params).notes if "radial brake" in t]
-    assert "multiplies the growth of 'v', 'w', 'z' by 0.7." in note
-
-
-def test_a_single_number_whose_norm_is_held_is_constrained_beside_a_large_decay():
-    params = {"s": jnp.array([2.0]), "w": jnp.ones((8, 6))}
-    report = _explained(optax.lion(1e-3, weight_decay=1.0), 0.0, 0.0, params)
-    assert kinds(report) == {"constrained"}
-
-
 @every_inner
 def test_one_and_one_is_the_optimizer_alone(make, c):
     for decay in (0.0, c):
