@@ -15,7 +15,7 @@ import optax
 
 from optax_decoupled._explain import sample
 from optax_decoupled._explain.probe import Amplitude, Probe
-from optax_decoupled._explain.sharing import Leaves
+from optax_decoupled._explain.program import Leaves
 
 # Gradients at the large amplitude are scaled down, so a decay that depends on them shows.
 FAINT = 2.0**-6
@@ -142,12 +142,12 @@ def is_pulled(p: Probe, start: optax.OptState, c: np.ndarray) -> np.ndarray:
     """
     kept = _lasting(p, start)
     start = p.with_references(start, p.natural)
-    first, state = p.step(p.sharing.emptied(start, kept), 0.0, factor=0.0)
+    first, state = p.step(sample.emptied(start, kept), 0.0, factor=0.0)
     xx = dot(first, first)
     pulled = np.sqrt(xx) > TOLERANCE * abs(c) * p.natural * np.sqrt(dot(p.v, p.v))
     if not pulled.any():
         return pulled
-    second = p.until_moving(p.sharing.emptied(state, kept), 0.0, factor=0.0)[0]
+    second = p.until_moving(sample.emptied(state, kept), 0.0, factor=0.0)[0]
     return pulled & (dot(first, second) > (1 - TOLERANCE) * np.sqrt(xx * dot(second, second)))
 
 
@@ -158,7 +158,7 @@ def _lasting(p: Probe, start: optax.OptState) -> set[Any]:
 
 def _at_rest(p: Probe, start: optax.OptState) -> optax.OptState:
     """The state without moments."""
-    return p.sharing.emptied(start, _lasting(p, start))
+    return sample.emptied(start, _lasting(p, start))
 
 
 def decays_alone(p: Probe, start: optax.OptState) -> np.ndarray:

@@ -15,7 +15,7 @@ import optax
 from optax_decoupled._common.dtypes import cast_like, is_decayable, is_narrow
 from optax_decoupled._common.probing import Originals, measuring
 from optax_decoupled._explain import arguments, sample
-from optax_decoupled._explain.sharing import Layout, Leaves, Sharing
+from optax_decoupled._explain.program import Leaves, Program
 from optax_decoupled._select.names import entries_like, named_leaves
 from optax_decoupled._state import foreign
 
@@ -51,7 +51,6 @@ class Probe:
     is_sampled: bool  # whether the arrays are samples
     counts_of: Any = None  # a state whose counts all others keep: at the end of a schedule
     calls_per_step: int  # calls of tx.update that make one update, 1 but for SAM
-    sharing: Sharing  # finds equal leaves
 
     def __init__(
         self,
@@ -68,10 +67,8 @@ class Probe:
         self.decays = [is_decayable(x) for x in leaves]
         dtypes = zip(self.wide, self.decays, strict=True)
         self.epsilon = np.array([float(jnp.finfo(d).eps) if k else 0.0 for d, k in dtypes])
-        # With a state of its own, no parameter is like another.
-        self.sharing = Sharing(state is None)
-        self._init = jax.jit(self._init_in_context)
-        self._update = jax.jit(self._update_distinct, static_argnums=0)
+        self._init = Program(self._init_in_context)
+        self._update = Program(self.update_in_context)
         self._leaves, self._full = leaves, [jnp.shape(x) for x in leaves]
         paths = [path for path, _ in named_leaves(params)[0]]
         structs = map(jax.ShapeDtypeStruct, self._full, self.dtypes)
@@ -105,7 +102,7 @@ class Probe:
             else:
                 own = next(x for x in self._states(shapes) if arguments.same_structure(x, state))
                 fit = lambda x, s: cast_like(sample.sampled(x, s.shape), s)
-                self.start = jax.tree.map(fit, state, own)
+                self.start = sample.map_once(fit, state, own)
             trees = self._grads(), self.start, self.params(1.0)
             return not self.is_sampled or self._program(shapes, *trees) == self._full_program
         except ValueError:  # it holds arrays of other shapes
@@ -130,7 +127,7 @@ class Probe:
     def _program(self, shapes: list[sample.Shape], *trees: Any) -> sample.Fingerprint:
         """The operations of init, and of an update of a state of the initial structure."""
         init = self._init.trace(self._shapes(shapes)).jaxpr
-        update = self._update.trace(*self.sharing.distinct(*trees)).jaxpr
+        update = self._update.trace(*trees).jaxpr
         return [*sample.fingerprint(init), *sample.fingerprint(update)]
 
     def _init_in_context(self, params: optax.Params) -> optax.OptState:
@@ -146,11 +143,6 @@ class Probe:
         is_sample = [jnp.shape(x) for x in jax.tree.leaves(params)] != self._full
         return measuring(Originals(self._originals, is_sample))
 
-    def _update_distinct(self, layout: Layout, distinct: Leaves) -> tuple[Any, Any]:
-        """tx.update on trees whose equal leaves are given once, and so compiled once."""
-        index, structure = layout
-        return self.update_in_context(*structure.unflatten(distinct[i] for i in index))
-
     def _set_units(self, shapes: list[sample.Shape]) -> None:
         like = list(zip(self._leaves, shapes, strict=True))
         self.natural = np.array([sample.natural_amplitude(*x) for x in like])
@@ -162,8 +154,7 @@ class Probe:
         self.g, self._other_g = sample.gradients(given, units, shapes)
         keys = zip(shapes, self.dtypes, self.natural, map(id, self._given), strict=True)
         first: dict[Any, int] = {}
-        alike = [first.setdefault(key, i) for i, key in enumerate(keys)]
-        self._alike = alike if self.sharing.active else list(range(len(shapes)))
+        self._alike = [first.setdefault(key, i) for i, key in enumerate(keys)]
 
     def gradient_is_zero(self) -> np.ndarray:
         """Whether each parameter was given a gradient that is 0 everywhere: bool[parameters]."""
@@ -192,7 +183,8 @@ class Probe:
 
     def fresh(self, amplitude: Amplitude) -> optax.OptState:
         """The initial state of parameters in their own dtypes, as that of wide ones."""
-        return cast_like(self._init(self.params(amplitude, self.dtypes)), self._like)
+        state = self._init(self.params(amplitude, self.dtypes))
+        return sample.map_once(cast_like, state, self._like)
 
     def _find_copies(self) -> None:
         """Leaves of the initial state that change sign with the parameters, and what they do."""
@@ -234,13 +226,13 @@ class Probe:
         if not which:
             return state
         copies = sample.leaves_by_path(self.fresh(amplitude))
-        return jax.tree_util.tree_map_with_path(
-            lambda path, x: cast_like(copies[path], x) if path in which else x, state
+        replaced = jax.tree_util.tree_map_with_path(
+            lambda path, x: copies[path] if path in which else x, state
         )
+        return sample.map_once(cast_like, replaced, state)
 
     def _call(self, *trees: Any) -> tuple[Leaves, optax.OptState]:
-        updates, after = self.dense(*self._update(*self.sharing.distinct(*trees)))
-        return [np.asarray(u) for u in updates], after
+        return self.dense(*self._update(*trees))
 
     def dense(self, updates: optax.Updates, after: Any) -> tuple[Leaves, optax.OptState]:
         """An array for each parameter, 0 where it has no update; and the state."""
@@ -283,16 +275,12 @@ class Probe:
     def smaller(self, state: optax.OptState, most: int) -> "Probe":
         """This one from another state, on `most` elements a parameter if they do the same."""
         small, shapes = copy.copy(self), [sample.reduced(v.shape, most, True) for v in self.v]
-        on_host = jax.tree.map(lambda x: np.asarray(x) if sample.is_device_array(x) else x, state)
-        if not small._take(shapes, on_host):
-            return self.from_state(state)
-        small.start = jax.tree.map(jnp.asarray, small.start)  # so that equal leaves are shared
-        return small
+        return small if small._take(shapes, state) else self.from_state(state)
 
     def from_state(self, state: optax.OptState) -> "Probe":
         """This one from another state."""
         other = copy.copy(self)
-        other.start = jax.tree.map(jnp.asarray, state)
+        other.start = state
         return other
 
     def until_moving(

@@ -13,7 +13,7 @@ import numpy as np
 from optax_decoupled._explain import arguments
 from optax_decoupled._explain.measure import FAINT, TINY, rounding
 from optax_decoupled._explain.probe import Probe
-from optax_decoupled._explain.sharing import Layout, Leaves
+from optax_decoupled._explain.program import Leaves, Program
 from optax_decoupled._explain.verdict import Findings
 from optax_decoupled._state import foreign
 
@@ -59,15 +59,15 @@ class _Decay:
     """The fraction that the update with a count removes of each parameter."""
 
     def __init__(self, p: Probe, found: Findings):
-        sides = (p.trees(p.start, sign * p.large, factor=FAINT) for sign in (1, -1))
-        self.p, self.sides = p, [p.sharing.distinct(*trees) for trees in sides]
+        self.p, sides = p, (1, -1)
+        self.sides = [p.trees(p.start, sign * p.large, factor=FAINT) for sign in sides]
         self.factor = np.select([found.kind == "cautious", found.kind == "constrained"], [2, 0], 1)
         ranges = np.isfinite(found.spread[0])
         self.factor = np.where(ranges, found.fraction / found.projected, self.factor)
         weights = max(sum(v.size for v in p.v), 1)
         self.batch = 2 ** int(np.log2(np.clip(_BATCH // weights, 1, _GRID)))
         self.most = max(_MOST // weights, _GRID // 32)
-        self.compiled = jax.jit(self._updates, static_argnums=0)
+        self.updates = Program(self._update, is_mapped=True)
 
     def __call__(self, counts: np.ndarray) -> np.ndarray:
         """float64[counts, parameters]; NaN where there is no update."""
@@ -76,7 +76,11 @@ class _Decay:
         return np.concatenate(parts)[: len(counts)]
 
     def _measured(self, counts: np.ndarray) -> np.ndarray:
-        (plus, made), (minus, _) = (self.compiled(*side, counts) for side in self.sides)
+        sides = [
+            arguments.with_context(self.updates, _AT_MANY_COUNTS, _WAY_OUT, counts, *side)
+            for side in self.sides
+        ]
+        (plus, made), (minus, _) = sides
         leaves = zip(plus, minus, self.p.v, strict=True)
         columns = zip(*(_along(*leaf) for leaf in leaves), strict=True)
         removed, update, size = (np.array(column) for column in columns)
@@ -86,20 +90,14 @@ class _Decay:
         c = np.where(seen, self.factor * c, 0.0)
         return np.where(np.asarray(made)[:, None], c, np.nan)
 
-    def _updates(
-        self, layout: Layout, distinct: Leaves, counts: jax.Array
+    def _update(
+        self, count: jax.Array, grads: Any, state: Any, params: Any
     ) -> tuple[Leaves, jax.Array]:
-        """The update with each count, and whether there is one."""
-        (index, structure), p = layout, self.p
-        grads, state, params = structure.unflatten(distinct[i] for i in index)
-        call = lambda *trees: p.dense(*p.update_in_context(*trees))
-
-        def at(count: jax.Array) -> tuple[Leaves, jax.Array]:
-            before = foreign.at_count(state, count)
-            update, after, _ = p.all_calls(call, grads, before, params, p.calls_per_step)
-            return update, foreign.makes_update(before, after)
-
-        return arguments.with_context(jax.vmap(at), _AT_MANY_COUNTS, _WAY_OUT, counts)
+        """The update with a count, and whether there is one."""
+        call = lambda *trees: self.p.dense(*self.p.update_in_context(*trees))
+        before = foreign.at_count(state, count)
+        update, after, _ = self.p.all_calls(call, grads, before, params, self.p.calls_per_step)
+        return update, foreign.makes_update(before, after)
 
 
 def _along(plus: jax.Array, minus: jax.Array, v: np.ndarray) -> tuple[Any, Any, Any]:

@@ -4,13 +4,15 @@ What decays, and how, seldom depends on the number of elements. Where it does, t
 program of the optimizer shows it: other operations, or another scalar among them.
 """
 
+import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from optax_decoupled._common.dtypes import is_decayable
 
@@ -103,6 +105,8 @@ def sampled(x: Any, shape: Shape) -> Any:
         x = x.addressable_data(0) if x.addressable_shards else np.zeros(shape, x.dtype)
     if not _is_plain(x):
         return x  # random keys
+    if isinstance(x, jax.Array) and [d.platform for d in x.devices()] == ["cpu"]:
+        x = np.asarray(x)  # without a copy, and NumPy compiles no slices
     if shape != jnp.shape(x):
         spans = [(n, max(m // max(n, 1), 1)) for n, m in zip(shape, jnp.shape(x), strict=True)]
         x = x[tuple(slice(0, n * step, step) for n, step in spans)]
@@ -118,10 +122,6 @@ def is_all_zero(x: Any) -> bool:
     return bool(parts) and not any(bool(jnp.any(part)) for part in parts)
 
 
-def is_device_array(x: Any) -> bool:
-    return isinstance(x, jax.Array) and _is_plain(x)
-
-
 def leaves_by_path(tree: Any) -> dict[Any, Any]:
     return dict(jax.tree_util.tree_flatten_with_path(tree)[0])
 
@@ -132,6 +132,30 @@ def unchanged(before: Any, after: Any) -> set[Any]:
     differ = lambda x, y: is_decayable(x) and np.any(np.asarray(x) != np.asarray(y))
     leaves = leaves_by_path(before).items()
     return {path for path, x in leaves if path in others and not differ(x, others[path])}
+
+
+def map_once(function: Callable[[Any, Any], Any], tree: Any, like: Any) -> Any:
+    """The tree with `function(x, y)` for its leaves x and their counterparts y.
+
+    Leaves that are one array, with counterparts of one shape and dtype, remain one array.
+    """
+    known: dict[Any, Any] = {}
+
+    def call(x: Any, y: Any) -> Any:
+        key = id(x), y.shape, y.dtype
+        if key not in known:
+            known[key] = function(x, y)
+        return known[key]
+
+    return jax.tree.map(call, tree, like)
+
+
+def emptied(state: optax.OptState, kept: set[Any]) -> optax.OptState:
+    """The state with its arrays 0 but those kept."""
+    is_moment = lambda path, x: path not in kept and is_decayable(x)
+    zeros = functools.cache(np.zeros)  # parts of an update with the same arrays run once
+    empty = lambda path, x: zeros(x.shape, x.dtype) if is_moment(path, x) else x
+    return jax.tree_util.tree_map_with_path(empty, state)
 
 
 def root_mean_square(x: np.ndarray) -> float:

@@ -17,7 +17,7 @@ from optax_decoupled._explain.measure import (
     response,
 )
 from optax_decoupled._explain.probe import Probe
-from optax_decoupled._explain.sharing import Leaves
+from optax_decoupled._explain.program import Leaves
 
 # Two measurements of a factor on the growth of a norm may differ by this share of its effect.
 _SAME_BRAKE = 0.1

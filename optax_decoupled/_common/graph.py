@@ -1,0 +1,234 @@
+"""The operations of a traced function in parts, so that equal parts are compiled once.
+
+An optimizer does most operations to one parameter alone. These operations are found in the
+traced function: two belong together if an array goes from one to the other. Scalars (a count,
+a rate, a global norm) connect nothing.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+# A traced function.
+Jaxpr = Any
+# Numbers of values.
+Values = tuple[int, ...]
+
+# Operations that are calls, and which of their parameters is the function.
+_CALLS = {
+    "jit": "jaxpr",
+    "pjit": "jaxpr",
+    "custom_jvp_call": "call_jaxpr",
+    "custom_vjp_call": "call_jaxpr",
+}
+# Owners of scalars that are of no single part: those of several, and of none.
+_JOINT, _FREE = -2, -1
+
+
+class Operation(NamedTuple):
+    key: Any  # equal for the same operation with the same parameters
+    call: Callable[..., Sequence[Any]]
+    inputs: list[int]
+    outputs: list[int]
+
+
+class Graph:
+    """The operations of a traced function and of those that it calls; values are numbered."""
+
+    def __init__(self, closed: Jaxpr):
+        self.operations: list[Operation] = []
+        self.avals: list[Any] = []  # of each value
+        self.constants: dict[int, Any] = {}
+        self.literals: dict[int, Any] = {}
+        self._contents: dict[int, Any] = {}  # of literals, as keys
+        self.has_effects = bool(closed.effects)
+        self._known: dict[Any, Any] = {}  # numbers of literals, and of results of scalars
+        self._constant = set[int]()  # values that depend on no argument
+        self.arguments = list(map(self._value, getattr(closed, "jaxpr", closed).invars))
+        self._given = set(self.arguments)
+        self.results = self._walk(closed, self.arguments)
+
+    def _value(self, atom: Any) -> int:
+        self.avals.append(atom.aval)
+        return len(self.avals) - 1
+
+    def _walk(self, closed: Jaxpr, arguments: Sequence[int]) -> list[int]:
+        """Adds the operations of a function; its results."""
+        jaxpr, constants = getattr(closed, "jaxpr", closed), getattr(closed, "consts", ())
+        numbers = dict(zip(jaxpr.invars, arguments, strict=True))
+        for variable, constant in zip(jaxpr.constvars, constants, strict=True):
+            numbers[variable] = number = self._value(variable)
+            self.constants[number] = constant
+            self._constant.add(number)
+
+        def read(x: Any) -> int:
+            if not hasattr(x, "val"):
+                return numbers[x]
+            key = np.asarray(x.val).tobytes(), _kind(x.aval)
+            if key not in self._known:
+                self._known[key] = number = self._value(x)
+                self.literals[number], self._contents[number] = x.val, key
+                self._constant.add(number)
+            return self._known[key]
+
+        for equation in jaxpr.eqns:
+            inputs = list(map(read, equation.invars))
+            outputs = self._outputs(equation, inputs)
+            numbers.update(zip(equation.outvars, outputs, strict=True))
+        return list(map(read, jaxpr.outvars))
+
+    def _outputs(self, equation: Any, inputs: list[int]) -> list[int]:
+        """Adds the operations of an equation; its results."""
+        name, params = equation.primitive.name, equation.params
+        if name in _CALLS and _CALLS[name] in params:
+            return self._walk(params[_CALLS[name]], inputs)
+        if name == "cond" and not equation.effects:  # both sides run, and one result is taken
+            sides = [self._walk(branch, inputs[1:]) for branch in params["branches"]]
+            rows = zip(equation.outvars, *sides, strict=True)
+            select = lambda *values: [jax.lax.select_n(*values)]
+            return [self._add("select", select, [inputs[0], *x], [v])[0] for v, *x in rows]
+        return self._add(
+            (equation.primitive, _frozen(params)), _bound(equation), inputs, equation.outvars
+        )
+
+    def _add(
+        self, key: Any, call: Callable[..., Any], inputs: list[int], variables: Sequence[Any]
+    ) -> list[int]:
+        """Adds an operation, unless an earlier one computes the same scalars; its results."""
+        outputs = list(map(self._value, variables))
+        if self._constant.issuperset(inputs):
+            self._constant.update(outputs)
+        if not self.has_effects and not any(map(self.connects, (*inputs, *outputs))):
+            known = self._known.setdefault((key, *inputs), outputs)
+            if known is not outputs:
+                return known
+        self.operations.append(Operation(key, call, inputs, outputs))
+        return outputs
+
+    def connects(self, x: int) -> bool:
+        """Whether a value is an array that is computed from arguments."""
+        is_computed = x not in self._constant and x not in self._given
+        return is_computed and bool(self.avals[x].shape) and self.is_plain(x)
+
+    def is_plain(self, x: int) -> bool:
+        """Whether a value is no random key."""
+        return not jnp.issubdtype(self.avals[x].dtype, jax.dtypes.extended)
+
+    def key(self, part: "Part") -> Any:
+        """Equal for operations that compute the same from values of the same kinds."""
+        numbers = {x: i for i, x in enumerate(part.outer)}
+
+        def number(x: int) -> Any:
+            return self._contents.get(x) or numbers.setdefault(x, len(numbers))
+
+        kinds = [_kind(self.avals[x]) for x in part.outer]
+        rows = [(x.key, *map(number, (*x.inputs, *x.outputs))) for x in part.operations]
+        return *kinds, *rows, *map(number, part.results)
+
+
+def _bound(equation: Any) -> Callable[..., Sequence[Any]]:
+    """An operation as a function of its inputs that returns a list of results."""
+    primitive = equation.primitive
+
+    def call(*values: Any) -> Sequence[Any]:
+        found = primitive.bind(*values, **primitive.get_bind_params(equation.params))
+        return found if primitive.multiple_results else [found]
+
+    return call
+
+
+def _kind(aval: Any) -> Any:
+    return *(getattr(aval, name, None) for name in ("shape", "dtype", "weak_type")), type(aval)
+
+
+def _frozen(x: Any) -> Any:
+    """The parameters of an operation as a key: a function as its operations, an array as its id."""
+    if isinstance(x, dict):
+        return tuple((name, _frozen(value)) for name, value in x.items())
+    if isinstance(x, tuple | list):
+        return tuple(map(_frozen, x))
+    if hasattr(x, "eqns"):
+        graph = Graph(x)
+        outer = (*graph.arguments, *graph.constants)
+        constants = tuple(map(id, graph.constants.values()))
+        return constants, graph.key(Part(graph.operations, outer, tuple(graph.results)))
+    return x if type(x).__hash__ else id(x)
+
+
+class Part(NamedTuple):
+    """Operations that arrays connect, or those of all scalars of a level."""
+
+    operations: list[Operation]
+    outer: Values  # the values that they need, without literals
+    results: Values  # those of theirs that others need
+
+    def run(self, outer: Sequence[Any], literals: dict[int, Any]) -> list[Any]:
+        values = literals | dict(zip(self.outer, outer, strict=True))
+        for _, call, inputs, outputs in self.operations:
+            values.update(zip(outputs, call(*(values[x] for x in inputs)), strict=True))
+        return [values[x] for x in self.results]
+
+
+def equal_parts(graph: Graph) -> Iterable[list[Part]]:
+    """Lists of parts with the same operations, in an order in which they can run."""
+    stages = _stages(graph)
+    outer = {key: _outer(operations, graph.literals) for key, operations in stages.items()}
+    needed = {x for column in outer.values() for x in column}.union(graph.results)
+    alike: dict[Any, list[Part]] = {}
+    for (level, owner), operations in sorted(stages.items(), key=lambda item: item[0]):
+        made = (x for operation in operations for x in operation.outputs)
+        part = Part(operations, outer[level, owner], tuple(x for x in made if x in needed))
+        alike.setdefault((level, owner < 0, graph.key(part)), []).append(part)
+    return alike.values()
+
+
+def _outer(operations: list[Operation], literals: dict[int, Any]) -> Values:
+    made = {x for operation in operations for x in operation.outputs}
+    needed = dict.fromkeys(x for operation in operations for x in operation.inputs)
+    return tuple(x for x in needed if x not in made and x not in literals)
+
+
+def _stages(graph: Graph) -> dict[tuple[int, int], list[Operation]]:
+    """The operations by level and owner.
+
+    Operations that arrays connect have one owner. So have scalars that are computed from one
+    owner's values, as the norm of a parameter; scalars of several owners are joint. What an
+    operation needs of another owner has a lower level; joint scalars of a level come first.
+    """
+    if graph.has_effects:
+        return {(0, _FREE): graph.operations}
+    root, shared = _connected(graph), (_JOINT, _FREE)
+    given = (*graph.arguments, *graph.constants, *graph.literals)
+    owner, level, stages = dict.fromkeys(given, _FREE), dict.fromkeys(given, 0), {}
+    for operation in graph.operations:
+        arrays = filter(graph.connects, (*operation.inputs, *operation.outputs))
+        owners = {owner[x] for x in operation.inputs} - {_FREE}
+        of_scalar = _JOINT if len(owners) > 1 else min(owners, default=_FREE)
+        own = next(map(root, arrays), of_scalar)
+        levels = (level[x] + (owner[x] not in (own, *shared)) for x in operation.inputs)
+        at = max(levels, default=0)
+        owner.update(dict.fromkeys(operation.outputs, own))
+        level.update(dict.fromkeys(operation.outputs, at))
+        stages.setdefault((at, own), []).append(operation)
+    return stages
+
+
+def _connected(graph: Graph) -> Callable[[int], int]:
+    """A function that returns the same number for all arrays that operations connect."""
+    parent: dict[int, int] = {}
+
+    def root(x: int) -> int:
+        while x in parent:
+            parent[x] = x = parent.get(parent[x], parent[x])
+        return x
+
+    for operation in graph.operations:
+        first, *others = [*filter(graph.connects, (*operation.inputs, *operation.outputs)), -1]
+        for x in others[:-1]:
+            a, b = root(first), root(x)
+            if a != b:
+                parent[b] = a
+    return root

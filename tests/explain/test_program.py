@@ -1,0 +1,192 @@
+"""`_explain.program` computes what `jax.jit` does, and compiles equal parts of an update once."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import optax_decoupled as od
+from optax_decoupled._explain.program import Program
+
+LAYERS = 6
+RNG = np.random.default_rng(0)
+
+
+def tree(layers=LAYERS):
+    """Arrays of three shapes, and a scalar; no two are equal."""
+    draw = lambda *shape: RNG.normal(size=shape).astype(np.float32)
+    layer = lambda: {"kernel": draw(4, 4), "bias": draw(4)}
+    return {f"layer_{i}": layer() for i in range(layers)} | {"wide": draw(3, 8), "scale": draw()}
+
+
+def only_first(tx):
+    """With arrays as masks, constants of the traced function."""
+    mask = jax.tree.map(lambda x: np.arange(np.size(x)).reshape(np.shape(x)) % 2, tree())
+    masked = lambda grads, mask: jax.tree.map(lambda g, m: g * m, grads, mask)
+    return optax.GradientTransformation(
+        tx.init, lambda grads, state, params: tx.update(masked(grads, mask), state, params)
+    )
+
+
+def crossed():
+    """Each parameter moves by the norm of another one."""
+
+    def update(grads, state, params):
+        leaves, structure = jax.tree.flatten(params)
+        norms = [jnp.linalg.norm(x) for x in leaves]
+        updates = [x * n for x, n in zip(leaves, [*norms[1:], norms[0]], strict=True)]
+        return structure.unflatten(updates), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+def twice_clipped():
+    """A global norm, and another one of what the first made."""
+    return optax.chain(
+        optax.clip_by_global_norm(0.1), optax.scale_by_trust_ratio(), optax.clip_by_global_norm(0.2)
+    )
+
+
+def sorted_on_host():
+    """A callback for each parameter, which cannot be mapped."""
+
+    def sort(x):
+        struct = jax.ShapeDtypeStruct(x.shape, x.dtype)
+        return jax.pure_callback(lambda y: np.sort(np.asarray(y), None).reshape(y.shape), struct, x)
+
+    return optax.stateless(lambda grads, params: jax.tree.map(sort, grads))
+
+
+OPTIMIZERS = {
+    "adamw": lambda: optax.adamw(1e-2, weight_decay=0.1),
+    "ours": lambda: od.adamw(1e-2, 1e-3, mask=od.decay_mask),
+    "lamb": lambda: optax.lamb(1e-2, weight_decay=0.1),
+    "two global norms": twice_clipped,
+    "adafactor": lambda: optax.adafactor(1e-2, min_dim_size_to_factor=2),
+    "muon": lambda: optax.contrib.muon(1e-2),
+    "accumulating": lambda: optax.MultiSteps(optax.adam(1e-2), 2).gradient_transformation(),
+    "if finite": lambda: optax.apply_if_finite(optax.adam(1e-2), 2),
+    "injected": lambda: optax.inject_hyperparams(optax.adamw)(1e-2, weight_decay=0.1),
+    "noise": lambda: optax.chain(optax.add_noise(0.1, 0.5, 0), optax.adam(1e-2)),
+    "constants": lambda: only_first(optax.adam(1e-2)),
+    "norms of others": crossed,
+    "callback": sorted_on_host,
+    "jitted": lambda: jitted(optax.adamw(1e-2, weight_decay=0.1)),
+}
+
+
+def jitted(tx):
+    return optax.GradientTransformation(jax.jit(tx.init), jax.jit(tx.update))
+
+
+def assert_equal(found, expected):
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        assert (jnp.shape(x), x.dtype) == (jnp.shape(y), y.dtype)
+        if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+            x, y = jax.random.key_data(x), jax.random.key_data(y)
+        np.testing.assert_allclose(np.asarray(x), np.asarray(y), rtol=2e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_three_updates_are_those_of_jit(name):
+    tx, params = OPTIMIZERS[name](), tree()
+    init, update, expected = Program(tx.init), Program(tx.update), jax.jit(tx.update)
+    state, expected_state = init(params), tx.init(params)
+    assert_equal(state, expected_state)
+    moves = False
+    for _ in range(3):
+        grads = tree()
+        updates, state = update(grads, state, params)
+        wanted, expected_state = expected(grads, expected_state, params)
+        assert_equal((updates, state), (wanted, expected_state))
+        moves |= any(np.any(u) for u in jax.tree.leaves(updates))
+    assert moves
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_equal_layers_may_be_one_array_at_first_and_differ_later(name):
+    """What is left out for equal arrays is not left out when they differ."""
+    tx, update = OPTIMIZERS[name](), Program(OPTIMIZERS[name]().update)
+    one = tree()
+    params = {k: one["layer_0"] if k.startswith("layer") else x for k, x in one.items()}
+    state = Program(tx.init)(params)
+    for grads, weights in ((params, params), (tree(), params), (params, tree()), (params, params)):
+        found = update(grads, state, weights)
+        assert_equal(found, jax.jit(tx.update)(grads, state, weights))
+        state = found[1]
+
+
+@pytest.mark.parametrize(
+    ("make", "kinds"),
+    [
+        (lambda: optax.adamw(1e-2, weight_decay=0.1), 3),
+        (lambda: optax.chain(optax.clip_by_global_norm(0.1), optax.adamw(1e-2)), 3),
+        (lambda: optax.lamb(1e-2), 3),
+        (lambda: optax.MultiSteps(optax.adam(1e-2), 2).gradient_transformation(), 3),
+        (lambda: optax.inject_hyperparams(optax.adamw)(1e-2), 3),
+        (lambda: od.adamw(1e-2, 1e-3, mask=od.decay_mask), 3),
+    ],
+)
+def test_layers_are_compiled_once(make, kinds):
+    """The compiled program of twice as many layers has as many square roots."""
+    roots = []
+    for layers in (LAYERS, 2 * LAYERS):
+        tx, params = make(), tree(layers)
+        update = Program(tx.update)
+        update(params, tx.init(params), params)
+        ((compiled,),) = update._compiled.values()
+        parts = [group.part for group in compiled.groups]
+        keys = [str(operation.key) for part in parts for operation in part.operations]
+        roots.append(sum("sqrt" in key for key in keys))
+    assert roots[0] == roots[1] >= kinds
+
+
+def test_parts_of_the_same_arrays_run_once():
+    tx, one = optax.adamw(1e-2, weight_decay=0.1), tree()
+    params = {k: one["layer_0"] if k.startswith("layer") else x for k, x in one.items()}
+    update = Program(tx.update)
+    updates, state = update(params, Program(tx.init)(params), params)
+    assert updates["layer_0"]["kernel"] is updates["layer_5"]["kernel"]
+    update(params, state, params)
+    assert len(update._compiled) == 1
+    (compiled,) = update._compiled.values()
+    assert len(compiled) == 1  # what was equal is so after an update
+    assert not compiled[0].columns
+
+
+def test_it_maps_over_scalars():
+    tx, params = optax.adamw(optax.cosine_decay_schedule(0.1, 10), weight_decay=0.1), tree()
+    state = tx.init(params)
+
+    def at(count, params):
+        moved = jax.tree.map(lambda x: count if x.dtype == jnp.int32 else x, state)
+        return tx.update(params, moved, params)[0], count
+
+    counts = np.arange(7, dtype=np.int32)
+    found = Program(at, is_mapped=True)(counts, params)
+    expected = jax.vmap(functools.partial(at, params=params))(counts)
+    assert_equal(found, expected)
+    assert np.ptp(found[0]["wide"], axis=0).all()
+
+
+@pytest.mark.parametrize("name", ["print", "cond"])
+def test_effects_happen_once(name, capfd):
+    """Also those in a branch that is not taken: not at all."""
+
+    def update(grads, state, params):
+        show = lambda: jax.debug.print("seen {}", grads["wide"][0, 0])
+        if name == "print":
+            show()
+        else:
+            jax.lax.cond(grads["scale"] > 1e3, show, lambda: None)
+        return jax.tree.map(jnp.negative, grads), state
+
+    grads = tree()
+    updates, _ = Program(update)(grads, (), grads)
+    jax.effects_barrier()
+    assert capfd.readouterr().out.count("seen") == (name == "print")
+    assert_equal(updates, jax.tree.map(np.negative, grads))
