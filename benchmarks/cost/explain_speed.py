@@ -152,9 +152,8 @@ def main() -> None:
         )
         within = min(seconds, cpu) <= SECONDS and copies <= COPIES
         verdict = "ok" if within else "over the budget"
-        print(
-            f"{name:36} {seconds:6.1f} s ({cpu:.1f} s of CPU, {trace:.1f} s a trace)  {copies:.2f} copies  {verdict}"
-        )
+        times = f"{seconds:6.1f} s ({cpu:.1f} s of CPU, {trace:.1f} s a trace)"
+        print(f"{name:36} {times}  {copies:.2f} copies  {verdict}")
     budget = {"seconds": SECONDS, "copies": COPIES}
     options.out.mkdir(parents=True, exist_ok=True)
     write_json(
