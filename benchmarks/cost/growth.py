@@ -115,6 +115,7 @@ def printed(params: Params) -> Any:
 CASES: dict[str, Callable[[Params], Any]] = {
     "trace optax.adamw": traced(theirs()),
     "trace adamw": traced(ours()),
+    "compile optax.adamw": compiled(theirs()),
     "compile adamw": compiled(ours()),
     "compile adamw with the recorder": compiled(optax.chain(ours(), od.record_weight_dynamics())),
     "compile weight_dynamics": compiled_dynamics,

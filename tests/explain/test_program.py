@@ -52,12 +52,27 @@ def twice_clipped():
 
 def sorted_on_host():
     """A callback for each parameter, which cannot be mapped."""
+    sort_array = lambda x: np.sort(np.asarray(x), None).reshape(x.shape)
 
     def sort(x):
-        struct = jax.ShapeDtypeStruct(x.shape, x.dtype)
-        return jax.pure_callback(lambda y: np.sort(np.asarray(y), None).reshape(y.shape), struct, x)
+        return jax.pure_callback(sort_array, jax.ShapeDtypeStruct(x.shape, x.dtype), x)
 
     return optax.stateless(lambda grads, params: jax.tree.map(sort, grads))
+
+
+def layerwise():
+    """A rate for each layer, a number of the traced function."""
+    rates = {name: 0.1 * (1 + i) for i, name in enumerate(tree())}
+    times = lambda rate, x: jax.tree.map(lambda g: rate * g, x)
+    scale = lambda grads, params: {name: times(rates[name], x) for name, x in grads.items()}
+    return optax.chain(optax.scale_by_adam(), optax.stateless(scale))
+
+
+def polynomial():
+    """Coefficients in one array for all parameters."""
+    powers = np.array([1.0, 0.5], np.float32)
+    each = lambda g: jnp.polyval(powers, jnp.sqrt(abs(g)))
+    return optax.stateless(lambda grads, params: jax.tree.map(each, grads))
 
 
 OPTIMIZERS = {
@@ -74,6 +89,7 @@ OPTIMIZERS = {
     "constants": lambda: only_first(optax.adam(1e-2)),
     "norms of others": crossed,
     "callback": sorted_on_host,
+    "layerwise": layerwise,
     "jitted": lambda: jitted(optax.adamw(1e-2, weight_decay=0.1)),
 }
 
@@ -129,6 +145,8 @@ def test_equal_layers_may_be_one_array_at_first_and_differ_later(name):
         (lambda: optax.MultiSteps(optax.adam(1e-2), 2).gradient_transformation(), 3),
         (lambda: optax.inject_hyperparams(optax.adamw)(1e-2), 3),
         (lambda: od.adamw(1e-2, 1e-3, mask=od.decay_mask), 3),
+        (lambda: optax.contrib.muon(1e-2), 3),  # coefficients in an array of the state
+        (polynomial, 3),
     ],
 )
 def test_layers_are_compiled_once(make, kinds):
@@ -173,20 +191,20 @@ def test_it_maps_over_scalars():
     assert np.ptp(found[0]["wide"], axis=0).all()
 
 
-@pytest.mark.parametrize("name", ["print", "cond"])
-def test_effects_happen_once(name, capfd):
-    """Also those in a branch that is not taken: not at all."""
+@pytest.mark.parametrize(("name", "times"), [("print", 1), ("two prints", 2), ("branch", 0)])
+def test_effects_happen_as_often_as_without(name, times, capfd):
+    """Equal ones too; those in a branch that is not taken do not."""
 
     def update(grads, state, params):
         show = lambda: jax.debug.print("seen {}", grads["wide"][0, 0])
-        if name == "print":
-            show()
-        else:
+        if name == "branch":
             jax.lax.cond(grads["scale"] > 1e3, show, lambda: None)
+        for _ in range(times):
+            show()
         return jax.tree.map(jnp.negative, grads), state
 
     grads = tree()
     updates, _ = Program(update)(grads, (), grads)
     jax.effects_barrier()
-    assert capfd.readouterr().out.count("seen") == (name == "print")
+    assert capfd.readouterr().out.count("seen") == times
     assert_equal(updates, jax.tree.map(np.negative, grads))
