@@ -24,7 +24,11 @@ _CALLS = {
     "custom_jvp_call": "call_jaxpr",
     "custom_vjp_call": "call_jaxpr",
 }
-# Owners of scalars that are of no single part: those of several, and of none.
+# Operations that are not mapped over leaves: calls of other code, and random numbers, of which
+# some generators draw others if they are mapped.
+_UNMAPPED = {"pure_callback", "ffi_call", "random_bits", "rng_bit_generator"}
+# The owner of scalars that are computed from several owners, and from none. They run before all
+# other operations of their level, so these numbers are smaller than those of the other owners.
 _JOINT, _FREE = -2, -1
 
 
@@ -33,6 +37,7 @@ class Operation(NamedTuple):
     call: Callable[..., Sequence[Any]]
     inputs: list[int]
     outputs: list[int]
+    is_simple: bool  # whether it can be mapped, and run although its result is not needed
 
 
 class Graph:
@@ -82,34 +87,32 @@ class Graph:
 
     def _outputs(self, equation: Any, inputs: list[int]) -> list[int]:
         """Adds the operations of an equation; its results."""
-        name, params = equation.primitive.name, equation.params
-        if name in _CALLS and _CALLS[name] in params:
-            return self._walk(params[_CALLS[name]], inputs)
-        if name == "cond" and not equation.effects:  # both sides run, and one result is taken
-            sides = [self._walk(branch, inputs[1:]) for branch in params["branches"]]
-            rows = zip(equation.outvars, *sides, strict=True)
-            select = lambda *values: [jax.lax.select_n(*values)]
-            return [self._add("select", select, [inputs[0], *x], [v])[0] for v, *x in rows]
-        return self._add(
-            (equation.primitive, _frozen(params)), _bound(equation), inputs, equation.outvars
-        )
+        called, branches = _called(equation), _branches(equation)
+        if called is not None:
+            return self._walk(called, inputs)
+        if branches and all(map(_is_simple_function, branches)):
+            # All branches run, and one result is taken: so leaves remain apart.
+            results = [self._walk(branch, inputs[1:]) for branch in branches]
+            rows = zip(equation.outvars, *results, strict=True)
+            return [self._add(_SELECT, [inputs[0], *x], [v])[0] for v, *x in rows]
+        key = equation.primitive, equation.ctx, _frozen(equation.params)
+        operation = Operation(key, _bound(equation), [], [], _is_simple(equation))
+        return self._add(operation, inputs, equation.outvars)
 
-    def _add(
-        self, key: Any, call: Callable[..., Any], inputs: list[int], variables: Sequence[Any]
-    ) -> list[int]:
+    def _add(self, operation: Operation, inputs: list[int], variables: Sequence[Any]) -> list[int]:
         """Adds an operation, unless an earlier one computes the same scalars; its results."""
         outputs = list(map(self._value, variables))
         if self._constant.issuperset(inputs):
             self._constant.update(outputs)
         if not self.has_effects and not any(map(self.connects, (*inputs, *outputs))):
-            known = self._known.setdefault((key, *inputs), outputs)
+            known = self._known.setdefault((operation.key, *inputs), outputs)
             if known is not outputs:
                 return known
-        self.operations.append(Operation(key, call, inputs, outputs))
+        self.operations.append(operation._replace(inputs=inputs, outputs=outputs))
         return outputs
 
     def connects(self, x: int) -> bool:
-        """Whether a value is an array that is computed from arguments."""
+        """Whether a value is an array that operations compute from arguments."""
         is_computed = x not in self._constant and x not in self._given
         return is_computed and bool(self.avals[x].shape) and self.is_plain(x)
 
@@ -129,12 +132,47 @@ class Graph:
         return *kinds, *rows, *map(number, part.results)
 
 
+_SELECT = Operation("select", lambda *values: [jax.lax.select_n(*values)], [], [], True)
+
+
+def _called(equation: Any) -> Jaxpr | None:
+    """The function of an operation that is a call, or None."""
+    return equation.params.get(_CALLS.get(equation.primitive.name))
+
+
+def _branches(equation: Any) -> Sequence[Jaxpr]:
+    """The branches of a condition that all run on this platform."""
+    for_platforms = equation.params.get("branches_platforms") is not None
+    is_condition = equation.primitive.name == "cond" and not for_platforms
+    return equation.params["branches"] if is_condition else ()
+
+
+def _is_simple(equation: Any) -> bool:
+    from jax.extend import core  # takes longer to import than this package
+
+    has_functions = any(True for _ in core.jaxprs_in_params(equation.params))
+    is_unmapped = equation.primitive.name in _UNMAPPED or bool(equation.effects)
+    return not has_functions and not is_unmapped
+
+
+def _is_simple_function(closed: Jaxpr) -> bool:
+    """Whether all operations are simple: a loop of a branch that is not taken may never end."""
+
+    def is_simple(equation: Any) -> bool:
+        called, branches = _called(equation), _branches(equation)
+        inner = branches if called is None else [called]
+        return all(map(_is_simple_function, inner)) if inner else _is_simple(equation)
+
+    return all(map(is_simple, closed.eqns))
+
+
 def _bound(equation: Any) -> Callable[..., Sequence[Any]]:
     """An operation as a function of its inputs that returns a list of results."""
     primitive = equation.primitive
 
     def call(*values: Any) -> Sequence[Any]:
-        found = primitive.bind(*values, **primitive.get_bind_params(equation.params))
+        with equation.ctx.manager:
+            found = primitive.bind(*values, **primitive.get_bind_params(equation.params))
         return found if primitive.multiple_results else [found]
 
     return call
@@ -165,9 +203,13 @@ class Part(NamedTuple):
     outer: Values  # the values that they need, without literals
     results: Values  # those of theirs that others need
 
+    @property
+    def is_simple(self) -> bool:
+        return all(operation.is_simple for operation in self.operations)
+
     def run(self, outer: Sequence[Any], literals: dict[int, Any]) -> list[Any]:
         values = literals | dict(zip(self.outer, outer, strict=True))
-        for _, call, inputs, outputs in self.operations:
+        for _, call, inputs, outputs, _ in self.operations:
             values.update(zip(outputs, call(*(values[x] for x in inputs)), strict=True))
         return [values[x] for x in self.results]
 
@@ -196,7 +238,7 @@ def _stages(graph: Graph) -> dict[tuple[int, int], list[Operation]]:
 
     Operations that arrays connect have one owner. So have scalars that are computed from one
     owner's values, as the norm of a parameter; scalars of several owners are joint. What an
-    operation needs of another owner has a lower level; joint scalars of a level come first.
+    operation needs of another owner has a lower level, or is a joint scalar of its own level.
     """
     if graph.has_effects:
         return {(0, _FREE): graph.operations}

@@ -4,6 +4,7 @@ Parts with the same operations are compiled as one, mapped over their stacked ar
 the same arrays run once.
 """
 
+import contextlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -33,20 +34,23 @@ class Program:
     def __call__(self, *trees: Any) -> Any:
         """The results of the function as NumPy arrays."""
         leaves, structure = jax.tree.flatten(trees)
-        key = structure, tuple((np.shape(x), getattr(x, "dtype", type(x))) for x in leaves)
+        key = structure, tuple(map(_kind, leaves))
         compiled = self._compiled.setdefault(key, [])
         for each in compiled:
             if each.fits(leaves):
                 return each(leaves)
-        first = trees[0][0] if self._is_mapped else trees[0]
-        traced = self.trace(first, *trees[1:])
+        traced = self.trace(trees[0][0], *trees[1:]) if self._is_mapped else self.trace(*trees)
         results = jax.tree.structure(traced.out_info)
         compiled.append(_Compiled(Graph(traced.jaxpr), results, leaves, self._is_mapped))
         return compiled[-1](leaves)
 
 
+def _kind(x: Any) -> Any:
+    return np.shape(x), getattr(x, "dtype", type(x)), getattr(x, "weak_type", False)
+
+
 class _Group(NamedTuple):
-    """Parts with equal operations: one of them, and the values of all as columns."""
+    """Parts with the same operations: one of them, and the values of all as columns."""
 
     part: Part
     outer: list[Column]
@@ -61,22 +65,39 @@ def _varies(column: Column) -> bool:
     return column.count(column[0]) < len(column)
 
 
-def _groups(graph: Graph, equal: dict[int, int]) -> tuple[list[_Group], dict[int, int]]:
+class _Same:
+    """By which equal value each value is replaced; chains of replacements are followed."""
+
+    def __init__(self) -> None:
+        self.replaced: dict[int, int] = {}
+
+    def __call__(self, x: int) -> int:
+        while x in self.replaced:
+            x = self.replaced[x]
+        return x
+
+    def add(self, values: Column, others: Column) -> None:
+        for x, y in zip(map(self, values), map(self, others), strict=True):
+            if x != y:
+                self.replaced[x] = y
+
+
+def _groups(graph: Graph, equal: dict[int, int]) -> tuple[list[_Group], _Same]:
     """Groups of parts with the same operations, in an order in which they can run.
 
-    Of parts with the same values only the first is kept. Also returns by which values those of
-    the others are replaced. `equal` maps each argument to the first that is the same array.
+    Of parts with the same values only the first is kept, and the values of the others are
+    replaced by its own. `equal` maps each argument to the first that is the same array.
     """
     groups: list[_Group] = []
-    same: dict[int, int] = {}
+    same = _Same()
     for parts in equal_parts(graph):
         distinct: dict[Column, Part] = {}
         for part in parts:
-            outer = (same.get(x, x) for x in part.outer)
+            outer = map(same, part.outer)
             first = distinct.setdefault(tuple(equal.get(x, x) for x in outer), part)
-            pairs = zip((*part.outer, *part.results), (*first.outer, *first.results), strict=True)
-            same.update(pair for pair in pairs if first is not part)
-        outer = [[same.get(x, x) for x in part.outer] for part in distinct.values()]
+            same.add(part.outer, first.outer)
+            same.add(part.results, first.results)
+        outer = [tuple(map(same, part.outer)) for part in distinct.values()]
         results = [part.results for part in distinct.values()]
         columns = (list(zip(*rows, strict=True)) for rows in (outer, results))
         groups.append(_Group(parts[0], *columns))
@@ -84,7 +105,7 @@ def _groups(graph: Graph, equal: dict[int, int]) -> tuple[list[_Group], dict[int
 
 
 class _Compiled:
-    """A graph as one compiled function, for leaves of which the same are the same array."""
+    """A graph as one compiled function, for leaves of which certain pairs are one array."""
 
     def __init__(self, graph: Graph, structure: Any, leaves: Leaves, is_mapped: bool):
         self.graph, self.structure = graph, structure
@@ -93,7 +114,7 @@ class _Compiled:
         equal = {x: firsts.setdefault(id(leaf), x) for x, leaf in arguments}
         self.groups, same = _groups(graph, equal)
         index = {x: i for i, x in enumerate(graph.arguments)}
-        self._repeated = [(index[x], index[y]) for x, y in same.items() if x in index and x != y]
+        self._repeated = [(index[x], index[same(x)]) for x in same.replaced if x in index]
         self.arguments = [*graph.arguments, *graph.constants]
         loops, single = [group for group in self.groups if group.varying], set(self.arguments)
         single -= set(graph.arguments[:is_mapped])
@@ -106,7 +127,7 @@ class _Compiled:
         made = [column for group in loops for column in group.results]
         # The column of a value, and where the value is in it.
         self.rows = {x: (c, i) for c in (*self.columns, *made) for i, x in enumerate(c)}
-        self.leaves = [same.get(x, x) for x in graph.results]
+        self.leaves = list(map(same, graph.results))
         self.results = list(dict.fromkeys(self.rows.get(x, (x,))[0] for x in self.leaves))
         run = self._run
         if is_mapped:  # over the first argument, a scalar in the graph
@@ -115,7 +136,7 @@ class _Compiled:
         self._run_compiled = jax.jit(run)
 
     def fits(self, leaves: Leaves) -> bool:
-        """Whether leaves are the same array again wherever a part was left out for it."""
+        """Whether the pairs of leaves that were one array, so that one part runs for both, are."""
         return all(leaves[i] is leaves[first] for i, first in self._repeated)
 
     def __call__(self, leaves: Leaves) -> Any:
@@ -136,7 +157,11 @@ class _Compiled:
             if x in values:
                 return values[x]
             if isinstance(x, tuple):
-                return jnp.stack(list(map(read, x)))
+                rows = [self.rows.get(i, ((), 0)) for i in x]
+                column, _ = rows[0]
+                if not column or {c for c, _ in rows} != {column}:
+                    return jnp.stack(list(map(read, x)))
+                return values[column][np.array([i for _, i in rows])]
             column, i = self.rows[x]
             return jax.lax.index_in_dim(values[column], i, keepdims=False)
 
@@ -149,18 +174,19 @@ class _Compiled:
                 return part.run(outer, self.graph.literals)
 
             if group.varying:
-                found = _mapped(run, list(map(read, group.varying)))
+                columns = list(map(read, group.varying))
+                found = _mapped(run, columns, group.part.is_simple)
                 values.update(zip(group.results, found, strict=True))
             else:
                 values.update(zip((x for (x,) in group.results), run([]), strict=True))
         return list(map(read, self.results))
 
 
-def _mapped(function: Callable[[Leaves], Leaves], columns: Leaves) -> Leaves:
-    try:
-        return jax.vmap(function)(columns)  # compiles in half of the time of the loop below
-    except Exception:  # some operations cannot be mapped, as some callbacks
-        return jax.lax.map(function, columns)
+def _mapped(function: Callable[[Leaves], Leaves], columns: Leaves, is_simple: bool) -> Leaves:
+    if is_simple:
+        with contextlib.suppress(NotImplementedError):  # an operation that JAX cannot map
+            return jax.vmap(function)(columns)  # compiles in half of the time of the loop below
+    return jax.lax.map(function, columns)
 
 
 def _on_host(x: Any) -> Any:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.extend import core
 
 import optax_decoupled as od
 from optax_decoupled._explain.program import Program
@@ -134,6 +135,67 @@ def test_equal_layers_may_be_one_array_at_first_and_differ_later(name):
         found = update(grads, state, weights)
         assert_equal(found, jax.jit(tx.update)(grads, state, weights))
         state = found[1]
+
+
+def test_an_array_may_stand_at_several_places():
+    """Of which some differ later, and of which each needs the result of another."""
+    a, b = RNG.normal(size=(2, 3)).astype(np.float32)
+
+    def twice(xs):
+        return jnp.sin(xs[0]), jnp.sin(xs[1]), jnp.cos(xs[2]), jnp.cos(xs[1])
+
+    def crossed_norms(xs):
+        norms = [jnp.linalg.norm(x) for x in xs]
+        return [x * n for x, n in zip(xs, [*norms[1:], norms[0]], strict=True)], norms
+
+    for function in (twice, crossed_norms):
+        program = Program(function)
+        for xs in ([a, a, a], [a, b, b], [a, a, b], [b, a, a], [a, a, a]):
+            assert_equal(program(xs), jax.jit(function)(xs))
+
+
+def test_a_branch_that_is_not_taken_may_run_forever_or_fail():
+    def fail(x):
+        raise FloatingPointError(x)
+
+    def double(x):
+        return jax.lax.while_loop(lambda y: jnp.sum(y * y) < 1e3, lambda y: 2 * y, x)
+
+    def refuse(x):
+        return jax.pure_callback(fail, jax.ShapeDtypeStruct(x.shape, x.dtype), x)
+
+    def guarded(f):
+        each = lambda x: jax.lax.cond(jnp.sum(x * x) > 0, lambda: f(x), lambda: x)
+        return lambda xs: jax.tree.map(each, xs)
+
+    xs = [np.ones(3, np.float32), np.full(3, 2, np.float32), np.zeros(3, np.float32)]
+    assert_equal(Program(guarded(double))(xs), jax.jit(guarded(double))(xs))
+    zeros = [np.zeros(3, np.float32), np.zeros(3, np.float32)]
+    assert_equal(Program(guarded(refuse))(zeros), zeros)
+
+
+@pytest.mark.parametrize("kind", ["threefry2x32", "rbg", "old threefry"])
+def test_random_numbers_are_those_of_jit(kind):
+    def noisy(key, xs):
+        with jax.threefry_partitionable(kind != "old threefry"):
+            keys = jax.random.split(key, len(xs))
+            return [x + jax.random.normal(k, x.shape) for k, x in zip(keys, xs, strict=True)]
+
+    key = jax.random.key(0, impl="threefry2x32" if kind.startswith("old") else kind)
+    xs = list(RNG.normal(size=(3, 4)).astype(np.float32))
+    assert_equal(Program(noisy)(key, xs), jax.jit(noisy)(key, xs))
+
+
+def test_a_branch_for_another_platform_is_not_compiled():
+    primitive = core.Primitive("of_another_platform")
+    primitive.def_abstract_eval(lambda x: x)
+
+    def each(x):
+        return jax.lax.platform_dependent(x, tpu=primitive.bind, default=lambda x: -x)
+
+    xs = [np.ones(3, np.float32), np.zeros(3, np.float32)]
+    negated = Program(lambda xs: jax.tree.map(each, xs))(xs)
+    assert_equal(negated, [-x for x in xs])
 
 
 @pytest.mark.parametrize(
