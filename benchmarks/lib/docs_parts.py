@@ -168,7 +168,8 @@ def explain_speed() -> str:
     ]
     first = next(iter(record["results"].values()))
     size = f"{first['leaves']} parameters of {first['weights'] / 1e6:.0f} million weights in all"
-    header = ["optimizer", "seconds", "of one trace by JAX", "extra memory, copies of the weights"]
+    memory = "extra memory, copies of the weights"
+    header = ["optimizer", "seconds", "seconds of one trace", memory]
     return (
         f"For {size}, on {record['device']['cores']} cores ({record['device']['kind']}), beside "
         "the seconds that JAX takes to trace `tx.update` once:\n\n" + markdown([header, *rows])

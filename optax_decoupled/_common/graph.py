@@ -20,7 +20,6 @@ Values = tuple[int, ...]
 # Operations that are calls, and which of their parameters is the function.
 _CALLS = {
     "jit": "jaxpr",
-    "pjit": "jaxpr",
     "custom_jvp_call": "call_jaxpr",
     "custom_vjp_call": "call_jaxpr",
 }

@@ -59,8 +59,8 @@ class _Decay:
     """The fraction that the update with a count removes of each parameter."""
 
     def __init__(self, p: Probe, found: Findings):
-        self.p, sides = p, (1, -1)
-        self.sides = [p.trees(p.start, sign * p.large, factor=FAINT) for sign in sides]
+        self.p = p
+        self.sides = [p.trees(p.start, sign * p.large, factor=FAINT) for sign in (1, -1)]
         self.factor = np.select([found.kind == "cautious", found.kind == "constrained"], [2, 0], 1)
         ranges = np.isfinite(found.spread[0])
         self.factor = np.where(ranges, found.fraction / found.projected, self.factor)
