@@ -6,6 +6,10 @@ without the imports. The exponent is the slope of log time over log leaves betwe
 sizes: 1 is linear, 2 is quadratic. Memory is the peak of the process, imports and parameters
 included. A case that takes more than 20 minutes or more memory is missing.
 
+A step is the exception: it is not the first call but the median of 101, and both optimizers take
+their steps in turn in one process. They are loaded in both orders, from a compilation cache that
+was filled in processes of their own; seconds and ratio are geometric means over the two orders.
+
 Usage: python -m benchmarks.cost.growth [--out DIR] [--leaves N ...] [--cases NAME ...]
 """
 
@@ -14,8 +18,10 @@ import dataclasses
 import json
 import os
 import resource
+import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -28,6 +34,8 @@ import numpy as np
 import optax
 
 import optax_decoupled as od
+from benchmarks.cost.step_cost import in_place, timed
+from benchmarks.cost.step_programs import Program
 from benchmarks.lib.drawing import save
 from benchmarks.lib.harness import RESULTS, ROOT, environment, write_json
 from benchmarks.lib.progress import tracked
@@ -37,6 +45,8 @@ SIZES = (10, 100, 1_000, 10_000)
 MEMORY, SECONDS = 16 * 2**30, 1200
 ETA = optax.cosine_decay_schedule(1.0, 1_000)
 Params = dict[str, dict[str, jax.Array]]
+Row = dict[str, float | None]
+MISSING: Row = {"seconds": None, "gigabytes": None}
 
 
 def parameters(leaves: int) -> Params:
@@ -64,13 +74,14 @@ def traced(tx: optax.GradientTransformation) -> Callable[[Params], Any]:
 
 
 def compiled(tx: optax.GradientTransformation) -> Callable[[Params], Any]:
-    def step(params: Params, state: Any, grads: Any) -> Any:
+    def step(carry: Any, grads: Any) -> Any:
+        params, state = carry
         updates, state = tx.update(grads, state, params)
         return optax.apply_updates(params, updates), state
 
     def call(params: Params) -> Any:
-        state = jax.eval_shape(tx.init, params)
-        return jax.jit(step, donate_argnums=(0, 1)).lower(params, state, params).compile()
+        carry = params, jax.eval_shape(tx.init, params)
+        return jax.jit(step, donate_argnums=0).lower(carry, params).compile()
 
     return call
 
@@ -128,6 +139,41 @@ CASES: dict[str, Callable[[Params], Any]] = {
 }
 
 
+STEPS = {"step optax.adamw": theirs(), "step adamw": ours()}
+ROUNDS = 101
+
+
+def measure_steps(order: list[str], leaves: int) -> dict[str, dict[str, float]]:
+    """Median seconds of a step of each optimizer, all of them in turn, loaded in this order."""
+    programs = {}
+    for name in order:
+        params, grads, tx = parameters(leaves), parameters(leaves), STEPS[name]
+        programs[name] = Program(compiled(tx)(params), (params, tx.init(params)), grads)
+    found = timed(in_place(programs), ROUNDS)
+    return {name: {"seconds": x["seconds"], "gigabytes": peak()} for name, x in found.items()}
+
+
+def steps(leaves: int) -> dict[str, Row]:
+    """Seconds of a step of each optimizer, over both orders; None beyond the limits."""
+    names = list(STEPS)
+    with tempfile.TemporaryDirectory() as cache:
+        filled = [in_process(name.replace("step", "compile"), leaves, cache) for name in names]
+        if any(row["seconds"] is None for row in filled):
+            return dict.fromkeys(names, MISSING)
+        orders = (names, names[::-1])
+        found = [limited("--steps", str(leaves), *order, cache=cache) for order in orders]
+    if None in found:
+        return dict.fromkeys(names, MISSING)
+    first, second = found
+    return {
+        name: {
+            "seconds": statistics.geometric_mean(x[name]["seconds"] for x in (first, second)),
+            "gigabytes": max(x[name]["gigabytes"] for x in (first, second)),
+        }
+        for name in names
+    }
+
+
 def measure(name: str, leaves: int) -> dict[str, float]:
     """Seconds and peak memory; a case may return its own seconds, to leave its preparation out."""
     params = parameters(leaves)
@@ -135,24 +181,37 @@ def measure(name: str, leaves: int) -> dict[str, float]:
     start = time.perf_counter()
     own = CASES[name](params)
     seconds = time.perf_counter() - start
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # on Linux in KiB
     return {
         "seconds": round(own if isinstance(own, float) else seconds, 4),
-        "gigabytes": round(peak, 2),
+        "gigabytes": peak(),
     }
 
 
-def in_process(name: str, leaves: int) -> dict[str, float | None]:
+def peak() -> float:
+    """The most GiB of memory that this process has had."""
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)  # Linux: in KiB
+
+
+def in_process(name: str, leaves: int, cache: str = "") -> Row:
     """What a case takes in a new process; None if it ran out of memory or time."""
-    limited = ["sh", "-c", f'ulimit -v {MEMORY // 1024}; exec "$@"', "sh"]
-    python = [sys.executable, "-m", "benchmarks.cost.growth"]
-    command = [*limited, *python, "--one", name, str(leaves)]
-    missing: dict[str, float | None] = {"seconds": None, "gigabytes": None}
+    return limited("--one", name, str(leaves), cache=cache) or MISSING
+
+
+def limited(*arguments: str, cache: str = "") -> Any:
+    """What this script prints in a new process with limits; None if it exceeds one of them."""
+    shell = ["sh", "-c", f'ulimit -v {MEMORY // 1024}; exec "$@"', "sh"]
+    command = [*shell, sys.executable, "-m", "benchmarks.cost.growth", *arguments]
+    compilation_cache = {
+        "JAX_COMPILATION_CACHE_DIR": cache,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    environment = os.environ | (compilation_cache if cache else {})
+    pipes = {"capture_output": True, "text": True}
     try:
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=SECONDS)
+        done = subprocess.run(command, cwd=ROOT, env=environment, timeout=SECONDS, **pipes)
     except subprocess.TimeoutExpired:
-        return missing
-    return missing if done.returncode else json.loads(done.stdout.splitlines()[-1])
+        return None
+    return None if done.returncode else json.loads(done.stdout.splitlines()[-1])
 
 
 def exponent(seconds: dict[str, float | None]) -> float | None:
@@ -164,7 +223,7 @@ def exponent(seconds: dict[str, float | None]) -> float | None:
     return round(float(np.log(t / s) / np.log(m / n)), 2)
 
 
-def merged(old: dict[str, Any], new: dict[str, dict[str, float | None]]) -> dict[str, Any]:
+def merged(old: dict[str, Any], new: dict[str, Row]) -> dict[str, Any]:
     """The row of a case: what was measured before, and now."""
     row: dict[str, Any] = {}
     for unit in ("seconds", "gigabytes"):
@@ -180,7 +239,7 @@ def draw(record: dict[str, Any], path: Path) -> None:
         label = f"{name}: n^{found['exponent']}"
         style = {"marker": "os^v<>D"[i % 7], "ls": ("-", "--")[i // 7]}
         ax.loglog(*zip(*points, strict=True), label=label, **style)
-    ax.set(xlabel="parameters (leaves)", ylabel="seconds, first call")
+    ax.set(xlabel="parameters (leaves)", ylabel="seconds: first call, or a step")
     ax.grid(alpha=0.25)
     ax.legend(fontsize="small", frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     save(figure, path)
@@ -199,10 +258,14 @@ def report(record: dict[str, Any]) -> str:
         for name, found in record["cases"].items()
     ]
     largest = f"GiB at {int(sizes[-1]):,}"
-    header = ["first call, seconds", *(f"{int(n):,}" for n in sizes), "exponent", largest]
+    header = ["seconds", *(f"{int(n):,}" for n in sizes), "exponent", largest]
     device = record["device"]
+    ours, theirs = (record["cases"][name]["seconds"] for name in reversed(STEPS))
+    ratios = ", ".join(f"{ours[n] / theirs[n]:.3f}" if ours[n] else "-" for n in sizes)
     return (
-        f"{markdown([header, *rows])}\nLeaves of 16 x 16, each case in a process of its own, "
+        f"{markdown([header, *rows])}\nThe first call; of a step, the median of {ROUNDS} after "
+        f"the first, both optimizers in turn. A step of `adamw` takes {ratios} of the time of "
+        "`optax.adamw`'s. Leaves of 16 x 16, each case in a process of its own, "
         f"{device['cores']} cores ({device['kind']}), load {record['load']:.1f} at the start. The "
         "exponent is that between the last two sizes. GiB: the peak memory of the process, imports "
         f"included. -: not measured, more than {SECONDS // 60} minutes, or more than 16 GiB.\n\n"
@@ -218,17 +281,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--leaves", type=int, nargs="+", default=SIZES)
-    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--cases", nargs="+", choices=[*CASES, "steps"], default=[*CASES, "steps"])
     parser.add_argument("--one", nargs=2, help="measure one case here and print it")
+    parser.add_argument("--steps", nargs="+", help="measure steps here: the leaves, the order")
     options = parser.parse_args()
     if options.one:
         print(json.dumps(measure(options.one[0], int(options.one[1]))))
+        return
+    if options.steps:
+        print(json.dumps(measure_steps(options.steps[1:], int(options.steps[0]))))
         return
     path = options.out / "growth.json"
     old = json.loads(path.read_text())["cases"] if path.exists() else {}
     record = {"name": "growth", **environment(), "load": os.getloadavg()[0], "cases": {}}
     for name in tracked(CASES, "calls"):
         new = {str(n): in_process(name, n) for n in options.leaves if name in options.cases}
+        record["cases"][name] = merged(old.get(name, {}), new)
+        print(name, record["cases"][name], flush=True)
+    taken = {str(n): steps(n) for n in options.leaves if "steps" in options.cases}
+    for name in STEPS:
+        new = {n: rows[name] for n, rows in taken.items()}
         record["cases"][name] = merged(old.get(name, {}), new)
         print(name, record["cases"][name], flush=True)
     options.out.mkdir(parents=True, exist_ok=True)
