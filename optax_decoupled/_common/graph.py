@@ -26,6 +26,18 @@ _CALLS = {
 # Operations that are not mapped over leaves: calls of other code, and random numbers, of which
 # some generators draw others if they are mapped.
 _UNMAPPED = {"pure_callback", "ffi_call", "random_bits", "rng_bit_generator"}
+# Operations that compute each element of their result from that element of their inputs.
+# fmt: off
+_ELEMENTWISE = {
+    "abs", "acos", "acosh", "add", "and", "asin", "asinh", "atan", "atan2", "atanh", "cbrt",
+    "ceil", "clamp", "complex", "conj", "convert_element_type", "copy", "cos", "cosh",
+    "digamma", "div", "eq", "erf", "erf_inv", "erfc", "exp", "exp2", "expm1", "floor", "ge",
+    "gt", "imag", "integer_pow", "is_finite", "le", "lgamma", "log", "log1p", "logistic", "lt",
+    "max", "min", "mul", "ne", "neg", "nextafter", "not", "or", "pow", "real",
+    "reduce_precision", "rem", "round", "rsqrt", "select_n", "sign", "sin", "sinh", "sqrt",
+    "square", "sub", "tan", "tanh", "xor",
+}
+# fmt: on
 # The owner of scalars that are computed from several owners, and from none. They run before all
 # other operations of their level, so these numbers are smaller than those of the other owners.
 _JOINT, _FREE = -2, -1
@@ -37,16 +49,21 @@ class Operation(NamedTuple):
     inputs: list[int]
     outputs: list[int]
     is_simple: bool  # whether it can be mapped, and run although its result is not needed
+    is_elementwise: bool  # and all its arrays have one shape
 
 
 class Graph:
-    """The operations of a traced function and of those that it calls; values are numbered."""
+    """The operations of a traced function and of those that it calls; values are numbered.
+
+    An array that is one scalar everywhere is no result of an operation: `fills` has the scalar.
+    """
 
     def __init__(self, closed: Jaxpr):
         self.operations: list[Operation] = []
         self.avals: list[Any] = []  # of each value
         self.constants: dict[int, Any] = {}
         self.literals: dict[int, Any] = {}
+        self.fills: dict[int, int] = {}
         self._contents: dict[int, Any] = {}  # of literals, as keys
         self.has_effects = bool(closed.effects)
         self._known: dict[Any, Any] = {}  # numbers of literals, and of results of scalars
@@ -89,18 +106,37 @@ class Graph:
         called, branches = _called(equation), _branches(equation)
         if called is not None:
             return self._walk(called, inputs)
+        if _is_fill(equation):
+            return [self._fill(inputs[0], equation.outvars[0])]
         if branches and all(map(_is_simple_function, branches)):
             # All branches run, and one result is taken: so leaves remain apart.
             results = [self._walk(branch, inputs[1:]) for branch in branches]
             rows = zip(equation.outvars, *results, strict=True)
             return [self._add(_SELECT, [inputs[0], *x], [v])[0] for v, *x in rows]
         key = equation.primitive, equation.ctx, _frozen(equation.params)
-        operation = Operation(key, _bound(equation), [], [], _is_simple(equation))
+        is_elementwise = equation.primitive.name in _ELEMENTWISE
+        operation = Operation(key, _bound(equation), [], [], _is_simple(equation), is_elementwise)
         return self._add(operation, inputs, equation.outvars)
+
+    def _fill(self, scalar: int, variable: Any) -> int:
+        """The array with this scalar everywhere, one for each kind."""
+        key = "fill", scalar, _kind(variable.aval)
+        if key not in self._known:
+            self._known[key] = x = self._value(variable)
+            self.fills[x] = scalar
+            if scalar in self._constant:
+                self._constant.add(x)
+        return self._known[key]
+
+    def scalar(self, x: int) -> int:
+        """The scalar that a value is everywhere, or the value itself."""
+        return self.fills.get(x, x)
 
     def _add(self, operation: Operation, inputs: list[int], variables: Sequence[Any]) -> list[int]:
         """Adds an operation, unless an earlier one computes the same scalars; its results."""
         outputs = list(map(self._value, variables))
+        if operation.is_elementwise and not self._have_one_shape((*inputs, *outputs)):
+            operation = operation._replace(is_elementwise=False)
         if self._constant.issuperset(inputs):
             self._constant.update(outputs)
         if not self.has_effects and not any(map(self.connects, (*inputs, *outputs))):
@@ -110,28 +146,56 @@ class Graph:
         self.operations.append(operation._replace(inputs=inputs, outputs=outputs))
         return outputs
 
+    def _have_one_shape(self, values: Sequence[int]) -> bool:
+        """Whether these are scalars and arrays of one shape."""
+        shapes = {self.avals[x].shape for x in values} - {()}
+        return len(shapes) < 2 and 0 not in sum(shapes, ()) and all(map(self.is_plain, values))
+
     def connects(self, x: int) -> bool:
         """Whether a value is an array that operations compute from arguments."""
-        is_computed = x not in self._constant and x not in self._given
+        is_computed = not (x in self._constant or x in self._given or x in self.fills)
         return is_computed and bool(self.avals[x].shape) and self.is_plain(x)
 
     def is_plain(self, x: int) -> bool:
         """Whether a value is no random key."""
         return not jnp.issubdtype(self.avals[x].dtype, jax.dtypes.extended)
 
-    def key(self, part: "Part") -> Any:
+    def is_for_any_size(self) -> bool:
+        """Whether it computes the same of samples: elements alone, of shapes of arguments."""
+        given = {self.avals[x].shape for x in self.arguments}
+        constants = any(np.ndim(x) for x in (*self.constants.values(), *self.literals.values()))
+        made = {self.avals[x].shape for x in (*self.fills, *self.results)} - {()}
+        elementwise = all(operation.is_elementwise for operation in self.operations)
+        return elementwise and made <= given and not constants and not self.has_effects
+
+    def key(self, part: "Part", has_shapes: bool = True) -> Any:
         """Equal for operations that compute the same from values of the same kinds."""
         numbers = {x: i for i, x in enumerate(part.outer)}
 
+        def kind(x: int) -> Any:
+            shape, *others = _kind(self.avals[x])
+            return shape if has_shapes else bool(shape), *others
+
         def number(x: int) -> Any:
+            if x in self.fills:
+                return kind(x), number(self.fills[x])
             return self._contents.get(x) or numbers.setdefault(x, len(numbers))
 
-        kinds = [_kind(self.avals[x]) for x in part.outer]
+        kinds = map(kind, part.outer)
         rows = [(x.key, *map(number, (*x.inputs, *x.outputs))) for x in part.operations]
         return *kinds, *rows, *map(number, part.results)
 
 
-_SELECT = Operation("select", lambda *values: [jax.lax.select_n(*values)], [], [], True)
+_SELECT = Operation("select", lambda *values: [jax.lax.select_n(*values)], [], [], True, True)
+
+
+def _is_fill(equation: Any) -> bool:
+    """Whether an equation makes an array of one scalar."""
+    if equation.primitive.name != "broadcast_in_dim" or len(equation.invars) > 1:
+        return False
+    (scalar,), (filled,) = equation.invars, equation.outvars
+    has_sharding = equation.params.get("sharding") is not None
+    return not scalar.aval.shape and bool(filled.aval.shape) and not has_sharding
 
 
 def _called(equation: Any) -> Jaxpr | None:
@@ -206,30 +270,45 @@ class Part(NamedTuple):
     def is_simple(self) -> bool:
         return all(operation.is_simple for operation in self.operations)
 
-    def run(self, outer: Sequence[Any], literals: dict[int, Any]) -> list[Any]:
-        values = literals | dict(zip(self.outer, outer, strict=True))
-        for _, call, inputs, outputs, _ in self.operations:
-            values.update(zip(outputs, call(*(values[x] for x in inputs)), strict=True))
+    def is_elementwise(self, graph: Graph) -> bool:
+        """Whether it may have arrays of any shape."""
+        has_array = any(graph.avals[x].shape for x in self.outer)
+        return has_array and all(operation.is_elementwise for operation in self.operations)
+
+    def run(self, outer: Sequence[Any], graph: Graph, shape: Callable[[int], Any]) -> list[Any]:
+        """Its results; `shape(x)` is that of a value that has one scalar everywhere."""
+        values = graph.literals | dict(zip(self.outer, outer, strict=True))
+
+        def read(x: int) -> Any:
+            value = values[graph.scalar(x)]
+            return jax.lax.broadcast(value, shape(x)) if x in graph.fills else value
+
+        for operation in self.operations:
+            results = operation.call(*map(read, operation.inputs))
+            values.update(zip(operation.outputs, results, strict=True))
         return [values[x] for x in self.results]
 
 
 def equal_parts(graph: Graph) -> Iterable[list[Part]]:
     """Lists of parts with the same operations, in an order in which they can run."""
     stages = _stages(graph)
-    outer = {key: _outer(operations, graph.literals) for key, operations in stages.items()}
-    needed = {x for column in outer.values() for x in column}.union(graph.results)
+    outer = {key: _outer(operations, graph) for key, operations in stages.items()}
+    needed = {x for column in outer.values() for x in column}
+    needed.update(map(graph.scalar, graph.results))
     alike: dict[Any, list[Part]] = {}
     for (level, owner), operations in sorted(stages.items(), key=lambda item: item[0]):
         made = (x for operation in operations for x in operation.outputs)
         part = Part(operations, outer[level, owner], tuple(x for x in made if x in needed))
-        alike.setdefault((level, owner < 0, graph.key(part)), []).append(part)
+        key = graph.key(part, has_shapes=not part.is_elementwise(graph))
+        alike.setdefault((level, owner < 0, key), []).append(part)
     return alike.values()
 
 
-def _outer(operations: list[Operation], literals: dict[int, Any]) -> Values:
+def _outer(operations: list[Operation], graph: Graph) -> Values:
     made = {x for operation in operations for x in operation.outputs}
-    needed = dict.fromkeys(x for operation in operations for x in operation.inputs)
-    return tuple(x for x in needed if x not in made and x not in literals)
+    inputs = (x for operation in operations for x in operation.inputs)
+    needed = dict.fromkeys(map(graph.scalar, inputs))
+    return tuple(x for x in needed if x not in made and x not in graph.literals)
 
 
 def _stages(graph: Graph) -> dict[tuple[int, int], list[Operation]]:
@@ -246,10 +325,11 @@ def _stages(graph: Graph) -> dict[tuple[int, int], list[Operation]]:
     owner, level, stages = dict.fromkeys(given, _FREE), dict.fromkeys(given, 0), {}
     for operation in graph.operations:
         arrays = filter(graph.connects, (*operation.inputs, *operation.outputs))
-        owners = {owner[x] for x in operation.inputs} - {_FREE}
+        inputs = list(map(graph.scalar, operation.inputs))
+        owners = {owner[x] for x in inputs} - {_FREE}
         of_scalar = _JOINT if len(owners) > 1 else min(owners, default=_FREE)
         own = next(map(root, arrays), of_scalar)
-        levels = (level[x] + (owner[x] not in (own, *shared)) for x in operation.inputs)
+        levels = (level[x] + (owner[x] not in (own, *shared)) for x in inputs)
         at = max(levels, default=0)
         owner.update(dict.fromkeys(operation.outputs, own))
         level.update(dict.fromkeys(operation.outputs, at))

@@ -73,13 +73,16 @@ class Probe:
         paths = [path for path, _ in named_leaves(params)[0]]
         structs = map(jax.ShapeDtypeStruct, self._full, self.dtypes)
         self._originals = dict(zip(paths, structs, strict=True))
-        like = arguments.check_state_fits(state, self._states(self._full))
+        self._initial = next(self._states(self._full))
+        self._like_given = arguments.check_state_fits(state, self._states(self._full))
         way_out = "Pass what you pass to tx.update, or None."
         self._given = [None] * len(leaves)
         if grads is not None:
             self._given = entries_like("grads", grads, params, way_out)
-        trees = self._shapes(self._full), like, self._shapes(self._full)
-        self._full_program = self._program(self._full, *trees)
+        trees = self._shapes(self._full), self._like_given, self._shapes(self._full)
+        self._is_for_any_size = self._init.is_for_any_size(trees[0])
+        self._is_for_any_size &= self._update.is_for_any_size(*trees)
+        self._full_program = self._is_for_any_size or self._program(self._full, *trees)
         for shapes in sample.samples(self._full):
             if self._take(shapes, state):
                 break
@@ -95,16 +98,17 @@ class Probe:
         if not self.is_sampled and weights > max(FULL_SIZE, 2**12 * len(shapes)):
             raise ValueError(arguments.NOT_SAMPLED.format(weights))
         try:
-            self._like = next(self._states(shapes))
+            self._like, like_given = self._states_like(shapes)
             self._set_units(shapes)
             if state is None:
                 self.start = self.fresh(self.natural)
             else:
-                own = next(x for x in self._states(shapes) if arguments.same_structure(x, state))
                 fit = lambda x, s: cast_like(sample.sampled(x, s.shape), s)
-                self.start = sample.map_once(fit, state, own)
+                self.start = sample.map_once(fit, state, like_given)
+            if self._is_for_any_size or not self.is_sampled:
+                return True
             trees = self._grads(), self.start, self.params(1.0)
-            return not self.is_sampled or self._program(shapes, *trees) == self._full_program
+            return self._program(shapes, *trees) == self._full_program
         except ValueError:  # it holds arrays of other shapes
             if not self.is_sampled:
                 raise
@@ -113,6 +117,15 @@ class Probe:
     def _shapes(self, shapes: list[sample.Shape]) -> optax.Params:
         like = zip(shapes, self.wide, strict=True)
         return self.treedef.unflatten(jax.ShapeDtypeStruct(*leaf) for leaf in like)
+
+    def _states_like(self, shapes: list[sample.Shape]) -> tuple[optax.OptState, optax.OptState]:
+        """The initial state, and one of the structure of that which was given, as shapes."""
+        if self._is_for_any_size:
+            sampled = dict(zip(self._full, shapes, strict=True))
+            like = lambda x: jax.ShapeDtypeStruct(sampled.get(x.shape, x.shape), x.dtype)
+            return jax.tree.map(like, self._initial), jax.tree.map(like, self._like_given)
+        states = (x for x in self._states(shapes) if arguments.same_structure(x, self._like_given))
+        return next(self._states(shapes)), next(states)
 
     def _states(self, shapes: list[sample.Shape]) -> Iterator[optax.OptState]:
         """The initial state and later ones, as shapes: some gain leaves at the first updates."""

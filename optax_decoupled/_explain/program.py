@@ -1,11 +1,13 @@
 """A function of trees that compiles once what it does to many leaves.
 
 Parts with the same operations are compiled as one, mapped over their stacked arrays; parts with
-the same arrays run once.
+the same arrays run once. Parts that compute each element alone may have arrays of any shapes:
+they are stacked as vectors of the greatest length, and each is repeated to fill its own.
 """
 
 import contextlib
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -14,10 +16,18 @@ import numpy as np
 
 from optax_decoupled._common.graph import Graph, Part, equal_parts
 
+Shape = tuple[int, ...]
 # An array or a number for each leaf of a tree.
 Leaves = list[Any]
-# The numbers of one value in each part of a group. Stacked, the values are one array.
-Column = tuple[int, ...]
+# The numbers of one value in each part of a group.
+Numbers = tuple[int, ...]
+
+
+class Column(NamedTuple):
+    """Values that are stacked as one array, as vectors of this length if it is not 0."""
+
+    values: Numbers
+    length: int = 0
 
 
 class Program:
@@ -30,39 +40,62 @@ class Program:
     def __init__(self, function: Callable[..., Any], is_mapped: bool = False):
         self.trace, self._is_mapped = jax.jit(function).trace, is_mapped
         self._compiled: dict[Any, list[_Compiled]] = {}
+        self._for_any_size: dict[Any, tuple[Graph, Any]] = {}
 
     def __call__(self, *trees: Any) -> Any:
         """The results of the function as NumPy arrays."""
         leaves, structure = jax.tree.flatten(trees)
-        key = structure, tuple(map(_kind, leaves))
-        compiled = self._compiled.setdefault(key, [])
+        kinds = list(map(_kind, leaves))
+        compiled = self._compiled.setdefault((structure, *kinds), [])
         for each in compiled:
             if each.fits(leaves):
                 return each(leaves)
-        traced = self.trace(trees[0][0], *trees[1:]) if self._is_mapped else self.trace(*trees)
-        results = jax.tree.structure(traced.out_info)
-        compiled.append(_Compiled(Graph(traced.jaxpr), results, leaves, self._is_mapped))
+        traced = self._for_any_size.get(_without_sizes(structure, kinds))
+        if traced is None:
+            traced = self._traced(trees[0][0] if self._is_mapped else trees[0], *trees[1:])
+        compiled.append(_Compiled(*traced, leaves, self._is_mapped))
         return compiled[-1](leaves)
+
+    def _traced(self, *trees: Any) -> tuple[Graph, Any]:
+        """The operations, and the structure of the results."""
+        traced = self.trace(*trees)
+        return Graph(traced.jaxpr), jax.tree.structure(traced.out_info)
+
+    def is_for_any_size(self, *trees: Any) -> bool:
+        """Whether the function does to some elements of these arrays what it does to all.
+
+        If so, later calls with arrays of other sizes are not traced.
+        """
+        traced = self._traced(*trees)
+        if traced[0].is_for_any_size():
+            leaves, structure = jax.tree.flatten(trees)
+            self._for_any_size[_without_sizes(structure, map(_kind, leaves))] = traced
+            return True
+        return False
 
 
 def _kind(x: Any) -> Any:
     return np.shape(x), getattr(x, "dtype", type(x)), getattr(x, "weak_type", False)
 
 
+def _without_sizes(structure: Any, kinds: Iterable[Any]) -> Any:
+    return structure, *((len(shape), *others) for shape, *others in kinds)
+
+
 class _Group(NamedTuple):
-    """Parts with the same operations: one of them, and the values of all as columns."""
+    """Parts with the same operations: one of them, and the values of all."""
 
     part: Part
-    outer: list[Column]
-    results: list[Column]
+    outer: list[Numbers]
+    results: list[Numbers]
 
     @property
-    def varying(self) -> list[Column]:
+    def varying(self) -> list[Numbers]:
         return list(filter(_varies, self.outer))
 
 
-def _varies(column: Column) -> bool:
-    return column.count(column[0]) < len(column)
+def _varies(numbers: Numbers) -> bool:
+    return numbers.count(numbers[0]) < len(numbers)
 
 
 class _Same:
@@ -76,7 +109,7 @@ class _Same:
             x = self.replaced[x]
         return x
 
-    def add(self, values: Column, others: Column) -> None:
+    def add(self, values: Numbers, others: Numbers) -> None:
         for x, y in zip(map(self, values), map(self, others), strict=True):
             if x != y:
                 self.replaced[x] = y
@@ -91,7 +124,7 @@ def _groups(graph: Graph, equal: dict[int, int]) -> tuple[list[_Group], _Same]:
     groups: list[_Group] = []
     same = _Same()
     for parts in equal_parts(graph):
-        distinct: dict[Column, Part] = {}
+        distinct: dict[Numbers, Part] = {}
         for part in parts:
             outer = map(same, part.outer)
             first = distinct.setdefault(tuple(equal.get(x, x) for x in outer), part)
@@ -105,35 +138,50 @@ def _groups(graph: Graph, equal: dict[int, int]) -> tuple[list[_Group], _Same]:
 
 
 class _Compiled:
-    """A graph as one compiled function, for leaves of which certain pairs are one array."""
+    """A graph as one compiled function, for leaves of which certain pairs are one array.
+
+    The leaves may be samples of the arrays that the graph is for.
+    """
 
     def __init__(self, graph: Graph, structure: Any, leaves: Leaves, is_mapped: bool):
         self.graph, self.structure = graph, structure
+        given = list(zip(graph.arguments, leaves, strict=True))
+        self._sampled = {graph.avals[x].shape: np.shape(leaf) for x, leaf in given[is_mapped:]}
         firsts: dict[int, int] = {}
-        arguments = zip(graph.arguments, leaves, strict=True)
-        equal = {x: firsts.setdefault(id(leaf), x) for x, leaf in arguments}
+        equal = {x: firsts.setdefault(id(leaf), x) for x, leaf in given}
         self.groups, same = _groups(graph, equal)
         index = {x: i for i, x in enumerate(graph.arguments)}
         self._repeated = [(index[x], index[same(x)]) for x in same.replaced if x in index]
         self.arguments = [*graph.arguments, *graph.constants]
-        loops, single = [group for group in self.groups if group.varying], set(self.arguments)
-        single -= set(graph.arguments[:is_mapped])
-        self.columns: list[Column] = []  # of arguments
-        for column in (column for group in loops for column in group.varying):
-            if single.issuperset(column) and graph.is_plain(column[0]):
-                self.columns.append(column)
-                single.difference_update(column)
-        self.single = [*graph.arguments[:is_mapped], *(x for x in self.arguments if x in single)]
-        made = [column for group in loops for column in group.results]
+        loops = [group for group in self.groups if group.varying]
+        varying = (column for group in loops for column in self._columns(group, group.varying))
+        whole = set(filter(graph.is_plain, self.arguments[is_mapped:]))
+        self.columns = list(dict.fromkeys(x for x in varying if whole.issuperset(x.values)))
+        made = (column for group in loops for column in self._columns(group, group.results))
         # The column of a value, and where the value is in it.
-        self.rows = {x: (c, i) for c in (*self.columns, *made) for i, x in enumerate(c)}
+        self.rows = {x: (c, i) for c in (*self.columns, *made) for i, x in enumerate(c.values)}
+        self.single = [x for x in self.arguments if x not in self.rows]
         self.leaves = list(map(same, graph.results))
         self.results = list(dict.fromkeys(self.rows.get(x, (x,))[0] for x in self.leaves))
         run = self._run
         if is_mapped:  # over the first argument, a scalar in the graph
             axes = [None if i else 0 for i in range(len(self.single))]
-            run = jax.vmap(run, (axes, None), [int(isinstance(x, tuple)) for x in self.results])
+            run = jax.vmap(run, (axes, None), [int(isinstance(x, Column)) for x in self.results])
         self._run_compiled = jax.jit(run)
+
+    def _shape(self, x: int) -> Shape:
+        shape = self.graph.avals[x].shape
+        return self._sampled.get(shape, shape)
+
+    def _columns(self, group: _Group, rows: Iterable[Numbers]) -> list[Column]:
+        length = self._length(group)
+        return [Column(row, length if self._shape(row[0]) else 0) for row in rows]
+
+    def _length(self, group: _Group) -> int:
+        """That of the longest array of a group whose arrays are vectors, or 0."""
+        if not group.varying or not group.part.is_elementwise(self.graph):
+            return 0
+        return max(math.prod(self._shape(x)) for row in group.outer for x in row)
 
     def fits(self, leaves: Leaves) -> bool:
         """Whether the pairs of leaves that were one array, so that one part runs for both, are."""
@@ -141,45 +189,86 @@ class _Compiled:
 
     def __call__(self, leaves: Leaves) -> Any:
         given = dict(zip(self.arguments, [*leaves, *self.graph.constants.values()], strict=True))
-        columns = [np.stack([given[x] for x in column]) for column in self.columns]
+        columns = [
+            np.stack([np.resize(given[x], length) if length else given[x] for x in values])
+            for values, length in self.columns
+        ]
         found = self._run_compiled([given[x] for x in self.single], columns)
         values = dict(zip(self.results, map(_on_host, found), strict=True))
         for x in set(self.leaves).intersection(self.rows):
             column, i = self.rows[x]
-            values[x] = values[column][i]
+            row, shape = values[column][i], self._shape(x)
+            if column.length:
+                row = row[..., : math.prod(shape)].reshape(*row.shape[:-1], *shape)
+            values[x] = row
         return self.structure.unflatten(values[x] for x in self.leaves)
 
     def _run(self, single: Leaves, columns: Leaves) -> Leaves:
         values: dict[int | Column, Any] = dict(zip(self.columns, columns, strict=True))
         values |= self.graph.literals | dict(zip(self.single, single, strict=True))
 
-        def read(x: int | Column) -> Any:
+        def read(x: int) -> Any:
+            if x in self.graph.fills:
+                return jax.lax.broadcast(read(self.graph.fills[x]), self._shape(x))
             if x in values:
                 return values[x]
-            if isinstance(x, tuple):
-                rows = [self.rows.get(i, ((), 0)) for i in x]
-                column, _ = rows[0]
-                if not column or {c for c, _ in rows} != {column}:
-                    return jnp.stack(list(map(read, x)))
-                return values[column][np.array([i for _, i in rows])]
-            column, i = self.rows[x]
-            return jax.lax.index_in_dim(values[column], i, keepdims=False)
+            (column, i), shape = self.rows[x], self._shape(x)
+            row = jax.lax.index_in_dim(values[column], i, keepdims=False)
+            return row[: math.prod(shape)].reshape(shape) if column.length else row
+
+        def stacked(column: Column) -> Any:
+            if column in values:
+                return values[column]
+            places: dict[Column | None, list[int]] = {}  # by the column that the values are in
+            for i, x in enumerate(column.values):
+                places.setdefault(self.rows.get(x, (None, 0))[0], []).append(i)
+            blocks = [block(column, x, [column.values[i] for i in at]) for x, at in places.items()]
+            order = np.argsort(np.concatenate(list(places.values())))
+            return blocks[0] if len(blocks) == 1 else jnp.concatenate(blocks)[order]
+
+        def first(column: Column) -> Any:
+            x, length = column.values[0], column.length
+            return stacked(Column((x,), length))[0] if length else read(x)
+
+        def block(column: Column, source: Column | None, numbers: list[int]) -> Any:
+            """Some values of a column, which are all in one other column or in none."""
+            if source is None:
+                rows = list(map(read, numbers))
+                return jnp.stack(
+                    [jnp.resize(x, column.length) for x in rows] if column.length else rows
+                )
+            rows = values[source][np.array([self.rows[x][1] for x in numbers])]
+            if column.length == source.length:
+                return rows
+            shape = (column.length,) if column.length else self._shape(numbers[0])
+            return _repeated(rows, math.prod(shape)).reshape(len(rows), *shape)
 
         for group in self.groups:
-            fixed = [None if _varies(column) else read(column[0]) for column in group.outer]
+            columns, length = self._columns(group, group.outer), self._length(group)
+            fixed = [None if _varies(x) else first(Column(x, n)) for x, n in columns]
 
-            def run(rows: Leaves, part: Part = group.part, fixed: Leaves = fixed) -> Leaves:
+            def run(
+                rows: Leaves, part: Part = group.part, fixed: Leaves = fixed, length: int = length
+            ) -> Leaves:
                 rest = iter(rows)
                 outer = [next(rest) if x is None else x for x in fixed]
-                return part.run(outer, self.graph.literals)
+                shape = lambda x: (length,) if length else self._shape(x)
+                return part.run(outer, self.graph, shape)
 
             if group.varying:
-                columns = list(map(read, group.varying))
-                found = _mapped(run, columns, group.part.is_simple)
-                values.update(zip(group.results, found, strict=True))
+                rows = [stacked(column) for column in columns if _varies(column.values)]
+                found = _mapped(run, rows, group.part.is_simple)
+                made = self._columns(group, group.results)
+                values.update(zip(made, found, strict=True))
             else:
                 values.update(zip((x for (x,) in group.results), run([]), strict=True))
-        return list(map(read, self.results))
+        return [read(x) if isinstance(x, int) else values[x] for x in self.results]
+
+
+def _repeated(rows: jax.Array, length: int) -> jax.Array:
+    """Rows as vectors of this length, repeated or cut."""
+    vectors = rows.reshape(len(rows), -1)
+    return jnp.tile(vectors, (1, -(-length // vectors.shape[1])))[:, :length]
 
 
 def _mapped(function: Callable[[Leaves], Leaves], columns: Leaves, is_simple: bool) -> Leaves:

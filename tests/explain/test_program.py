@@ -76,6 +76,26 @@ def polynomial():
     return optax.stateless(lambda grads, params: jax.tree.map(each, grads))
 
 
+def counted():
+    """Updates that the count alone determines, once for all parameters and once for each."""
+
+    def update(grads, state, params):
+        alike = {shape: jnp.full(shape, jnp.cos(state)) for shape in {(4, 4), (4,), (3, 8), ()}}
+        each = lambda g: alike[g.shape] + jnp.sin(jnp.full(g.shape, 0.1 * state))
+        return jax.tree.map(each, grads), state + 1
+
+    return optax.GradientTransformation(lambda params: jnp.zeros(()), update)
+
+
+def by_size():
+    """A rate for each parameter from its size, and none for an empty one."""
+    scale = lambda g: g / max(g.size, 1) ** 0.5 + jnp.zeros_like(g)
+    empty = lambda grads, params: {**grads, "empty": jnp.exp(jnp.zeros((2, 0)))}
+    drop = lambda grads, params: {name: x for name, x in grads.items() if name != "empty"}
+    each = optax.stateless(lambda grads, params: jax.tree.map(scale, grads))
+    return optax.chain(optax.stateless(empty), each, optax.stateless(drop))
+
+
 OPTIMIZERS = {
     "adamw": lambda: optax.adamw(1e-2, weight_decay=0.1),
     "ours": lambda: od.adamw(1e-2, 1e-3, mask=od.decay_mask),
@@ -91,6 +111,8 @@ OPTIMIZERS = {
     "norms of others": crossed,
     "callback": sorted_on_host,
     "layerwise": layerwise,
+    "of the count": counted,
+    "by size": by_size,
     "jitted": lambda: jitted(optax.adamw(1e-2, weight_decay=0.1)),
 }
 
@@ -200,14 +222,67 @@ def test_a_branch_for_another_platform_is_not_compiled():
     assert_equal(negated, [-x for x in xs])
 
 
+def sampled(trees):
+    """Less of each array, an equal part for equal shapes."""
+    shapes = {(4, 4): (2, 2), (4,): (2,), (3, 8): (3, 1)}
+    cut = lambda x: x[tuple(map(slice, shapes.get(jnp.shape(x), jnp.shape(x))))]
+    return jax.tree.map(lambda x: cut(np.asarray(x)), trees)
+
+
+@pytest.mark.parametrize("name", ["adamw", "ours", "accumulating", "injected", "jitted", "clip"])
+def test_elements_alone_are_computed_as_among_all_others(name):
+    """A function that acts on each element alone is traced at one size only."""
+    tx = OPTIMIZERS.get(name, lambda: optax.chain(optax.clip(0.5), optax.adam(1e-2)))()
+    params, grads, times = tree(), tree(), 0
+
+    def update(*trees):
+        nonlocal times
+        times += 1
+        return tx.update(*trees)
+
+    state = tx.init(params)
+    program = Program(update)
+    assert program.is_for_any_size(grads, state, params)
+    found = program(*sampled((grads, state, params)))
+    assert_equal(found, sampled(jax.jit(tx.update)(grads, state, params)))
+    assert times == 1
+    init = Program(tx.init)
+    assert init.is_for_any_size(params)
+    assert_equal(init(sampled(params)), sampled(state))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "lamb",
+        "two global norms",
+        "adafactor",
+        "muon",
+        "noise",
+        "constants",
+        "callback",
+        "if finite",
+    ],
+)
+def test_what_depends_on_other_elements_is_for_one_size(name):
+    tx, params = OPTIMIZERS[name](), tree()
+    assert not Program(tx.update).is_for_any_size(params, tx.init(params), params)
+
+
+def test_arrays_of_other_shapes_than_the_arguments_are_for_one_size():
+    """How many elements of such an array a sample has is not known."""
+    assert not Program(lambda x: (2 * x, jnp.ones(7))).is_for_any_size(np.ones(3))
+    assert Program(lambda x: (2 * x, jnp.ones(3))).is_for_any_size(np.ones(3))
+
+
 @pytest.mark.parametrize(
     ("make", "kinds"),
     [
-        (lambda: optax.adamw(1e-2, weight_decay=0.1), 3),
+        (lambda: optax.adamw(1e-2, weight_decay=0.1), 2),
         (lambda: optax.chain(optax.clip_by_global_norm(0.1), optax.adamw(1e-2)), 3),
         (lambda: optax.lamb(1e-2), 3),
-        (lambda: optax.MultiSteps(optax.adam(1e-2), 2).gradient_transformation(), 3),
-        (lambda: optax.inject_hyperparams(optax.adamw)(1e-2), 3),
+        (lambda: optax.MultiSteps(optax.adam(1e-2), 2).gradient_transformation(), 2),
+        (lambda: optax.inject_hyperparams(optax.adamw)(1e-2), 2),
         (lambda: od.adamw(1e-2, 1e-3, mask=od.decay_mask), 3),
         (lambda: optax.contrib.muon(1e-2), 3),  # coefficients in an array of the state
         (polynomial, 3),
@@ -237,7 +312,8 @@ def test_parts_of_the_same_arrays_run_once():
     assert len(update._compiled) == 1
     (compiled,) = update._compiled.values()
     assert len(compiled) == 1  # what was equal is so after an update
-    assert not compiled[0].columns
+    # A layer's kernel and bias, and the wide array.
+    assert {len(column.values) for column in compiled[0].columns} == {3}
 
 
 def test_it_maps_over_scalars():
