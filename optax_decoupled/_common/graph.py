@@ -49,7 +49,7 @@ class Operation(NamedTuple):
     inputs: list[int]
     outputs: list[int]
     is_simple: bool  # whether it can be mapped, and run although its result is not needed
-    is_elementwise: bool  # and all its arrays have one shape
+    is_elementwise: bool  # whether each element of a result needs that element of the inputs only
 
 
 class Graph:
@@ -124,8 +124,6 @@ class Graph:
         if key not in self._known:
             self._known[key] = x = self._value(variable)
             self.fills[x] = scalar
-            if scalar in self._constant:
-                self._constant.add(x)
         return self._known[key]
 
     def scalar(self, x: int) -> int:
@@ -135,7 +133,7 @@ class Graph:
     def _add(self, operation: Operation, inputs: list[int], variables: Sequence[Any]) -> list[int]:
         """Adds an operation, unless an earlier one computes the same scalars; its results."""
         outputs = list(map(self._value, variables))
-        if operation.is_elementwise and not self._have_one_shape((*inputs, *outputs)):
+        if any(0 in self.avals[x].shape for x in outputs):  # the size of vectors is positive
             operation = operation._replace(is_elementwise=False)
         if self._constant.issuperset(inputs):
             self._constant.update(outputs)
@@ -145,11 +143,6 @@ class Graph:
                 return known
         self.operations.append(operation._replace(inputs=inputs, outputs=outputs))
         return outputs
-
-    def _have_one_shape(self, values: Sequence[int]) -> bool:
-        """Whether these are scalars and arrays of one shape."""
-        shapes = {self.avals[x].shape for x in values} - {()}
-        return len(shapes) < 2 and 0 not in sum(shapes, ()) and all(map(self.is_plain, values))
 
     def connects(self, x: int) -> bool:
         """Whether a value is an array that operations compute from arguments."""
@@ -166,7 +159,7 @@ class Graph:
         constants = any(np.ndim(x) for x in (*self.constants.values(), *self.literals.values()))
         made = {self.avals[x].shape for x in (*self.fills, *self.results)} - {()}
         elementwise = all(operation.is_elementwise for operation in self.operations)
-        return elementwise and made <= given and not constants and not self.has_effects
+        return elementwise and made <= given and not constants
 
     def key(self, part: "Part", has_shapes: bool = True) -> Any:
         """Equal for operations that compute the same from values of the same kinds."""

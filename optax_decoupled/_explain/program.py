@@ -79,7 +79,7 @@ def _kind(x: Any) -> Any:
 
 
 def _without_sizes(structure: Any, kinds: Iterable[Any]) -> Any:
-    return structure, *((len(shape), *others) for shape, *others in kinds)
+    return structure, *(tuple(others) for _, *others in kinds)
 
 
 class _Group(NamedTuple):

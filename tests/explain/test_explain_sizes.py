@@ -25,7 +25,7 @@ SIZES = {
     "adafactor": (lambda: optax.adafactor(LR, weight_decay_rate=1e-4), 2**15),
     "a mask by size": (
         lambda: optax.adamw(LR, mask=lambda params: jax.tree.map(lambda p: p.size > 9999, params)),
-        2**15,
+        2**12,
     ),
 }
 
@@ -57,18 +57,40 @@ def _scaled(coefficient):
     return optax.chain(optax.adam(LR), optax.stateless(add))
 
 
+# More weights than are measured at full size.
+HUGE = {"w": jax.ShapeDtypeStruct((2**13, 2**13), jnp.float32), "b": jnp.zeros(384)}
+
+
+@pytest.mark.parametrize("weights", [WIDE, HUGE], ids=["wide", "huge"])
 @pytest.mark.parametrize("coefficient", [lambda n: 1 / n, lambda n: 1e-3 / np.sqrt(n)])
-def test_a_scalar_that_depends_on_the_size_is_that_of_the_full_size(coefficient):
-    rows = by_path(od.explain_weight_decay(_scaled(coefficient), WIDE))
-    for path, n in (("w", 512 * 384), ("b", 384)):
+def test_a_scalar_that_depends_on_the_size_is_that_of_the_full_size(coefficient, weights):
+    rows = by_path(od.explain_weight_decay(_scaled(coefficient), weights))
+    for path in ("w", "b"):
+        expected = coefficient(math.prod(weights[path].shape))
         assert rows[path].kind == "decoupled"
-        assert rows[path].decay_per_step == pytest.approx(coefficient(n), rel=1e-3)
+        assert rows[path].decay_per_step == pytest.approx(expected, rel=1e-3)
 
 
-def test_a_mask_by_size_selects_what_it_selects_at_full_size():
+@pytest.mark.parametrize("weights", [WIDE, HUGE], ids=["wide", "huge"])
+def test_a_mask_by_size_selects_what_it_selects_at_full_size(weights):
     make, _ = SIZES["a mask by size"]
-    rows = by_path(od.explain_weight_decay(make(), WIDE))
+    rows = by_path(od.explain_weight_decay(make(), weights))
     assert (rows["w"].kind, rows["b"].kind) == ("decoupled", "none")
+
+
+def test_an_update_that_acts_on_elements_alone_is_traced_once():
+    times = 0
+
+    def count(updates, params):
+        nonlocal times
+        times += 1
+        return updates
+
+    tx = optax.chain(optax.adamw(LR), optax.stateless(count))
+    od.explain_weight_decay(tx, WIDE)
+    assert times == 1
+    od.explain_weight_decay(optax.chain(optax.clip_by_global_norm(1.0), tx), WIDE)
+    assert times == 3  # and for the samples
 
 
 def test_arrays_of_full_size_are_measured_or_the_error_says_why_not(monkeypatch):

@@ -87,6 +87,15 @@ def counted():
     return optax.GradientTransformation(lambda params: jnp.zeros(()), update)
 
 
+def shifted():
+    """The same array of one computed number for all parameters of a shape."""
+    shift = lambda g, count: jnp.sqrt(abs(g) + jnp.full_like(g, 0.1 * count))
+    return optax.GradientTransformation(
+        lambda params: jnp.zeros(()),
+        lambda grads, count, params: (jax.tree.map(lambda g: shift(g, count), grads), count + 1),
+    )
+
+
 def by_size():
     """A rate for each parameter from its size, and none for an empty one."""
     scale = lambda g: g / max(g.size, 1) ** 0.5 + jnp.zeros_like(g)
@@ -112,6 +121,7 @@ OPTIMIZERS = {
     "callback": sorted_on_host,
     "layerwise": layerwise,
     "of the count": counted,
+    "shifted": shifted,
     "by size": by_size,
     "jitted": lambda: jitted(optax.adamw(1e-2, weight_decay=0.1)),
 }
@@ -157,6 +167,19 @@ def test_equal_layers_may_be_one_array_at_first_and_differ_later(name):
         found = update(grads, state, weights)
         assert_equal(found, jax.jit(tx.update)(grads, state, weights))
         state = found[1]
+
+
+def test_arrays_may_be_empty_or_of_one_number():
+    """The number is computed, and no other result needs it."""
+    empty = {f"empty_{i}": np.ones((2, 0), np.float32) for i in range(3)}
+    assert_equal(
+        Program(lambda n: jnp.full((3,), jnp.sin(n)))(2.0), np.full(3, np.sin(2.0), np.float32)
+    )
+    for name in ("adamw", "lamb", "two global norms"):
+        tx, params = OPTIMIZERS[name](), tree() | empty
+        state = tx.init(params)
+        found = Program(tx.update)(params, state, params)
+        assert_equal(found, jax.jit(tx.update)(params, state, params))
 
 
 def test_an_array_may_stand_at_several_places():
@@ -286,6 +309,7 @@ def test_arrays_of_other_shapes_than_the_arguments_are_for_one_size():
         (lambda: od.adamw(1e-2, 1e-3, mask=od.decay_mask), 3),
         (lambda: optax.contrib.muon(1e-2), 3),  # coefficients in an array of the state
         (polynomial, 3),
+        (shifted, 2),
     ],
 )
 def test_layers_are_compiled_once(make, kinds):
@@ -316,8 +340,10 @@ def test_parts_of_the_same_arrays_run_once():
     assert {len(column.values) for column in compiled[0].columns} == {3}
 
 
-def test_it_maps_over_scalars():
-    tx, params = optax.adamw(optax.cosine_decay_schedule(0.1, 10), weight_decay=0.1), tree()
+@pytest.mark.parametrize("name", ["adamw", "lamb", "two global norms"])
+def test_it_maps_over_scalars(name):
+    cosine = optax.scale_by_schedule(optax.cosine_decay_schedule(0.1, 10))
+    tx, params = optax.chain(OPTIMIZERS[name](), cosine), tree()
     state = tx.init(params)
 
     def at(count, params):
