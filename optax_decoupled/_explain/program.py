@@ -2,7 +2,7 @@
 
 Parts with the same operations are compiled as one, mapped over their stacked arrays; parts with
 the same arrays run once. Parts that compute each element alone may have arrays of any shapes:
-they are stacked as vectors of the greatest length, and each is repeated to fill its own.
+those of similar sizes are stacked as vectors of one length, filled up with their last elements.
 """
 
 import contextlib
@@ -115,7 +115,9 @@ class _Same:
                 self.replaced[x] = y
 
 
-def _groups(graph: Graph, equal: dict[int, int]) -> tuple[list[_Group], _Same]:
+def _groups(
+    graph: Graph, equal: dict[int, int], size: Callable[[int], int]
+) -> tuple[list[_Group], _Same]:
     """Groups of parts with the same operations, in an order in which they can run.
 
     Of parts with the same values only the first is kept, and the values of the others are
@@ -124,16 +126,18 @@ def _groups(graph: Graph, equal: dict[int, int]) -> tuple[list[_Group], _Same]:
     groups: list[_Group] = []
     same = _Same()
     for parts in equal_parts(graph):
-        distinct: dict[Numbers, Part] = {}
+        alike: dict[int, dict[Numbers, Part]] = {}  # by the size to within a factor of four
         for part in parts:
+            distinct = alike.setdefault(max(map(size, part.outer), default=0).bit_length() // 2, {})
             outer = map(same, part.outer)
             first = distinct.setdefault(tuple(equal.get(x, x) for x in outer), part)
             same.add(part.outer, first.outer)
             same.add(part.results, first.results)
-        outer = [tuple(map(same, part.outer)) for part in distinct.values()]
-        results = [part.results for part in distinct.values()]
-        columns = (list(zip(*rows, strict=True)) for rows in (outer, results))
-        groups.append(_Group(parts[0], *columns))
+        for distinct in map(list, map(dict.values, alike.values())):
+            outer = [tuple(map(same, part.outer)) for part in distinct]
+            results = [part.results for part in distinct]
+            columns = (list(zip(*rows, strict=True)) for rows in (outer, results))
+            groups.append(_Group(distinct[0], *columns))
     return groups, same
 
 
@@ -149,7 +153,7 @@ class _Compiled:
         self._sampled = {graph.avals[x].shape: np.shape(leaf) for x, leaf in given[is_mapped:]}
         firsts: dict[int, int] = {}
         equal = {x: firsts.setdefault(id(leaf), x) for x, leaf in given}
-        self.groups, same = _groups(graph, equal)
+        self.groups, same = _groups(graph, equal, self._size)
         index = {x: i for i, x in enumerate(graph.arguments)}
         self._repeated = [(index[x], index[same(x)]) for x in same.replaced if x in index]
         self.arguments = [*graph.arguments, *graph.constants]
@@ -173,6 +177,9 @@ class _Compiled:
         shape = self.graph.avals[x].shape
         return self._sampled.get(shape, shape)
 
+    def _size(self, x: int) -> int:
+        return math.prod(self._shape(x))
+
     def _columns(self, group: _Group, rows: Iterable[Numbers]) -> list[Column]:
         length = self._length(group)
         return [Column(row, length if self._shape(row[0]) else 0) for row in rows]
@@ -181,7 +188,7 @@ class _Compiled:
         """That of the longest array of a group whose arrays are vectors, or 0."""
         if not group.varying or not group.part.is_elementwise(self.graph):
             return 0
-        return max(math.prod(self._shape(x)) for row in group.outer for x in row)
+        return max(self._size(x) for row in group.outer for x in row)
 
     def fits(self, leaves: Leaves) -> bool:
         """Whether the pairs of leaves that were one array, so that one part runs for both, are."""
@@ -189,17 +196,14 @@ class _Compiled:
 
     def __call__(self, leaves: Leaves) -> Any:
         given = dict(zip(self.arguments, [*leaves, *self.graph.constants.values()], strict=True))
-        columns = [
-            np.stack([np.resize(given[x], length) if length else given[x] for x in values])
-            for values, length in self.columns
-        ]
+        columns = [_as_rows([given[x] for x in values], length) for values, length in self.columns]
         found = self._run_compiled([given[x] for x in self.single], columns)
         values = dict(zip(self.results, map(_on_host, found), strict=True))
         for x in set(self.leaves).intersection(self.rows):
             column, i = self.rows[x]
             row, shape = values[column][i], self._shape(x)
             if column.length:
-                row = row[..., : math.prod(shape)].reshape(*row.shape[:-1], *shape)
+                row = row[..., : self._size(x)].reshape(*row.shape[:-1], *shape)
             values[x] = row
         return self.structure.unflatten(values[x] for x in self.leaves)
 
@@ -214,7 +218,7 @@ class _Compiled:
                 return values[x]
             (column, i), shape = self.rows[x], self._shape(x)
             row = jax.lax.index_in_dim(values[column], i, keepdims=False)
-            return row[: math.prod(shape)].reshape(shape) if column.length else row
+            return row[: self._size(x)].reshape(shape) if column.length else row
 
         def stacked(column: Column) -> Any:
             if column in values:
@@ -234,14 +238,14 @@ class _Compiled:
             """Some values of a column, which are all in one other column or in none."""
             if source is None:
                 rows = list(map(read, numbers))
-                return jnp.stack(
-                    [jnp.resize(x, column.length) for x in rows] if column.length else rows
-                )
+                if column.length:
+                    rows = [_to_length(x[None], column.length)[0] for x in rows]
+                return jnp.stack(rows)
             rows = values[source][np.array([self.rows[x][1] for x in numbers])]
             if column.length == source.length:
                 return rows
             shape = (column.length,) if column.length else self._shape(numbers[0])
-            return _repeated(rows, math.prod(shape)).reshape(len(rows), *shape)
+            return _to_length(rows, math.prod(shape)).reshape(len(rows), *shape)
 
         for group in self.groups:
             columns, length = self._columns(group, group.outer), self._length(group)
@@ -265,10 +269,22 @@ class _Compiled:
         return [read(x) if isinstance(x, int) else values[x] for x in self.results]
 
 
-def _repeated(rows: jax.Array, length: int) -> jax.Array:
-    """Rows as vectors of this length, repeated or cut."""
+def _as_rows(arrays: Leaves, length: int) -> np.ndarray:
+    """Arrays as rows, as vectors of this length if it is not 0."""
+    if not length:
+        return np.stack(arrays)
+    vectors = list(map(np.ravel, arrays))
+    rows = np.empty((len(vectors), length), vectors[0].dtype)
+    for row, vector in zip(rows, vectors, strict=True):
+        row[: vector.size], row[vector.size :] = vector, vector[-1]
+    return rows
+
+
+def _to_length(rows: jax.Array, length: int) -> jax.Array:
+    """Rows as vectors of this length, cut or filled up."""
     vectors = rows.reshape(len(rows), -1)
-    return jnp.tile(vectors, (1, -(-length // vectors.shape[1])))[:, :length]
+    missing = max(length - vectors.shape[1], 0)
+    return jnp.pad(vectors, ((0, 0), (0, missing)), mode="edge")[:, :length]
 
 
 def _mapped(function: Callable[[Leaves], Leaves], columns: Leaves, is_simple: bool) -> Leaves:
