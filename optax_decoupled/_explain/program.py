@@ -166,6 +166,8 @@ class _Compiled:
         self.rows = {x: (c, i) for c in (*self.columns, *made) for i, x in enumerate(c.values)}
         self.single = [x for x in self.arguments if x not in self.rows]
         self.leaves = list(map(same, graph.results))
+        taken = ((x, *self.rows[x]) for x in dict.fromkeys(self.leaves) if x in self.rows)
+        self._taken = [(*found, self._size(found[0]), self._shape(found[0])) for found in taken]
         self.results = list(dict.fromkeys(self.rows.get(x, (x,))[0] for x in self.leaves))
         run = self._run
         if is_mapped:  # over the first argument, a scalar in the graph
@@ -199,12 +201,9 @@ class _Compiled:
         columns = [_as_rows([given[x] for x in values], length) for values, length in self.columns]
         found = self._run_compiled([given[x] for x in self.single], columns)
         values = dict(zip(self.results, map(_on_host, found), strict=True))
-        for x in set(self.leaves).intersection(self.rows):
-            column, i = self.rows[x]
-            row, shape = values[column][i], self._shape(x)
-            if column.length:
-                row = row[..., : self._size(x)].reshape(*row.shape[:-1], *shape)
-            values[x] = row
+        for x, column, i, size, shape in self._taken:
+            row = values[column][i]
+            values[x] = row[..., :size].reshape(row.shape[:-1] + shape) if column.length else row
         return self.structure.unflatten(values[x] for x in self.leaves)
 
     def _run(self, single: Leaves, columns: Leaves) -> Leaves:
@@ -273,7 +272,7 @@ def _as_rows(arrays: Leaves, length: int) -> np.ndarray:
     """Arrays as rows, as vectors of this length if it is not 0."""
     if not length:
         return np.stack(arrays)
-    vectors = list(map(np.ravel, arrays))
+    vectors = [np.asarray(x).reshape(-1) for x in arrays]
     rows = np.empty((len(vectors), length), vectors[0].dtype)
     for row, vector in zip(rows, vectors, strict=True):
         row[: vector.size], row[vector.size :] = vector, vector[-1]
