@@ -83,7 +83,7 @@ class Probe:
         self._is_for_any_size = self._init.is_for_any_size(trees[0])
         self._is_for_any_size &= self._update.is_for_any_size(*trees)
         self._full_program = self._is_for_any_size or self._program(self._full, *trees)
-        for shapes in sample.samples(self._full):
+        for shapes in sample.samples(self._full, self._is_for_any_size):
             if self._take(shapes, state):
                 break
         self.start = foreign.at_cycle_start(self.start)
