@@ -261,11 +261,11 @@ def report(record: dict[str, Any]) -> str:
     header = ["seconds", *(f"{int(n):,}" for n in sizes), "exponent", largest]
     device = record["device"]
     ours, theirs = (record["cases"][name]["seconds"] for name in reversed(STEPS))
-    ratios = ", ".join(f"{ours[n] / theirs[n]:.3f}" if ours[n] else "-" for n in sizes)
+    ratios = ", ".join(f"{ours[n] / theirs[n]:.3f}" for n in sizes if ours[n])
     return (
         f"{markdown([header, *rows])}\nThe first call; of a step, the median of {ROUNDS} after "
-        f"the first, both optimizers in turn. A step of `adamw` takes {ratios} of the time of "
-        "`optax.adamw`'s. Leaves of 16 x 16, each case in a process of its own, "
+        f"the first, both optimizers in turn. A step of `adamw` takes {ratios} times as long as "
+        "one of `optax.adamw`. Leaves of 16 x 16, each case in a process of its own, "
         f"{device['cores']} cores ({device['kind']}), load {record['load']:.1f} at the start. The "
         "exponent is that between the last two sizes. GiB: the peak memory of the process, imports "
         f"included. -: not measured, more than {SECONDS // 60} minutes, or more than 16 GiB.\n\n"
