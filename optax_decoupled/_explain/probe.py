@@ -49,6 +49,7 @@ class Probe:
     moving_copies: set[Any]  # paths of copies in the state that move with them: schedule-free's z
     references: set[Any]  # of copies that stay: what they are pulled to, or measured from
     is_sampled: bool  # whether the arrays are samples
+    is_for_any_size: bool  # whether samples of any size do what all elements do
     counts_of: Any = None  # a state whose counts all others keep: at the end of a schedule
     calls_per_step: int  # calls of tx.update that make one update, 1 but for SAM
 
@@ -79,11 +80,11 @@ class Probe:
         self._given = [None] * len(leaves)
         if grads is not None:
             self._given = entries_like("grads", grads, params, way_out)
-        trees = self._shapes(self._full), self._like_given, self._shapes(self._full)
-        self._is_for_any_size = self._init.is_for_any_size(trees[0])
-        self._is_for_any_size &= self._update.is_for_any_size(*trees)
-        self._full_program = self._is_for_any_size or self._program(self._full, *trees)
-        for shapes in sample.samples(self._full, self._is_for_any_size):
+        params = self._shapes(self._full)
+        self.full_trees = params, self._like_given, params
+        self.is_for_any_size = self._acts_on_elements_alone()
+        self._full_program = self.is_for_any_size or self._program(self._full, *self.full_trees)
+        for shapes in sample.samples(self._full, self.is_for_any_size):
             if self._take(shapes, state):
                 break
         self.start = foreign.at_cycle_start(self.start)
@@ -105,22 +106,36 @@ class Probe:
             else:
                 fit = lambda x, s: cast_like(sample.sampled(x, s.shape), s)
                 self.start = sample.map_once(fit, state, like_given)
-            if self._is_for_any_size or not self.is_sampled:
+            if self.is_for_any_size or not self.is_sampled:
                 return True
             trees = self._grads(), self.start, self.params(1.0)
             return self._program(shapes, *trees) == self._full_program
-        except ValueError:  # it holds arrays of other shapes
+        except (ValueError, StopIteration):  # it holds arrays of other shapes, or other arrays
             if not self.is_sampled:
                 raise
             return False
 
-    def _shapes(self, shapes: list[sample.Shape]) -> optax.Params:
-        like = zip(shapes, self.wide, strict=True)
+    def _acts_on_elements_alone(self) -> bool:
+        """Whether samples can be computed by what is traced at full size, in all calls."""
+        params, state, _ = self.full_trees
+        both = (params, self._shapes(self._full, self.dtypes))
+        if not all(map(self._init.is_for_any_size, both)):
+            return False
+        if not self._update.is_for_any_size(*self.full_trees):
+            return False
+        after = self._update.trace(*self.full_trees).out_info[1]
+        kinds = lambda tree: (jax.tree.structure(tree), [x.dtype for x in jax.tree.leaves(tree)])
+        return kinds(after) == kinds(state)
+
+    def _shapes(
+        self, shapes: list[sample.Shape], dtypes: Sequence[Any] | None = None
+    ) -> optax.Params:
+        like = zip(shapes, dtypes or self.wide, strict=True)
         return self.treedef.unflatten(jax.ShapeDtypeStruct(*leaf) for leaf in like)
 
     def _states_like(self, shapes: list[sample.Shape]) -> tuple[optax.OptState, optax.OptState]:
         """The initial state, and one of the structure of that which was given, as shapes."""
-        if self._is_for_any_size:
+        if self.is_for_any_size:
             sampled = dict(zip(self._full, shapes, strict=True))
             like = lambda x: jax.ShapeDtypeStruct(sampled.get(x.shape, x.shape), x.dtype)
             return jax.tree.map(like, self._initial), jax.tree.map(like, self._like_given)
@@ -245,15 +260,17 @@ class Probe:
         return sample.map_once(cast_like, replaced, state)
 
     def _call(self, *trees: Any) -> tuple[Leaves, optax.OptState]:
-        return self.dense(*self._update(*trees))
+        return self.dense(*self._update(*trees), trees[2])
 
-    def dense(self, updates: optax.Updates, after: Any) -> tuple[Leaves, optax.OptState]:
+    def dense(
+        self, updates: optax.Updates, after: Any, params: optax.Params
+    ) -> tuple[Leaves, optax.OptState]:
         """An array for each parameter, 0 where it has no update; and the state."""
-        leaves = zip(self.treedef.flatten_up_to(updates), self.v, self.decays, strict=True)
-        return [
-            u if decays and u is not None else np.zeros(v.shape, np.float32)
-            for u, v, decays in leaves
-        ], after
+        updates, params = map(self.treedef.flatten_up_to, (updates, params))
+        module = lambda p: jnp if isinstance(p, jax.core.Tracer) else np
+        zeros = lambda p: module(p).zeros(np.shape(p), np.float32)
+        leaves = zip(updates, params, self.decays, strict=True)
+        return [u if k and u is not None else zeros(p) for u, p, k in leaves], after
 
     def trees(self, state: optax.OptState, amplitude: Amplitude, **kwargs: Any) -> tuple[Any, ...]:
         """The arguments of the update at amplitude·v for `_grads(**kwargs)`."""

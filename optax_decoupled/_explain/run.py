@@ -68,6 +68,9 @@ class _Decay:
         self.batch = 2 ** int(np.log2(np.clip(_BATCH // weights, 1, _GRID)))
         self.most = max(_MOST // weights, _GRID // 32)
         self.updates = Program(self._update, is_mapped=True)
+        if p.is_for_any_size:
+            count = jax.ShapeDtypeStruct((), np.int32)
+            assert self.updates.is_for_any_size(count, *p.full_trees)
 
     def __call__(self, counts: np.ndarray) -> np.ndarray:
         """float64[counts, parameters]; NaN where there is no update."""
@@ -94,7 +97,7 @@ class _Decay:
         self, count: jax.Array, grads: Any, state: Any, params: Any
     ) -> tuple[Leaves, jax.Array]:
         """The update with a count, and whether there is one."""
-        call = lambda *trees: self.p.dense(*self.p.update_in_context(*trees))
+        call = lambda *trees: self.p.dense(*self.p.update_in_context(*trees), trees[2])
         before = foreign.at_count(state, count)
         update, after, _ = self.p.all_calls(call, grads, before, params, self.p.calls_per_step)
         return update, foreign.makes_update(before, after)

@@ -1,5 +1,6 @@
 """Field names and conventions in the states of Optax and Flax."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -78,7 +79,8 @@ def makes_update(before: PyTree, after: PyTree) -> jax.Array:
     """Whether an accumulating optimizer took a step of its own between two states."""
     both = [jax.tree_util.tree_flatten_with_path(state)[0] for state in (before, after)]
     steps = [[x for path, x in leaves if _name(path) == "gradient_step"] for leaves in both]
-    return jnp.array([jnp.any(a != b) for a, b in zip(*steps, strict=True)], bool).all()
+    moved = [jnp.any(a != b) if jnp.ndim(a) else a != b for a, b in zip(*steps, strict=True)]
+    return functools.reduce(jnp.logical_and, moved, jnp.array(True))
 
 
 def _name(path: Any) -> str | None:

@@ -74,8 +74,33 @@ def test_a_scalar_that_depends_on_the_size_is_that_of_the_full_size(coefficient,
 @pytest.mark.parametrize("weights", [WIDE, HUGE], ids=["wide", "huge"])
 def test_a_mask_by_size_selects_what_it_selects_at_full_size(weights):
     make, _ = SIZES["a mask by size"]
-    rows = by_path(od.explain_weight_decay(make(), weights))
+    rows = by_path(od.explain_weight_decay(make(), weights, steps=100))
     assert (rows["w"].kind, rows["b"].kind) == ("decoupled", "none")
+    assert rows["w"].budget == pytest.approx(100 * rows["w"].decay_per_step, rel=1e-3)
+    assert rows["b"].budget == 0
+
+
+# The momentum has no array where the mask is False. The norm is a leaf that the state gains.
+BY_SIZE = optax.chain(
+    optax.masked(optax.trace(0.9), lambda ps: jax.tree.map(lambda p: p.size > 9999, ps)),
+    optax.sgd(LR),
+    od.add_decoupled_weight_decay(1e-3),
+)
+STATES_BY_SIZE = {
+    "bfloat16": (BY_SIZE, jnp.bfloat16),
+    "gains leaves": (optax.chain(optax.monitor({"norm": optax.tree.norm}), BY_SIZE), jnp.float32),
+    "every fourth": (optax.MultiSteps(BY_SIZE, 4).gradient_transformation(), jnp.float32),
+}
+
+
+@pytest.mark.parametrize(("tx", "dtype"), cases(STATES_BY_SIZE))
+def test_a_state_whose_arrays_depend_on_the_size_is_that_of_the_full_size(tx, dtype):
+    params = jax.tree.map(lambda p: p.astype(dtype), WIDE)
+    rows = by_path(od.explain_weight_decay(tx, params, steps=40))
+    for path in ("w", "b"):
+        assert rows[path].kind == "decoupled"
+        assert rows[path].decay_per_step == pytest.approx(1e-3, rel=1e-2)
+        assert rows[path].budget == pytest.approx(0.04, rel=1e-2)
 
 
 def test_an_update_that_acts_on_elements_alone_is_traced_once():
