@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -260,16 +261,17 @@ class Probe:
         return sample.map_once(cast_like, replaced, state)
 
     def _call(self, *trees: Any) -> tuple[Leaves, optax.OptState]:
-        return self.dense(*self._update(*trees), trees[2])
+        updates, after = self._update(*trees)
+        return self.dense(updates, after, trees[2])
 
     def dense(
         self, updates: optax.Updates, after: Any, params: optax.Params
     ) -> tuple[Leaves, optax.OptState]:
         """An array for each parameter, 0 where it has no update; and the state."""
-        updates, params = map(self.treedef.flatten_up_to, (updates, params))
+        trees = map(self.treedef.flatten_up_to, (updates, params))
         module = lambda p: jnp if isinstance(p, jax.core.Tracer) else np
         zeros = lambda p: module(p).zeros(np.shape(p), np.float32)
-        leaves = zip(updates, params, self.decays, strict=True)
+        leaves = zip(*trees, self.decays, strict=True)
         return [u if k and u is not None else zeros(p) for u, p, k in leaves], after
 
     def trees(self, state: optax.OptState, amplitude: Amplitude, **kwargs: Any) -> tuple[Any, ...]:

@@ -150,7 +150,9 @@ class _Compiled:
     def __init__(self, graph: Graph, structure: Any, leaves: Leaves, is_mapped: bool):
         self.graph, self.structure = graph, structure
         given = list(zip(graph.arguments, leaves, strict=True))
-        self._sampled = {graph.avals[x].shape: np.shape(leaf) for x, leaf in given[is_mapped:]}
+        self._sampled: dict[Shape, Any] = {
+            graph.avals[x].shape: np.shape(leaf) for x, leaf in given[is_mapped:]
+        }
         firsts: dict[int, int] = {}
         equal = {x: firsts.setdefault(id(leaf), x) for x, leaf in given}
         self.groups, same = _groups(graph, equal, self._size)
