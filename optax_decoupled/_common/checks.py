@@ -17,8 +17,6 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
-from optax_decoupled._common.injection import inject_hint
-
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., object])
 
@@ -35,6 +33,13 @@ _SHORT.maxother, _SHORT.maxstring, _SHORT.maxdict = 60, 100, 2
 def brief(value: object) -> str:
     """The value's repr, with the middle left out if it is long."""
     return _SHORT.repr(value)
+
+
+def inject_hint(argument: str) -> str:
+    return (
+        "If it came through optax.inject_hyperparams, which takes every callable for a "
+        f'schedule, pass static_args=("{argument}",) to it.'
+    )
 
 
 def is_static(value: object) -> TypeGuard[float]:

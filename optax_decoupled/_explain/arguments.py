@@ -1,5 +1,6 @@
 """Checks of the arguments of `explain_weight_decay`, and errors of the optimizer in context."""
 
+import traceback
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -10,8 +11,7 @@ import numpy as np
 import optax
 
 from optax_decoupled._common import checks
-from optax_decoupled._common.checks import brief
-from optax_decoupled._common.injection import came_through_injection, inject_hint
+from optax_decoupled._common.checks import brief, inject_hint
 from optax_decoupled._select.names import named_leaves
 
 INIT = "tx.init fails on these params"
@@ -95,10 +95,16 @@ def with_context(function: Callable[..., Any], what: str, way_out: str, *argumen
     try:
         return function(*arguments)
     except Exception as error:
-        has_hint = "static_args" in str(error) or not came_through_injection(error)
+        has_hint = "static_args" in str(error) or not _came_through_injection(error)
         hint = "" if has_hint else f" {inject_hint('mask')}"
         text = f"{what} with {type(error).__name__}: {error}{hint}{way_out}"
         raise ValueError(text) from error
+
+
+def _came_through_injection(error: BaseException) -> bool:
+    """Whether an error was raised inside optax.inject_hyperparams."""
+    frames = traceback.walk_tb(error.__traceback__)
+    return any("inject_hyperparams" in frame.f_code.co_qualname for frame, _ in frames)
 
 
 def check_state_fits(

@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optax_decoupled._common.graph import Graph, Part, equal_parts
+from optax_decoupled._common.graph import Graph, Part
+from optax_decoupled._common.parts import equal_parts
 
 Shape = tuple[int, ...]
 # An array or a number for each leaf of a tree.

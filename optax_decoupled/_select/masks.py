@@ -16,9 +16,8 @@ import numpy as np
 import optax
 
 from optax_decoupled._common import checks
-from optax_decoupled._common.checks import brief
+from optax_decoupled._common.checks import brief, inject_hint
 from optax_decoupled._common.dtypes import is_decayable
-from optax_decoupled._common.injection import inject_hint
 from optax_decoupled._common.probing import originals
 from optax_decoupled._common.types import Leaf, Mask, MaskFunction, Multiplier, Path, PyTree
 from optax_decoupled._select.multipliers import check_multiplier, fitted

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import optax
 
 from optax_decoupled._common import checks
+from optax_decoupled._common.checks import inject_hint
 from optax_decoupled._common.dtypes import is_decayable
-from optax_decoupled._common.injection import inject_hint
 from optax_decoupled._common.types import Leaf, MaskFunction, Multiplier, Path, PyTree
 from optax_decoupled._select.masks import leaf_multipliers
 from optax_decoupled._select.multipliers import Shape, check_multiplier, fitted
