@@ -205,10 +205,10 @@ def limited(*arguments: str, cache: str = "") -> Any:
         "JAX_COMPILATION_CACHE_DIR": cache,
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
-    environment = os.environ | (compilation_cache if cache else {})
+    variables = os.environ | (compilation_cache if cache else {})
     pipes = {"capture_output": True, "text": True}
     try:
-        done = subprocess.run(command, cwd=ROOT, env=environment, timeout=SECONDS, **pipes)
+        done = subprocess.run(command, cwd=ROOT, env=variables, timeout=SECONDS, **pipes)
     except subprocess.TimeoutExpired:
         return None
     return None if done.returncode else json.loads(done.stdout.splitlines()[-1])

@@ -116,6 +116,8 @@ class Graph:
         if key not in self._known:
             self._known[key] = x = self._value(variable)
             self.fills[x] = scalar
+            if scalar in self._constant:
+                self._constant.add(x)
         return self._known[key]
 
     def scalar(self, x: int) -> int:
@@ -125,7 +127,7 @@ class Graph:
     def _add(self, operation: Operation, inputs: list[int], variables: Sequence[Any]) -> list[int]:
         """Adds an operation, unless an earlier one computes the same scalars; its results."""
         outputs = list(map(self._value, variables))
-        if any(0 in self.avals[x].shape for x in outputs):  # the size of vectors is positive
+        if any(0 in self.avals[x].shape for x in outputs):  # an empty one cannot be filled up
             operation = operation._replace(is_elementwise=False)
         if self._constant.issuperset(inputs):
             self._constant.update(outputs)
@@ -145,7 +147,7 @@ class Graph:
         """Whether a value is no random key."""
         return not jnp.issubdtype(self.avals[x].dtype, jax.dtypes.extended)
 
-    def is_for_any_size(self) -> bool:
+    def acts_on_elements(self) -> bool:
         """Whether it computes the same of samples: elements alone, of shapes of arguments."""
         given = {self.avals[x].shape for x in self.arguments}
         constants = any(np.ndim(x) for x in (*self.constants.values(), *self.literals.values()))

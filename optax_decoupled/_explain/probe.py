@@ -76,16 +76,18 @@ class Probe:
         structs = map(jax.ShapeDtypeStruct, self._full, self.dtypes)
         self._originals = dict(zip(paths, structs, strict=True))
         self._initial = next(self._states(self._full))
-        self._like_given = arguments.check_state_fits(state, self._states(self._full))
+        like = arguments.check_state_fits(state, self._states(self._full))
         way_out = "Pass what you pass to tx.update, or None."
         self._given = [None] * len(leaves)
         if grads is not None:
             self._given = entries_like("grads", grads, params, way_out)
         params = self._shapes(self._full)
-        self.full_trees = params, self._like_given, params
+        self.full_trees = params, like, params
         self.is_for_any_size = self._acts_on_elements_alone()
-        self._full_program = self.is_for_any_size or self._program(self._full, *self.full_trees)
-        for shapes in sample.samples(self._full, self.is_for_any_size):
+        self._init.is_for_any_size = self._update.is_for_any_size = self.is_for_any_size
+        if not self.is_for_any_size:
+            self._full_program = self._program(self._full, *self.full_trees)
+        for shapes in sample.samples(self._full):
             if self._take(shapes, state):
                 break
         self.start = foreign.at_cycle_start(self.start)
@@ -95,12 +97,12 @@ class Probe:
         self.large = _LARGE_COPIED if self.moving_copies else _LARGE
 
     def _take(self, shapes: list[sample.Shape], state: optax.OptState | None) -> bool:
-        """Samples everything to these shapes; whether the optimizer does there what it does."""
+        """Samples everything to these shapes; whether the optimizer does the same there."""
         self.is_sampled, weights = shapes != self._full, sum(map(math.prod, shapes))
         if not self.is_sampled and weights > max(FULL_SIZE, 2**12 * len(shapes)):
             raise ValueError(arguments.NOT_SAMPLED.format(weights))
         try:
-            self._like, like_given = self._states_like(shapes)
+            self._like, like_given = self._states_like(shapes, state)
             self._set_units(shapes)
             if state is None:
                 self.start = self.fresh(self.natural)
@@ -120,9 +122,9 @@ class Probe:
         """Whether samples can be computed by what is traced at full size, in all calls."""
         params, state, _ = self.full_trees
         both = (params, self._shapes(self._full, self.dtypes))
-        if not all(map(self._init.is_for_any_size, both)):
+        if not all(map(self._init.acts_on_elements, both)):
             return False
-        if not self._update.is_for_any_size(*self.full_trees):
+        if not self._update.acts_on_elements(*self.full_trees):
             return False
         after = self._update.trace(*self.full_trees).out_info[1]
         kinds = lambda tree: (jax.tree.structure(tree), [x.dtype for x in jax.tree.leaves(tree)])
@@ -134,14 +136,18 @@ class Probe:
         like = zip(shapes, dtypes or self.wide, strict=True)
         return self.treedef.unflatten(jax.ShapeDtypeStruct(*leaf) for leaf in like)
 
-    def _states_like(self, shapes: list[sample.Shape]) -> tuple[optax.OptState, optax.OptState]:
-        """The initial state, and one of the structure of that which was given, as shapes."""
+    def _states_like(
+        self, shapes: list[sample.Shape], state: optax.OptState | None
+    ) -> tuple[optax.OptState, optax.OptState]:
+        """The initial state and one of the structure of `state`, as shapes."""
         if self.is_for_any_size:
             sampled = dict(zip(self._full, shapes, strict=True))
             like = lambda x: jax.ShapeDtypeStruct(sampled.get(x.shape, x.shape), x.dtype)
-            return jax.tree.map(like, self._initial), jax.tree.map(like, self._like_given)
-        states = (x for x in self._states(shapes) if arguments.same_structure(x, self._like_given))
-        return next(self._states(shapes)), next(states)
+            return jax.tree.map(like, self._initial), jax.tree.map(like, self.full_trees[1])
+        initial = next(self._states(shapes))
+        if state is None:
+            return initial, initial
+        return initial, next(x for x in self._states(shapes) if arguments.same_structure(x, state))
 
     def _states(self, shapes: list[sample.Shape]) -> Iterator[optax.OptState]:
         """The initial state and later ones, as shapes: some gain leaves at the first updates."""

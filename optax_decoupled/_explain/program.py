@@ -35,13 +35,15 @@ class Program:
     """A function of trees of arrays, traced and compiled once for each structure.
 
     If `is_mapped`, it maps the function over the first axis of the first argument, an array
-    of scalars.
+    of scalars. If `is_for_any_size` is set, calls with samples of arrays are not traced: they are
+    computed by what `acts_on_elements` has traced.
     """
 
     def __init__(self, function: Callable[..., Any], is_mapped: bool = False):
         self.trace, self._is_mapped = jax.jit(function).trace, is_mapped
         self._compiled: dict[Any, list[_Compiled]] = {}
-        self._for_any_size: dict[Any, tuple[Graph, Any]] = {}
+        self.is_for_any_size = False
+        self._at_full_size: dict[Any, tuple[Graph, Any]] = {}
 
     def __call__(self, *trees: Any) -> Any:
         """The results of the function as NumPy arrays."""
@@ -51,8 +53,9 @@ class Program:
         for each in compiled:
             if each.fits(leaves):
                 return each(leaves)
-        traced = self._for_any_size.get(_without_sizes(structure, kinds))
-        if traced is None:
+        if self.is_for_any_size:
+            traced = self._at_full_size[_without_sizes(structure, kinds)]
+        else:
             traced = self._traced(trees[0][0] if self._is_mapped else trees[0], *trees[1:])
         compiled.append(_Compiled(*traced, leaves, self._is_mapped))
         return compiled[-1](leaves)
@@ -62,17 +65,12 @@ class Program:
         traced = self.trace(*trees)
         return Graph(traced.jaxpr), jax.tree.structure(traced.out_info)
 
-    def is_for_any_size(self, *trees: Any) -> bool:
-        """Whether the function does to some elements of these arrays what it does to all.
-
-        If so, later calls with arrays of other sizes are not traced.
-        """
+    def acts_on_elements(self, *trees: Any) -> bool:
+        """Whether the function does to some elements of these arrays what it does to all."""
+        leaves, structure = jax.tree.flatten(trees)
         traced = self._traced(*trees)
-        if traced[0].is_for_any_size():
-            leaves, structure = jax.tree.flatten(trees)
-            self._for_any_size[_without_sizes(structure, map(_kind, leaves))] = traced
-            return True
-        return False
+        self._at_full_size[_without_sizes(structure, map(_kind, leaves))] = traced
+        return traced[0].acts_on_elements()
 
 
 def _kind(x: Any) -> Any:
@@ -169,8 +167,9 @@ class _Compiled:
         self.rows = {x: (c, i) for c in (*self.columns, *made) for i, x in enumerate(c.values)}
         self.single = [x for x in self.arguments if x not in self.rows]
         self.leaves = list(map(same, graph.results))
+        self.fills = {x: same(scalar) for x, scalar in graph.fills.items()}
         taken = ((x, *self.rows[x]) for x in dict.fromkeys(self.leaves) if x in self.rows)
-        self._taken = [(*found, self._size(found[0]), self._shape(found[0])) for found in taken]
+        self._taken = [(*found, self._size(found[0]), self.shape(found[0])) for found in taken]
         self.results = list(dict.fromkeys(self.rows.get(x, (x,))[0] for x in self.leaves))
         run = self._run
         if is_mapped:  # over the first argument, a scalar in the graph
@@ -178,16 +177,16 @@ class _Compiled:
             run = jax.vmap(run, (axes, None), [int(isinstance(x, Column)) for x in self.results])
         self._run_compiled = jax.jit(run)
 
-    def _shape(self, x: int) -> Shape:
+    def shape(self, x: int) -> Shape:
         shape = self.graph.avals[x].shape
         return self._sampled.get(shape, shape)
 
     def _size(self, x: int) -> int:
-        return math.prod(self._shape(x))
+        return math.prod(self.shape(x))
 
     def _columns(self, group: _Group, rows: Iterable[Numbers]) -> list[Column]:
         length = self._length(group)
-        return [Column(row, length if self._shape(row[0]) else 0) for row in rows]
+        return [Column(row, length if self.shape(row[0]) else 0) for row in rows]
 
     def _length(self, group: _Group) -> int:
         """That of the longest array of a group whose arrays are vectors, or 0."""
@@ -210,65 +209,77 @@ class _Compiled:
         return self.structure.unflatten(values[x] for x in self.leaves)
 
     def _run(self, single: Leaves, columns: Leaves) -> Leaves:
-        values: dict[int | Column, Any] = dict(zip(self.columns, columns, strict=True))
-        values |= self.graph.literals | dict(zip(self.single, single, strict=True))
-
-        def read(x: int) -> Any:
-            if x in self.graph.fills:
-                return jax.lax.broadcast(read(self.graph.fills[x]), self._shape(x))
-            if x in values:
-                return values[x]
-            (column, i), shape = self.rows[x], self._shape(x)
-            row = jax.lax.index_in_dim(values[column], i, keepdims=False)
-            return row[: self._size(x)].reshape(shape) if column.length else row
-
-        def stacked(column: Column) -> Any:
-            if column in values:
-                return values[column]
-            places: dict[Column | None, list[int]] = {}  # by the column that the values are in
-            for i, x in enumerate(column.values):
-                places.setdefault(self.rows.get(x, (None, 0))[0], []).append(i)
-            blocks = [block(column, x, [column.values[i] for i in at]) for x, at in places.items()]
-            order = np.argsort(np.concatenate(list(places.values())))
-            return blocks[0] if len(blocks) == 1 else jnp.concatenate(blocks)[order]
-
-        def first(column: Column) -> Any:
-            x, length = column.values[0], column.length
-            return stacked(Column((x,), length))[0] if length else read(x)
-
-        def block(column: Column, source: Column | None, numbers: list[int]) -> Any:
-            """Some values of a column, which are all in one other column or in none."""
-            if source is None:
-                rows = list(map(read, numbers))
-                if column.length:
-                    rows = [_to_length(x[None], column.length)[0] for x in rows]
-                return jnp.stack(rows)
-            rows = values[source][np.array([self.rows[x][1] for x in numbers])]
-            if column.length == source.length:
-                return rows
-            shape = (column.length,) if column.length else self._shape(numbers[0])
-            return _to_length(rows, math.prod(shape)).reshape(len(rows), *shape)
-
+        values = _Values(self, dict(zip(self.columns, columns, strict=True)))
+        values.known |= self.graph.literals | dict(zip(self.single, single, strict=True))
         for group in self.groups:
-            columns, length = self._columns(group, group.outer), self._length(group)
-            fixed = [None if _varies(x) else first(Column(x, n)) for x, n in columns]
+            outer, length = self._columns(group, group.outer), self._length(group)
+            fixed = [None if _varies(column.values) else values.first(column) for column in outer]
 
             def run(
                 rows: Leaves, part: Part = group.part, fixed: Leaves = fixed, length: int = length
             ) -> Leaves:
                 rest = iter(rows)
                 outer = [next(rest) if x is None else x for x in fixed]
-                shape = lambda x: (length,) if length else self._shape(x)
+                shape = lambda x: (length,) if length else self.shape(x)
                 return part.run(outer, self.graph, shape)
 
             if group.varying:
-                rows = [stacked(column) for column in columns if _varies(column.values)]
+                rows = [values.stacked(column) for column in outer if _varies(column.values)]
                 found = _mapped(run, rows, group.part.is_simple)
-                made = self._columns(group, group.results)
-                values.update(zip(made, found, strict=True))
+                values.known.update(zip(self._columns(group, group.results), found, strict=True))
             else:
-                values.update(zip((x for (x,) in group.results), run([]), strict=True))
-        return [read(x) if isinstance(x, int) else values[x] for x in self.results]
+                values.known.update(zip((x for (x,) in group.results), run([]), strict=True))
+        return [values.known[x] if isinstance(x, Column) else values.read(x) for x in self.results]
+
+
+class _Values:
+    """What a run has computed: values by number, and columns of values."""
+
+    def __init__(self, compiled: _Compiled, known: dict[Any, Any]):
+        self.known, self._compiled, self._rows = known, compiled, compiled.rows
+
+    def read(self, x: int) -> Any:
+        """One value in its own shape."""
+        shape = self._compiled.shape(x)
+        if x in self._compiled.fills:
+            return jax.lax.broadcast(self.read(self._compiled.fills[x]), shape)
+        if x in self.known:
+            return self.known[x]
+        column, i = self._rows[x]
+        row = jax.lax.index_in_dim(self.known[column], i, keepdims=False)
+        return row[: math.prod(shape)].reshape(shape) if column.length else row
+
+    def first(self, column: Column) -> Any:
+        """The first value of a column, as a vector if the column has vectors."""
+        x, length = column.values[0], column.length
+        return self.stacked(Column((x,), length))[0] if length else self.read(x)
+
+    def stacked(self, column: Column) -> Any:
+        """All values of a column as rows of one array."""
+        if column in self.known:
+            return self.known[column]
+        places: dict[Column | None, list[int]] = {}  # by the column that the values are in
+        for i, x in enumerate(column.values):
+            places.setdefault(self._rows.get(x, (None, 0))[0], []).append(i)
+        blocks = [
+            self._block(column, source, [column.values[i] for i in at])
+            for source, at in places.items()
+        ]
+        order = np.argsort(np.concatenate(list(places.values())))
+        return blocks[0] if len(blocks) == 1 else jnp.concatenate(blocks)[order]
+
+    def _block(self, column: Column, source: Column | None, numbers: list[int]) -> Any:
+        """Some values of a column, which are all in one other column or in none."""
+        if source is None:
+            rows = list(map(self.read, numbers))
+            if column.length:
+                rows = [_to_length(x[None], column.length)[0] for x in rows]
+            return jnp.stack(rows)
+        rows = self.known[source][np.array([self._rows[x][1] for x in numbers])]
+        if column.length == source.length:
+            return rows
+        shape = (column.length,) if column.length else self._compiled.shape(numbers[0])
+        return _to_length(rows, math.prod(shape)).reshape(len(rows), *shape)
 
 
 def _as_rows(arrays: Leaves, length: int) -> np.ndarray:

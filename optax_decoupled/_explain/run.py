@@ -70,7 +70,8 @@ class _Decay:
         self.updates = Program(self._update, is_mapped=True)
         if p.is_for_any_size:
             count = jax.ShapeDtypeStruct((), np.int32)
-            assert self.updates.is_for_any_size(count, *p.full_trees)
+            self.updates.is_for_any_size = self.updates.acts_on_elements(count, *p.full_trees)
+            assert self.updates.is_for_any_size
 
     def __call__(self, counts: np.ndarray) -> np.ndarray:
         """float64[counts, parameters]; NaN where there is no update."""

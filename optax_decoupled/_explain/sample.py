@@ -24,16 +24,12 @@ Fingerprint = list[tuple[Any, ...]]
 # Elements of a sample, and whether a matrix keeps the ratio of its sides (Muon scales by it)
 # or is at least 128 wide (from where on Adafactor factors).
 _SAMPLES = ((2**12, True), (2**14, False), (2**17, True))
-# Elements of a sample if an optimizer acts on each element alone.
-_FEW = 2**10
 # Axes but the two longest (of stacked layers, of a convolution) are cut to this length.
 _SHORT = 4
 
 
-def samples(shapes: Sequence[Shape], any_will_do: bool = False) -> list[list[Shape]]:
+def samples(shapes: Sequence[Shape]) -> list[list[Shape]]:
     """Shapes to try instead of these, the smallest first; at last these themselves."""
-    if any_will_do:
-        return [[reduced(shape, _FEW, True) for shape in shapes]]
     every = [[reduced(shape, *size) for shape in shapes] for size in _SAMPLES] + [list(shapes)]
     return [small for i, small in enumerate(every) if small not in every[:i]]
 

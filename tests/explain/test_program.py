@@ -96,6 +96,17 @@ def shifted():
     )
 
 
+def constant():
+    """The same constant array for all parameters of a shape."""
+
+    def update(grads, params):
+        shapes = {x.shape for x in jax.tree.leaves(grads)}
+        alike = {shape: jnp.exp(jnp.zeros(shape)) for shape in shapes}
+        return jax.tree.map(lambda g: jnp.sqrt(abs(g)) + alike[g.shape], grads)
+
+    return optax.stateless(update)
+
+
 def by_size():
     """A rate for each parameter from its size, and none for an empty one."""
     scale = lambda g: g / max(g.size, 1) ** 0.5 + jnp.zeros_like(g)
@@ -175,6 +186,9 @@ def test_arrays_may_be_empty_or_of_one_number():
     assert_equal(
         Program(lambda n: jnp.full((3,), jnp.sin(n)))(2.0), np.full(3, np.sin(2.0), np.float32)
     )
+    both = Program(lambda *xs: [jnp.full((3,), jnp.sum(jnp.exp(x))) for x in xs])
+    x = np.ones((4, 4), np.float32)  # the sums of one array are computed once
+    assert_equal(both(x, x), [np.full(3, 16 * np.e, np.float32)] * 2)
     for name in ("adamw", "lamb", "two global norms"):
         tx, params = OPTIMIZERS[name](), tree() | empty
         state = tx.init(params)
@@ -265,12 +279,13 @@ def test_elements_alone_are_computed_as_among_all_others(name):
 
     state = tx.init(params)
     program = Program(update)
-    assert program.is_for_any_size(grads, state, params)
+    program.is_for_any_size = program.acts_on_elements(grads, state, params)
+    assert program.is_for_any_size
     found = program(*sampled((grads, state, params)))
     assert_equal(found, sampled(jax.jit(tx.update)(grads, state, params)))
     assert times == 1
     init = Program(tx.init)
-    assert init.is_for_any_size(params)
+    init.is_for_any_size = init.acts_on_elements(params)
     assert_equal(init(sampled(params)), sampled(state))
 
 
@@ -289,13 +304,20 @@ def test_elements_alone_are_computed_as_among_all_others(name):
 )
 def test_what_depends_on_other_elements_is_for_one_size(name):
     tx, params = OPTIMIZERS[name](), tree()
-    assert not Program(tx.update).is_for_any_size(params, tx.init(params), params)
+    assert not Program(tx.update).acts_on_elements(params, tx.init(params), params)
+
+
+def test_an_update_that_acts_on_elements_may_be_kept_from_it():
+    """If init depends on other elements, an update of samples is traced for them."""
+    program = Program(lambda x, y: x + y)
+    assert program.acts_on_elements(np.ones((4, 4)), np.ones((4, 4)))
+    assert_equal(program(np.ones(2), np.ones(1)), np.full(2, 2.0, np.float32))
 
 
 def test_arrays_of_other_shapes_than_the_arguments_are_for_one_size():
     """How many elements of such an array a sample has is not known."""
-    assert not Program(lambda x: (2 * x, jnp.ones(7))).is_for_any_size(np.ones(3))
-    assert Program(lambda x: (2 * x, jnp.ones(3))).is_for_any_size(np.ones(3))
+    assert not Program(lambda x: (2 * x, jnp.ones(7))).acts_on_elements(np.ones(3))
+    assert Program(lambda x: (2 * x, jnp.ones(3))).acts_on_elements(np.ones(3))
 
 
 @pytest.mark.parametrize(
@@ -310,6 +332,7 @@ def test_arrays_of_other_shapes_than_the_arguments_are_for_one_size():
         (lambda: optax.contrib.muon(1e-2), 3),  # coefficients in an array of the state
         (polynomial, 3),
         (shifted, 2),
+        (constant, 2),
     ],
 )
 def test_layers_are_compiled_once(make, kinds):
