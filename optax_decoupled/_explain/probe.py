@@ -121,8 +121,8 @@ class Probe:
     def _acts_on_elements_alone(self) -> bool:
         """Whether samples can be computed by what is traced at full size, in all calls."""
         params, state, _ = self.full_trees
-        both = (params, self._shapes(self._full, self.dtypes))
-        if not all(map(self._init.acts_on_elements, both)):
+        own = self._shapes(self._full, self.dtypes)
+        if not all(map(self._init.acts_on_elements, [params] if own == params else [params, own])):
             return False
         if not self._update.acts_on_elements(*self.full_trees):
             return False

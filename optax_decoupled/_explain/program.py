@@ -147,7 +147,7 @@ class _Compiled:
     """
 
     def __init__(self, graph: Graph, structure: Any, leaves: Leaves, is_mapped: bool):
-        self.graph, self.structure = graph, structure
+        self.graph, self.structure, self._is_mapped = graph, structure, is_mapped
         given = list(zip(graph.arguments, leaves, strict=True))
         self._sampled: dict[Shape, Any] = {
             graph.avals[x].shape: np.shape(leaf) for x, leaf in given[is_mapped:]
@@ -200,6 +200,9 @@ class _Compiled:
 
     def __call__(self, leaves: Leaves) -> Any:
         given = dict(zip(self.arguments, [*leaves, *self.graph.constants.values()], strict=True))
+        if not self.groups and not self._is_mapped:
+            results = {x: self._without_operations(x, given) for x in set(self.leaves)}
+            return self.structure.unflatten(results[x] for x in self.leaves)
         columns = [_as_rows([given[x] for x in values], length) for values, length in self.columns]
         found = self._run_compiled([given[x] for x in self.single], columns)
         values = dict(zip(self.results, map(_on_host, found), strict=True))
@@ -207,6 +210,13 @@ class _Compiled:
             row = values[column][i]
             values[x] = row[..., :size].reshape(row.shape[:-1] + shape) if column.length else row
         return self.structure.unflatten(values[x] for x in self.leaves)
+
+    def _without_operations(self, x: int, given: dict[int, Any]) -> Any:
+        """A result that is an argument, a number or an array of one number: nothing to compile."""
+        dtype, source = self.graph.avals[x].dtype, self.graph.scalar(x)
+        if source in self.graph.literals:
+            return np.full(self.shape(x), self.graph.literals[source], dtype)
+        return _on_host(given[x]) if x == source else np.full(self.shape(x), given[source], dtype)
 
     def _run(self, single: Leaves, columns: Leaves) -> Leaves:
         values = _Values(self, dict(zip(self.columns, columns, strict=True)))
