@@ -297,6 +297,8 @@ def _as_rows(arrays: Leaves, length: int) -> np.ndarray:
     if not length:
         return np.stack(arrays)
     vectors = [np.asarray(x).reshape(-1) for x in arrays]
+    if all(vector.size == length for vector in vectors):
+        return np.concatenate(vectors).reshape(-1, length)
     rows = np.empty((len(vectors), length), vectors[0].dtype)
     for row, vector in zip(rows, vectors, strict=True):
         row[: vector.size], row[vector.size :] = vector, vector[-1]
