@@ -98,7 +98,7 @@ class Graph:
         called, branches = _called(equation), _branches(equation)
         if called is not None:
             return self._walk(called, inputs)
-        if _is_fill(equation):
+        if _is_fill(equation) and self.is_plain(inputs[0]):
             return [self._fill(inputs[0], equation.outvars[0])]
         if branches and all(map(_is_simple_function, branches)):
             # All branches run, and one result is taken: so leaves remain apart.

@@ -201,7 +201,8 @@ class _Compiled:
     def __call__(self, leaves: Leaves) -> Any:
         given = dict(zip(self.arguments, [*leaves, *self.graph.constants.values()], strict=True))
         if not self.groups and not self._is_mapped:
-            results = {x: self._without_operations(x, given) for x in set(self.leaves)}
+            known = given | self.graph.literals
+            results = {x: self._without_operations(x, known) for x in set(self.leaves)}
             return self.structure.unflatten(results[x] for x in self.leaves)
         columns = [_as_rows([given[x] for x in values], length) for values, length in self.columns]
         found = self._run_compiled([given[x] for x in self.single], columns)
@@ -211,12 +212,13 @@ class _Compiled:
             values[x] = row[..., :size].reshape(row.shape[:-1] + shape) if column.length else row
         return self.structure.unflatten(values[x] for x in self.leaves)
 
-    def _without_operations(self, x: int, given: dict[int, Any]) -> Any:
+    def _without_operations(self, x: int, known: dict[int, Any]) -> Any:
         """A result that is an argument, a number or an array of one number: nothing to compile."""
-        dtype, source = self.graph.avals[x].dtype, self.graph.scalar(x)
-        if source in self.graph.literals:
-            return np.full(self.shape(x), self.graph.literals[source], dtype)
-        return _on_host(given[x]) if x == source else np.full(self.shape(x), given[source], dtype)
+        value, dtype = known[self.graph.scalar(x)], self.graph.avals[x].dtype
+        if not self.graph.is_plain(x):
+            return value
+        filled = x in self.graph.fills
+        return np.full(self.shape(x), value, dtype) if filled else np.asarray(value, dtype)
 
     def _run(self, single: Leaves, columns: Leaves) -> Leaves:
         values = _Values(self, dict(zip(self.columns, columns, strict=True)))

@@ -186,6 +186,10 @@ def test_arrays_may_be_empty_or_of_one_number():
     assert_equal(
         Program(lambda n: jnp.full((3,), jnp.sin(n)))(2.0), np.full(3, np.sin(2.0), np.float32)
     )
+    given = lambda n, key: (n, jnp.full((3,), n), 2, key, jnp.broadcast_to(key, (3,)))
+    for function in (given, lambda n, key: given(n, key)[:4]):  # the second has no operation
+        found = Program(function)(2.0, jax.random.key(0))
+        assert_equal(found, jax.jit(function)(2.0, jax.random.key(0)))
     both = Program(lambda *xs: [jnp.full((3,), jnp.sum(jnp.exp(x))) for x in xs])
     x = np.ones((4, 4), np.float32)  # the sums of one array are computed once
     assert_equal(both(x, x), [np.full(3, 16 * np.e, np.float32)] * 2)
@@ -309,9 +313,11 @@ def test_what_depends_on_other_elements_is_for_one_size(name):
 
 def test_an_update_that_acts_on_elements_may_be_kept_from_it():
     """If init depends on other elements, an update of samples is traced for them."""
-    program = Program(lambda x, y: x + y)
-    assert program.acts_on_elements(np.ones((4, 4)), np.ones((4, 4)))
-    assert_equal(program(np.ones(2), np.ones(1)), np.full(2, 2.0, np.float32))
+    program = Program(lambda x: x * x.size)
+    assert program.acts_on_elements(np.ones((4, 4), np.float32))
+    assert_equal(program(np.ones(2, np.float32)), np.full(2, 2.0, np.float32))
+    program.is_for_any_size = True
+    assert_equal(program(np.ones(3, np.float32)), np.full(3, 16.0, np.float32))
 
 
 def test_arrays_of_other_shapes_than_the_arguments_are_for_one_size():
