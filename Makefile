@@ -39,7 +39,6 @@ format: $(VENV)/.lint
 
 docs: $(VENV)/.docs  ## the site in docs/_build/html; a few minutes, as it runs the examples
 	$(BIN)/python -m sphinx -E -W --keep-going -b html docs docs/_build/html
-	$(BIN)/python -m sphinx -q -W --keep-going -d docs/_build/html/.doctrees -b doctest docs docs/_build/doctest
 
 build: $(VENV)/.build
 	rm -rf dist

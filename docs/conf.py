@@ -1,7 +1,7 @@
 """The site: pages in MyST, the API from docstrings, figures and examples run at every build.
 
-What runs where: this build executes the examples (but for those that say so on their page), the
-scripts in `figures/` and the docstrings' doctests; `make test` runs, page by page, every Python
+What runs where: this build executes the examples (but for those that say so on their page) and
+the scripts in `figures/`; `make test` runs the docstrings' doctests and, page by page, every Python
 block of these pages, and checks that their numbers are those of `benchmarks/results`.
 """
 
@@ -30,7 +30,6 @@ extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
-    "sphinx.ext.doctest",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
     "sphinx_copybutton",

@@ -153,13 +153,12 @@ def test_dtypes_and_shapes_are_stable(case, dtype):
         tx = case.make()
         state = tx.init(params)
 
-        @jax.jit
         def maybe(flag, state):
             return jax.lax.cond(
                 flag, lambda: tx.update(grads, state, params), lambda: (grads, state)
             )
 
-        updates, new_state = maybe(True, state)
+        updates, new_state = jax.eval_shape(maybe, True, state)
         chex.assert_trees_all_equal_shapes_and_dtypes(updates, params)
         chex.assert_trees_all_equal_shapes_and_dtypes(new_state, state)
 
@@ -171,7 +170,6 @@ def test_dtypes_are_stable_with_float32_hyperparameters(case, dtype):
     params = _cast(PARAMS, dtype)
     numbers = {k: v for k, v in case.kwargs.items() if isinstance(v, float)}
 
-    @jax.jit
     def two_steps(hyperparameters):
         tx = case.make(**hyperparameters)
 
@@ -181,7 +179,7 @@ def test_dtypes_are_stable_with_float32_hyperparameters(case, dtype):
 
         return jax.lax.scan(step, tx.init(params), length=2)
 
-    _, updates = two_steps(jax.tree.map(jnp.float32, numbers))
+    _, updates = jax.eval_shape(two_steps, jax.tree.map(jnp.float32, numbers))
     assert {u.dtype for u in jax.tree.leaves(updates)} == {jnp.dtype(dtype)}
 
 

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from arrays import normal
 from jax.extend import core
 
 import optax_decoupled as od
@@ -158,11 +159,10 @@ def test_a_direction_that_is_no_number_is_seen_in_the_weights():
 @pytest.mark.parametrize("shape", [(2**21,), (1, 2**21), (2**21, 1), (2**10, 2**10)])
 def test_rounding_does_not_add_up_over_millions_of_elements(shape):
     """Added one after the other in float32, the squares of as many numbers are off by 1e-3."""
-    params = jax.random.normal(jax.random.key(0), shape)
+    params, noise, constant = normal(shape), normal(shape, seed=1), np.full(shape, 0.1, "float32")
     ball, change = od.hyperball(optax.identity(), 0.1), od.norm_change(outward=0.0, inward=0.0)
-    constant = jnp.full(shape, 0.1)
     for tx, step in ((ball, 1.0), (change, 0.1)):
-        for given, u in ((params, step * _noise(params, 0)), (constant, 0.3 * constant)):
+        for given, u in ((params, step * noise), (constant, 0.3 * constant)):
             updates, _ = jax.jit(tx.update)(u, tx.init(given), given)
             moved = np.float64(given) + np.float64(updates)
             norm = np.linalg.norm(np.float64(given))

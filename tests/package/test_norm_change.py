@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from arrays import normal
 
 import optax_decoupled as od
 
@@ -25,8 +26,8 @@ def _changed(u, theta, outward, inward, **kwargs):
     return jax.jit(tx.update)(u, tx.init(theta), theta)[0]
 
 
-def _normal(seed, shape, dtype=jnp.float32):
-    return jax.random.normal(jax.random.key(seed), shape, dtype)
+def _normal(seed, shape, dtype="float32"):
+    return normal(shape, dtype, seed)
 
 
 @pytest.mark.parametrize(("outward", "inward"), FACTORS)

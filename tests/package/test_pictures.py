@@ -8,6 +8,7 @@ import matplotlib
 import numpy as np
 import optax
 import pytest
+from arrays import normal
 
 import optax_decoupled as od
 
@@ -30,11 +31,16 @@ def plan():
 
 def history():
     tx = optax.chain(od.adamw(1e-2, 1e-3), od.record_weight_dynamics())
-    state, params = tx.init(NAMES), NAMES
-    for i in range(20):
-        grads = jax.tree.map(lambda p, i=i: jax.random.normal(jax.random.key(i), p.shape), params)
+
+    @jax.jit
+    def step(grads, state, params):
         updates, state = tx.update(grads, state, params)
-        params = optax.apply_updates(params, updates)
+        return optax.apply_updates(params, updates), state
+
+    state, params = jax.jit(tx.init)(NAMES), NAMES
+    for i in range(20):
+        grads = jax.tree.map(lambda p, i=i: normal(p.shape, seed=i), params)
+        params, state = step(grads, state, params)
     return od.recorded_weight_dynamics(state, weight_decay=1e-3, learning_rate=1e-2)
 
 

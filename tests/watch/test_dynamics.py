@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from arrays import normal
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -24,9 +25,7 @@ def reference(theta, update):
 
 
 def random_pair(shape=(40, 30), scale=1e-3, dtype=jnp.float32, seed=0):
-    keys = jax.random.split(jax.random.key(seed))
-    theta = jax.random.normal(keys[0], shape, dtype)
-    return theta, (scale * jax.random.normal(keys[1], shape, dtype)).astype(dtype)
+    return normal(shape, dtype, 2 * seed), normal(shape, dtype, 2 * seed + 1, scale)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16, jnp.complex64])
@@ -54,7 +53,7 @@ def test_an_arccos_would_see_no_small_angle():
 def test_pure_decay_turns_nothing(c):
     theta, _ = random_pair((300, 300))
     measured = od.weight_dynamics(theta, -c * theta)
-    assert measured.rotation < 1e-7 * c
+    assert measured.rotation < 3e-7 * c  # the rounding of float32: 0 to 1.5e-7
     np.testing.assert_allclose(measured.growth, (1 - c) ** 2 - 1, rtol=1e-5)
 
 

@@ -1,7 +1,6 @@
 """The recorder in what people train with: Flax, wrappers of Optax, meshes, checkpoints."""
 
 import contextlib
-import functools
 
 import chex
 import flax.linen as nn
@@ -11,6 +10,7 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 import pytest
+from arrays import normal
 from flax import nnx
 from flax.training.train_state import TrainState
 from jax import export
@@ -27,27 +27,34 @@ def recorded(**options):
     return optax.chain(od.adamw(1e-2, C), od.record_weight_dynamics(**options))
 
 
-def params_like(seed=0):
-    keys = jax.random.split(jax.random.key(seed))
+def params_like():
     return {
-        "dense": {"kernel": jax.random.normal(keys[0], (12, 20)), "bias": jnp.zeros(20)},
-        "head": jax.random.normal(keys[1], (20, 3)),
+        "dense": {"kernel": jnp.asarray(normal((12, 20))), "bias": jnp.zeros(20)},
+        "head": jnp.asarray(normal((20, 3), seed=1)),
     }
 
 
 def grads_at(step, params):
     leaves, structure = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.fold_in(jax.random.key(7), step), len(leaves))
-    draw = lambda k, p: jax.random.normal(k, p.shape, p.dtype)
-    return structure.unflatten(map(draw, keys, leaves))
+    draws = [normal(x.shape, x.dtype, 10 * step + i) for i, x in enumerate(leaves, start=2)]
+    return structure.unflatten(draws)
 
 
-def run(tx, steps=12, start=None, update=None):
-    params = params_like() if start is None else start
-    state, update = tx.init(params), update or jax.jit(tx.update)
-    for step in range(steps):
-        updates, state = update(grads_at(step, params), state, params)
-        params = optax.apply_updates(params, updates)
+def jitted(tx, **options):
+    """A whole step as one program: applied one by one, the updates are many small ones."""
+
+    def step(grads, state, params):
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    return jax.jit(step, **options)
+
+
+def run(tx, steps=12):
+    params = params_like()
+    state, step = tx.init(params), jitted(tx)
+    for i in range(steps):
+        params, state = step(grads_at(i, params), state, params)
     return params, state
 
 
@@ -101,7 +108,7 @@ def test_a_train_state_of_linen():
         return state.apply_gradients(grads=jax.grad(loss)(state.params))
 
     for i in range(6):
-        state = step(state, jax.random.normal(jax.random.key(i), (8, 4)))
+        state = step(state, normal((8, 4), seed=i))
     history = od.recorded_weight_dynamics(state)
     assert [row.path for row in history.rows] == ["bias", "kernel"]
     assert history.steps.tolist() == [1, 2, 3, 4, 5]
@@ -124,23 +131,23 @@ def test_wrappers_leave_the_history_as_it_is(name, plain):
     if name != "scan":
         return assert_same_history(run(tx)[1], plain)
 
-    def step(carry, i):
+    def step(carry, grads):
         params, state = carry
-        updates, state = tx.update(grads_at(i, params), state, params)
+        updates, state = tx.update(grads, state, params)
         return (optax.apply_updates(params, updates), state), None
 
-    scan = jax.jit(lambda carry: jax.lax.scan(step, carry, jnp.arange(12))[0])
     params = params_like()
+    grads = jax.tree.map(lambda *x: np.stack(x), *(grads_at(i, params) for i in range(12)))
+    scan = jax.jit(lambda carry: jax.lax.scan(step, carry, grads)[0])
     return assert_same_history(scan((params, tx.init(params)))[1], plain)
 
 
 def test_gradient_accumulation_records_the_updates_and_not_the_calls(plain):
     tx = optax.MultiSteps(recorded(), 3)
     params = params_like()
-    state, update = tx.init(params), jax.jit(tx.update)
+    state, step = tx.init(params), jitted(tx)
     for i in range(36):
-        updates, state = update(grads_at(i // 3, params), state, params)
-        params = optax.apply_updates(params, updates)
+        params, state = step(grads_at(i // 3, params), state, params)
     assert_same_history(state, plain, rtol=1e-4)
 
 
@@ -160,16 +167,10 @@ def test_a_partition_has_one_history_and_frozen_groups_none_or_a_frozen_one():
 
 def test_donated_buffers(plain):
     tx = recorded()
-
-    @functools.partial(jax.jit, donate_argnums=(0, 1))
-    def step(params, state, grads):
-        updates, state = tx.update(grads, state, params)
-        return optax.apply_updates(params, updates), state
-
-    params = jax.tree.map(jnp.copy, params_like())
+    step, params = jitted(tx, donate_argnums=(1, 2)), params_like()
     state = tx.init(params)
     for i in range(12):
-        params, state = step(params, state, grads_at(i, params))
+        params, state = step(grads_at(i, params), state, params)
     assert_same_history(state, plain)
 
 
@@ -189,12 +190,12 @@ def test_on_a_mesh_the_history_is_that_of_one_device(axis_type, layout, plain):
         params = jax.tree.map(place, params_like(), LAYOUTS[layout])
         tx = recorded()
         init = jax.jit(tx.init, out_shardings=od.opt_state_shardings(tx, params))
-        state, step = init(params), jax.jit(chex.assert_max_traces(tx.update, n=1))
+        traced_once = optax.GradientTransformation(tx.init, chex.assert_max_traces(tx.update, n=1))
+        state, step = init(params), jitted(traced_once)
         chex.clear_trace_counter()
         for i in range(12):
-            grads = jax.tree.map(place, grads_at(i, params_like()), LAYOUTS[layout])
-            updates, state = step(grads, state, params)
-            params = optax.apply_updates(params, updates)
+            grads = jax.tree.map(place, grads_at(i, params), LAYOUTS[layout])
+            params, state = step(grads, state, params)
     assert state[1].table.sharding.is_fully_replicated
     assert_same_history(state, plain)
 
@@ -240,9 +241,9 @@ def test_a_restored_run_goes_on_in_the_same_table(tmp_path, with_target, plain):
     assert_same_history(restored["opt_state"], state, rtol=0)
     if with_target:
         params, state = restored["params"], restored["opt_state"]
-        for step in range(7, 12):
-            updates, state = jax.jit(tx.update)(grads_at(step, params), state, params)
-            params = optax.apply_updates(params, updates)
+        step = jitted(tx)
+        for i in range(7, 12):
+            params, state = step(grads_at(i, params), state, params)
         assert_same_history(state, plain)
 
 
@@ -266,16 +267,16 @@ def test_another_rate_after_a_restart_is_visible():
     )(1e-3)
     params, state = run(tx, steps=10)
     state.hyperparams["rate"] = jnp.asarray(1e-2)
-    for step in range(10, 20):
-        updates, state = jax.jit(tx.update)(grads_at(step, params), state, params)
-        params = optax.apply_updates(params, updates)
+    step = jitted(tx)
+    for i in range(10, 20):
+        params, state = step(grads_at(i, params), state, params)
     row = od.recorded_weight_dynamics(state).rows[1]
     assert row.rotation[12:].min() > 3 * row.rotation[5:9].max()
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.complex64])
 def test_it_runs_in_jaxs_strict_modes(dtype):
-    params = {"w": jnp.ones((3, 4), dtype), "zero": jnp.zeros((), dtype)}
+    params = {"w": np.ones((3, 4), dtype), "zero": np.zeros((), dtype)}
     with (
         jax.numpy_dtype_promotion("strict"),
         jax.numpy_rank_promotion("raise"),
@@ -285,10 +286,10 @@ def test_it_runs_in_jaxs_strict_modes(dtype):
         jax.check_tracer_leaks(True),
     ):
         recorder = od.record_weight_dynamics(capacity=12)
-        state, update = recorder.init(params), jax.jit(recorder.update)
+        state, update = jax.jit(recorder.init)(params), jax.jit(recorder.update)
         for i in range(12):
-            moved = jax.tree.map(lambda p, i=i: p * (1 - i / 100), params)
-            _, state = update(jax.tree.map(jnp.ones_like, params), state, moved)
+            moved = jax.tree.map(lambda p, i=i: (p * (1 - i / 100)).astype(p.dtype), params)
+            _, state = update(jax.tree.map(np.ones_like, params), state, moved)
     history = od.recorded_weight_dynamics(state)
     assert len(history.steps) == 5
     assert all(np.isfinite(row.rms).all() for row in history.rows)
