@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import optax
 import pytest
-from arrays import normal
 
 LR = 1e-3
 
@@ -47,8 +46,9 @@ def small_params():
 
 def random_grads(params, seed, scale=1.0):
     leaves, treedef = jax.tree.flatten(params)
-    seeds = enumerate(leaves, start=1000 * seed)
-    return treedef.unflatten([normal(x.shape, x.dtype, i, scale) for i, x in seeds])
+    keys = jax.random.split(jax.random.key(seed), len(leaves))
+    normal = [scale * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)]
+    return treedef.unflatten([g.astype(x.dtype) for g, x in zip(normal, leaves, strict=True)])
 
 
 def trained(tx, params, steps):
