@@ -4,6 +4,9 @@ A test that is not listed runs with all of its cases. ``()`` leaves the whole te
 `make test-slow`; otherwise a case runs if its id contains one of the texts.
 """
 
+# An optimizer of each construction, of `cases.py`.
+OF_EACH_KIND = ("adamw]", "start]", "brake]", "sgdw]", "adam_l2]", "adamwr]", "decouple]")
+
 SUBSET: dict[str, tuple[str, ...]] = {
     # The site's examples and pages: `make docs` runs the examples too.
     "test_examples.py::test_runs": ("quickstart", "landscape_cluster"),
@@ -16,6 +19,10 @@ SUBSET: dict[str, tuple[str, ...]] = {
         "float32",
         "bfloat16-adamw]",
     ),
+    "test_contract.py::test_inject_hyperparams": OF_EACH_KIND,
+    "test_contract.py::test_masked_and_partition": OF_EACH_KIND,
+    "test_contract.py::test_apply_if_finite_skips_a_broken_gradient": OF_EACH_KIND,
+    "test_contract.py::test_donation_of_params_and_a_fresh_state": OF_EACH_KIND,
     "test_modes_of_jax.py::test_arrays_schedules_and_masks_under_strict_promotion": ("float32",),
     "test_modes_of_jax.py::test_x64_changes_no_parameter_of_32_bits_or_fewer": (
         "float32",
@@ -44,6 +51,24 @@ SUBSET: dict[str, tuple[str, ...]] = {
     "test_ports_of_libraries.py::test_one_convention_takes_their_steps": ("0.02",),
     "test_devices.py::test_wrapped_optimizers": ("accumulated", "masked"),
     "test_toward.py::test_shards_are_pulled_as_one": ("tensor parallel",),
+    "test_multipliers.py::test_each_element_loses_its_own_fraction": ("adamw-", "layers"),
+    "test_multipliers.py::test_strict_dtypes_and_ranks": (
+        "asarray0-bfloat16",
+        "asarray1-float32-layers",
+    ),
+    "test_norm_change.py::test_the_new_weight_of_numpy": ("float32", "complex64-0.7"),
+    "test_explain_norm_change.py::test_a_brake_is_no_decay_and_the_decay_beside_it_is_decoupled": (
+        "factors0",
+    ),
+    "test_program.py::test_equal_layers_may_be_one_array_at_first_and_differ_later": (
+        "adamw",
+        "ours",
+        "lamb",
+        "norms",
+        "adafactor",
+        "accumulating",
+        "jitted",
+    ),
     "test_hyperball.py::test_adamc_is_two_chains": ("0.03-decay_mask",),
     "test_schedules.py::test_positions_are_exact_up_to_the_last_int32_step": ("1000-", "2147"),
     "test_schedules.py::test_every_restart_is_exactly_one": (),

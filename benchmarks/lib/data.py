@@ -1,5 +1,6 @@
 """Data for the benchmarks: scikit-learn's digits, MNIST-1D, and CIFAR-10 from a directory."""
 
+import functools
 import hashlib
 from pathlib import Path
 from typing import NamedTuple
@@ -43,6 +44,7 @@ def digits() -> Images:
     return Images((images / 16).astype(np.float32), labels.astype(np.int32))
 
 
+@functools.cache  # a figure asks for them once for each of its parts
 def mnist1d() -> Images:
     """The default MNIST-1D (arXiv:2011.14439): 5000 curves of 40 numbers in ten classes.
 

@@ -34,7 +34,7 @@ def test_the_data_are_five_thousand_curves_of_ten_classes(curves):
 
 
 def test_the_data_are_the_same_in_every_call(curves):
-    again = data.mnist1d()
+    again = data.mnist1d.__wrapped__()
     assert np.array_equal(again.images, curves.images)
     assert np.array_equal(again.labels, curves.labels)
 
