@@ -4,8 +4,8 @@ A test that is not listed runs with all of its cases. ``()`` leaves the whole te
 `make test-slow`; otherwise a case runs if its id contains one of the texts.
 """
 
-# An optimizer of each construction, of `cases.py`.
-OF_EACH_KIND = ("adamw]", "start]", "brake]", "sgdw]", "adam_l2]", "adamwr]", "decouple]")
+# Optimizers of `cases.py` that are built differently.
+OF_EACH_KIND = ("adamw]", "adamc]", "start]", "brake]", "sgdw]", "adam_l2]", "adamwr]", "decouple]")
 
 SUBSET: dict[str, tuple[str, ...]] = {
     # The site's examples and pages: `make docs` runs the examples too.
@@ -58,7 +58,8 @@ SUBSET: dict[str, tuple[str, ...]] = {
     ),
     "test_norm_change.py::test_the_new_weight_of_numpy": ("float32", "complex64-0.7"),
     "test_explain_norm_change.py::test_a_brake_is_no_decay_and_the_decay_beside_it_is_decoupled": (
-        "factors0",
+        "factors0-adamw",
+        "factors2",
     ),
     "test_program.py::test_equal_layers_may_be_one_array_at_first_and_differ_later": (
         "adamw",
@@ -68,6 +69,7 @@ SUBSET: dict[str, tuple[str, ...]] = {
         "adafactor",
         "accumulating",
         "jitted",
+        "shifted",
     ),
     "test_hyperball.py::test_adamc_is_two_chains": ("0.03-decay_mask",),
     "test_schedules.py::test_positions_are_exact_up_to_the_last_int32_step": ("1000-", "2147"),

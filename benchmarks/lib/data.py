@@ -49,15 +49,18 @@ def mnist1d() -> Images:
     """The default MNIST-1D (arXiv:2011.14439): 5000 curves of 40 numbers in ten classes.
 
     The package `mnist1d` computes them in a second, from its own seed and without a download.
-    Its split into 4000 and 1000 is not used: all examples have the same distribution. It seeds
-    the global random generators of NumPy and of Python.
+    Its split into 4000 and 1000 is not used: all examples have the same distribution. The first
+    call seeds the global random generators of NumPy and of Python. The arrays are read-only.
     """
     from mnist1d.data import get_dataset_args, make_dataset  # imports requests and pyplot
 
     made = make_dataset(get_dataset_args())
     curves = np.concatenate([made["x"], made["x_test"]])[..., None]
     labels = np.concatenate([made["y"], made["y_test"]])
-    return Images(curves.astype(np.float32), labels.astype(np.int32))
+    images = Images(curves.astype(np.float32), labels.astype(np.int32))
+    for array in images:
+        array.flags.writeable = False
+    return images
 
 
 def cifar10(directory: Path) -> Cifar10:

@@ -163,6 +163,26 @@ def test_dtypes_and_shapes_are_stable(case, dtype):
         chex.assert_trees_all_equal_shapes_and_dtypes(new_state, state)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_first_step_is_finite(dtype):
+    """All optimizers are one program, which compiles faster. JAX raises where a NaN appears."""
+    cases = [case for case in CASES.values() if case.strict]
+    with jax.enable_x64(dtype in ("float64", "complex128")):
+        params, grads = _cast(PARAMS, dtype), _cast(GRADS, dtype)
+
+        @jax.jit
+        def first_updates(grads, params):
+            optimizers = [case.make() for case in cases]
+            return [tx.update(grads, tx.init(params), params)[0] for tx in optimizers]
+
+        for case, updates in zip(cases, first_updates(grads, params), strict=True):
+            chex.assert_trees_all_equal_shapes_and_dtypes(updates, params)
+            for update in jax.tree.leaves(updates):
+                assert np.isfinite(update.astype(complex)).all(), case
+                assert np.abs(update.astype(complex)).max() > 1e-6, case
+
+
 @every_case
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_dtypes_are_stable_with_float32_hyperparameters(case, dtype):

@@ -29,8 +29,8 @@ def recorded(**options):
 
 def params_like():
     return {
-        "dense": {"kernel": jnp.asarray(normal((12, 20))), "bias": jnp.zeros(20)},
-        "head": jnp.asarray(normal((20, 3), seed=1)),
+        "dense": {"kernel": jnp.array(normal((12, 20))), "bias": jnp.zeros(20)},
+        "head": jnp.array(normal((20, 3), seed=1)),
     }
 
 
@@ -170,7 +170,9 @@ def test_donated_buffers(plain):
     step, params = jitted(tx, donate_argnums=(1, 2)), params_like()
     state = tx.init(params)
     for i in range(12):
+        before = params
         params, state = step(grads_at(i, params), state, params)
+        assert all(x.is_deleted() for x in jax.tree.leaves(before))
     assert_same_history(state, plain)
 
 
@@ -196,6 +198,9 @@ def test_on_a_mesh_the_history_is_that_of_one_device(axis_type, layout, plain):
         for i in range(12):
             grads = jax.tree.map(place, grads_at(i, params), LAYOUTS[layout])
             params, state = step(grads, state, params)
+    placed = jax.tree.map(place, params, LAYOUTS[layout])
+    for found, wanted in zip(*map(jax.tree.leaves, (params, placed)), strict=True):
+        assert found.sharding.is_equivalent_to(wanted.sharding, found.ndim)
     assert state[1].table.sharding.is_fully_replicated
     assert_same_history(state, plain)
 
