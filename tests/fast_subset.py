@@ -14,6 +14,7 @@ SUBSET: dict[str, tuple[str, ...]] = {
     # One dtype of each kind, and one case of each optimizer.
     "test_contract.py::test_convergence": ("parabola", "rosenbrock-float32-adamw]"),
     "test_contract.py::test_dtypes_and_shapes_are_stable": ("bfloat16", "float32", "complex64"),
+    "test_contract.py::test_a_first_step_is_finite": ("bfloat16", "float32", "complex64"),
     "test_contract.py::test_dtypes_are_stable_with_float32_hyperparameters": ("bfloat16",),
     "test_contract.py::test_gradient_accumulation_takes_the_step_of_the_mean_gradient": (
         "float32",

@@ -12,6 +12,7 @@ import pytest
 from cases import CASES
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
+from steps import jitted_step
 
 import optax_decoupled as od
 
@@ -111,12 +112,8 @@ def test_the_step_moves_nothing_between_devices(axis_type):
     params = _placed(_mesh(axis_type), LAYOUTS["tensor parallel"])
     tx = MAKE["adamw"]()
     state = jax.jit(tx.init, out_shardings=od.opt_state_shardings(tx, params))(params)
-
-    def step(grads, state, params):
-        updates, state = tx.update(grads, state, params)
-        return optax.apply_updates(params, updates), state
-
-    compiled = jax.jit(step, donate_argnums=(1, 2)).lower(params, state, params).compile()
+    step = jitted_step(tx, donate_argnums=(1, 2))
+    compiled = step.lower(params, state, params).compile()
     collectives = "all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter"
     assert not re.search(collectives, compiled.as_text())
     new_params, new_state = compiled.output_shardings

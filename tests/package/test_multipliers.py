@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 from arrays import normal
+from steps import jitted_step
 
 import optax_decoupled as od
 from optax_decoupled._common.probing import Originals, measuring
@@ -33,10 +34,9 @@ def _difference(make, shape, w, steps=3, dtype=jnp.float32):
     ends = []
     for mask in ({"k": w, "b": False}, {"k": False, "b": False}):
         tx = make(mask)
-        theta, state, update = params, jax.jit(tx.init)(params), jax.jit(tx.update)
+        theta, state, step = params, jax.jit(tx.init)(params), jitted_step(tx)
         for _ in range(steps):
-            updates, state = update(grads, state, theta)
-            theta = jax.tree.map(lambda p, u: p + np.asarray(u), theta, updates)
+            theta, state = step(grads, state, theta)
         ends.append(np.float64(theta["k"]))
     return ends[0] - ends[1]
 

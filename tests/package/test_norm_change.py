@@ -26,17 +26,13 @@ def _changed(u, theta, outward, inward, **kwargs):
     return jax.jit(tx.update)(u, tx.init(theta), theta)[0]
 
 
-def _normal(seed, shape, dtype="float32"):
-    return normal(shape, dtype, seed)
-
-
 @pytest.mark.parametrize(("outward", "inward"), FACTORS)
 @pytest.mark.parametrize("radial", [0.7, -0.7, 0.0])
 @pytest.mark.parametrize("dtype", ["float32", "float64", "complex64"])
 def test_the_new_weight_of_numpy(outward, inward, radial, dtype):
     with jax.enable_x64(dtype == "float64"):
-        theta = _normal(0, (5, 7), dtype)
-        u = radial * theta + 0.3 * _normal(1, (5, 7), dtype)
+        theta = normal((5, 7), dtype)
+        u = radial * theta + 0.3 * normal((5, 7), dtype, seed=1)
         moved = np.asarray(theta).astype(complex) + np.asarray(_changed(u, theta, outward, inward))
     tolerance = 1e-13 if dtype == "float64" else 2e-6
     np.testing.assert_allclose(
@@ -51,9 +47,9 @@ def test_the_new_weight_of_numpy(outward, inward, radial, dtype):
 @pytest.mark.parametrize(("outward", "inward"), [(0.5, 1.0), (0.0, 0.0), (1.0, 0.5)])
 def test_small_updates_keep_their_accuracy(size, outward, inward):
     """The radial part is far below the rounding of the norm: a difference of norms loses it."""
-    theta = _normal(0, (64, 64))
+    theta = normal((64, 64))
     for sign in (1, -1):
-        u = size * (sign * theta + _normal(1, theta.shape))
+        u = size * (sign * theta + normal(theta.shape, seed=1))
         update = np.float64(_changed(u, theta, outward, inward))
         with jax.enable_x64(True):
             exact = reference(u, theta, outward, inward) - np.float64(theta)
@@ -64,7 +60,7 @@ def test_small_updates_keep_their_accuracy(size, outward, inward):
 
 
 def test_one_and_one_is_no_operation():
-    theta, u = _normal(0, (4, 4), jnp.bfloat16), _normal(1, (4, 4), jnp.bfloat16)
+    theta, u = normal((4, 4), jnp.bfloat16), normal((4, 4), jnp.bfloat16, seed=1)
     tx = od.norm_change()
     updates, _ = tx.update({"w": u}, tx.init({"w": theta}), {"w": theta})
     assert updates["w"] is u
@@ -86,7 +82,7 @@ def test_zero_and_zero_keeps_the_norm_for_a_hundred_steps(name):
             theta = optax.apply_updates(theta, updates)
             return (theta, state), theta
 
-        theta = _normal(0, (16, 8))
+        theta = normal((16, 8))
         path = jax.jit(lambda c: jax.lax.scan(step, c, jnp.arange(100))[1])((theta, tx.init(theta)))
         start = np.linalg.norm(np.float64(theta))
         return np.linalg.norm(np.float64(path), axis=(1, 2)) / start
@@ -99,7 +95,7 @@ def test_zero_and_zero_keeps_the_norm_for_a_hundred_steps(name):
 
 def test_zero_and_zero_is_the_projection_of_hyperball():
     """One step from the sphere: α ‖θ‖ u/‖u‖, subtracted and set back."""
-    theta, u = _normal(0, (6, 5)), _normal(1, (6, 5))
+    theta, u = normal((6, 5)), normal((6, 5), seed=1)
     hyperball = od.hyperball(optax.identity(), 0.2)
     expected, _ = hyperball.update(u, hyperball.init(theta), theta)
     step = -0.2 * jnp.linalg.norm(theta) * u / jnp.linalg.norm(u)
@@ -117,7 +113,7 @@ def test_the_direction_stays_and_the_growth_is_halved():
 
 
 def test_weights_and_updates_of_zero():
-    theta, zero = _normal(0, (3, 4)), jnp.zeros((3, 4))
+    theta, zero = normal((3, 4)), jnp.zeros((3, 4))
     for outward, inward in FACTORS:
         np.testing.assert_array_equal(_changed(zero, theta, outward, inward), 0)
         np.testing.assert_array_equal(_changed(zero, zero, outward, inward), 0)
@@ -131,14 +127,14 @@ def test_weights_and_updates_of_zero():
 
 
 def test_weights_of_zero_stay_exactly_where_nothing_may_grow():
-    u = _normal(0, (200, 7))
+    u = normal((200, 7))
     held = _changed(u, jnp.zeros_like(u), 0.0, 0.5, stacked=1)  # 200 weights
     np.testing.assert_array_equal(held, 0)
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1e-22, 1e22, 1e30])
 def test_squares_do_not_overflow(scale):
-    theta, u = scale * _normal(0, (4, 4)), scale * _normal(1, (4, 4))
+    theta, u = scale * normal((4, 4)), scale * normal((4, 4), seed=1)
     for outward, inward in FACTORS:
         moved = (np.float64(theta) + np.float64(_changed(u, theta, outward, inward))) / scale
         expected = reference(u, theta, outward, inward) / scale
@@ -149,8 +145,8 @@ def test_squares_do_not_overflow(scale):
     ("dtype", "scale"), [("bfloat16", 1e25), ("float16", 2e3), ("bfloat16", 1)]
 )
 def test_narrow_weights_are_computed_in_float32(dtype, scale):
-    theta = (scale * _normal(0, (32, 32))).astype(dtype)
-    u = (0.3 * scale * _normal(1, (32, 32))).astype(dtype)
+    theta = (scale * normal((32, 32))).astype(dtype)
+    u = (0.3 * scale * normal((32, 32), seed=1)).astype(dtype)
     with jax.numpy_dtype_promotion("strict"):
         update = _changed(u, theta, 0.0, 0.0)
         wide = _changed(u.astype(jnp.float32), theta, 0.0, 0.0)
@@ -164,10 +160,10 @@ def test_narrow_weights_are_computed_in_float32(dtype, scale):
 
 def test_slices_of_a_stack_are_weights_of_their_own():
     theta = {
-        "blocks": jnp.arange(1.0, 4.0)[:, None, None] * _normal(0, (3, 5, 2)),
+        "blocks": jnp.arange(1.0, 4.0)[:, None, None] * normal((3, 5, 2)),
         "w": jnp.ones(4),
     }
-    u = {"blocks": _normal(1, (3, 5, 2)), "w": _normal(2, (4,))}
+    u = {"blocks": normal((3, 5, 2), seed=1), "w": normal((4,), seed=2)}
     update = _changed(u, theta, 0.5, 0.25, stacked={"blocks": 1, "w": 0})
     for i in range(3):
         expected = _changed(u["blocks"][i], theta["blocks"][i], 0.5, 0.25)
@@ -195,11 +191,11 @@ def test_leaves_that_are_left_alone():
 
 
 def test_in_a_partition_beside_adamw():
-    theta = {"kernel": _normal(0, (4, 4)), "bias": jnp.ones(4)}
+    theta = {"kernel": normal((4, 4)), "bias": jnp.ones(4)}
     brake = optax.chain(optax.sgd(0.5), od.norm_change(outward=0.0, inward=0.0))
     labels = {"kernel": "brake", "bias": "plain"}
     tx = optax.partition({"brake": brake, "plain": od.adamw(0.1, 1e-3)}, labels)
-    u = {"kernel": _normal(1, (4, 4)), "bias": jnp.zeros(4)}
+    u = {"kernel": normal((4, 4), seed=1), "bias": jnp.zeros(4)}
     updates, _ = jax.jit(tx.update)(u, tx.init(theta), theta)
     np.testing.assert_allclose(updates["bias"], -1e-3, rtol=1e-6)
     np.testing.assert_allclose(
@@ -208,7 +204,7 @@ def test_in_a_partition_beside_adamw():
 
 
 def test_factors_may_be_traced_and_scheduled():
-    theta, u = _normal(0, (4, 3)), _normal(1, (4, 3))
+    theta, u = normal((4, 3)), normal((4, 3), seed=1)
     factors = jnp.array([0.0, 0.5, 1.0])
     several = jax.vmap(lambda f: _changed(u, theta, f, f))(factors)
     for f, update in zip(factors, several, strict=True):
@@ -227,7 +223,7 @@ def test_factors_may_be_traced_and_scheduled():
 def test_sharded_and_donated():
     mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
-    theta, u = _normal(0, (16, 4)), _normal(1, (16, 4))
+    theta, u = normal((16, 4)), normal((16, 4), seed=1)
     tx = od.norm_change(outward=0.0, inward=0.5)
     expected = _changed(u, theta, 0.0, 0.5)
     placed = jax.device_put((u, theta), sharding)
@@ -239,7 +235,7 @@ def test_sharded_and_donated():
 
 
 def test_strict_promotion_and_ranks():
-    theta, u = _normal(0, (4, 3), jnp.bfloat16), _normal(1, (4, 3))
+    theta, u = normal((4, 3), jnp.bfloat16), normal((4, 3), seed=1)
     with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
         for factor in (0.5, jnp.bfloat16(0.5), np.float64(0.5)):
             chex.assert_tree_all_finite(_changed(u, theta, factor, 1.0, stacked=1))

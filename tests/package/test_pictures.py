@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 from arrays import normal
+from steps import jitted_step
 
 import optax_decoupled as od
 
@@ -31,13 +32,7 @@ def plan():
 
 def history():
     tx = optax.chain(od.adamw(1e-2, 1e-3), od.record_weight_dynamics())
-
-    @jax.jit
-    def step(grads, state, params):
-        updates, state = tx.update(grads, state, params)
-        return optax.apply_updates(params, updates), state
-
-    state, params = jax.jit(tx.init)(NAMES), NAMES
+    step, state, params = jitted_step(tx), jax.jit(tx.init)(NAMES), NAMES
     for i in range(20):
         grads = jax.tree.map(lambda p, i=i: normal(p.shape, seed=i), params)
         params, state = step(grads, state, params)

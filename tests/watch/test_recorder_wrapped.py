@@ -16,6 +16,7 @@ from flax.training.train_state import TrainState
 from jax import export
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
+from steps import jitted_step
 
 import optax_decoupled as od
 
@@ -40,19 +41,9 @@ def grads_at(step, params):
     return structure.unflatten(draws)
 
 
-def jitted(tx, **options):
-    """A whole step as one program: applied one by one, the updates are many small ones."""
-
-    def step(grads, state, params):
-        updates, state = tx.update(grads, state, params)
-        return optax.apply_updates(params, updates), state
-
-    return jax.jit(step, **options)
-
-
 def run(tx, steps=12):
     params = params_like()
-    state, step = tx.init(params), jitted(tx)
+    state, step = tx.init(params), jitted_step(tx)
     for i in range(steps):
         params, state = step(grads_at(i, params), state, params)
     return params, state
@@ -145,7 +136,7 @@ def test_wrappers_leave_the_history_as_it_is(name, plain):
 def test_gradient_accumulation_records_the_updates_and_not_the_calls(plain):
     tx = optax.MultiSteps(recorded(), 3)
     params = params_like()
-    state, step = tx.init(params), jitted(tx)
+    state, step = tx.init(params), jitted_step(tx)
     for i in range(36):
         params, state = step(grads_at(i // 3, params), state, params)
     assert_same_history(state, plain, rtol=1e-4)
@@ -167,7 +158,7 @@ def test_a_partition_has_one_history_and_frozen_groups_none_or_a_frozen_one():
 
 def test_donated_buffers(plain):
     tx = recorded()
-    step, params = jitted(tx, donate_argnums=(1, 2)), params_like()
+    step, params = jitted_step(tx, donate_argnums=(1, 2)), params_like()
     state = tx.init(params)
     for i in range(12):
         before = params
@@ -193,7 +184,7 @@ def test_on_a_mesh_the_history_is_that_of_one_device(axis_type, layout, plain):
         tx = recorded()
         init = jax.jit(tx.init, out_shardings=od.opt_state_shardings(tx, params))
         traced_once = optax.GradientTransformation(tx.init, chex.assert_max_traces(tx.update, n=1))
-        state, step = init(params), jitted(traced_once)
+        state, step = init(params), jitted_step(traced_once)
         chex.clear_trace_counter()
         for i in range(12):
             grads = jax.tree.map(place, grads_at(i, params), LAYOUTS[layout])
@@ -246,7 +237,7 @@ def test_a_restored_run_goes_on_in_the_same_table(tmp_path, with_target, plain):
     assert_same_history(restored["opt_state"], state, rtol=0)
     if with_target:
         params, state = restored["params"], restored["opt_state"]
-        step = jitted(tx)
+        step = jitted_step(tx)
         for i in range(7, 12):
             params, state = step(grads_at(i, params), state, params)
         assert_same_history(state, plain)
@@ -272,7 +263,7 @@ def test_another_rate_after_a_restart_is_visible():
     )(1e-3)
     params, state = run(tx, steps=10)
     state.hyperparams["rate"] = jnp.asarray(1e-2)
-    step = jitted(tx)
+    step = jitted_step(tx)
     for i in range(10, 20):
         params, state = step(grads_at(i, params), state, params)
     row = od.recorded_weight_dynamics(state).rows[1]
