@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 OUT ?= runs
 BIN := $(VENV)/bin
-PYTEST ?= -n 2
+PYTEST ?= -n 2 --dist worksteal
 PACKAGE_TESTS := tests/coupled_and_decoupled tests/package tests/explain tests/watch tests/sweep
 
 .PHONY: run test test-slow test-package gpu lint format docs build clean

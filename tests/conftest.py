@@ -1,7 +1,9 @@
 """Eight CPU devices; rank promotion is refused; warnings are errors (see pyproject.toml)."""
 
+import gc
 import importlib.metadata
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 # Compiling takes two thirds of the tests' time, so compiled programs are kept between runs, and
@@ -10,15 +12,21 @@ from pathlib import Path
 _CACHE = Path(__file__).parents[1] / ".jax_cache"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")  # small programs too
-# JAX 0.10 can still generate code for the CPU as its earlier versions did, which compiles in two
-# thirds of the time. Newer ones cannot, so the package tests run with the usual code there.
+# Most tests' programs compile for longer than they run, so they are not optimized: that takes half
+# of the time to compile. JAX 0.10 can also generate code as its earlier versions did, which halves
+# it again. Tests that train, or compare programs bit for bit, use the fixture `optimized`.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+_QUICK_TO_COMPILE = ["--xla_cpu_parallel_codegen_split_count=1"]
 if importlib.metadata.version("jaxlib").startswith("0.10."):
-    os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
+    _QUICK_TO_COMPILE.append("--xla_cpu_use_fusion_emitters=false")
+os.environ.setdefault("XLA_FLAGS", " ".join(_QUICK_TO_COMPILE))
 
 import hypothesis
 import jax
 import pytest
 from fast_subset import is_left_to_the_slow_tests
+
+gc.set_threshold(20_000, 20, 50)  # traced programs are many objects, and each pass sees them all
 
 collect_ignore = ["ecosystem/golden"]  # a script that needs PyTorch
 
@@ -28,6 +36,16 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # The same examples in every run; no deadline, because the first one compiles.
 hypothesis.settings.register_profile("seeded", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("seeded")
+
+
+@pytest.fixture
+def optimized(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Programs, also those of scripts that the test starts, are compiled as users have them."""
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "0")
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest selects by mark

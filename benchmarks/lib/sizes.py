@@ -108,7 +108,7 @@ SIZES = {
     "shake-shake-96": shake_shake(96),
 }
 QUICK = {  # to see that it works
-    "digits": dict(epochs=10, seeds=2, rate_stride=4, decay_stride=5),
+    "digits": dict(epochs=5, seeds=2, rate_stride=4, decay_stride=5),
     "MNIST-1D": dict(
         train_images=50, batch_size=25, epochs=2, seeds=4, rate_stride=4, decay_stride=6
     ),

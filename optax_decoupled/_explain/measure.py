@@ -90,10 +90,15 @@ def rounding(p: Probe, update: np.ndarray, extent: Amplitude) -> np.ndarray:
 
 
 def is_odd(p: Probe, found: Response) -> np.ndarray:
-    """Whether d is more than rounding: too large, or too straight, for it."""
+    """Whether d is more than rounding: too large, or too straight, for it.
+
+    If a transform returns the difference of copies, their rounding may all be towards zero:
+    then d is straight, and at most one unit in the last place of the parameters.
+    """
     sizes = np.array([v.size for v in p.v], int)
     straight = (found.residual < 0.5) & (sizes >= 16)
-    return (found.size > found.noise) | (straight & (found.size > found.own_noise))
+    biased = p.epsilon * found.extent if p.moving_copies else 0.0
+    return (found.size > found.noise) | (straight & (found.size > found.own_noise + biased))
 
 
 def is_same_fraction(c: np.ndarray, *others: tuple[np.ndarray, np.ndarray]) -> np.ndarray:

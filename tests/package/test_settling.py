@@ -10,6 +10,8 @@ import pytest
 
 import optax_decoupled as od
 
+pytestmark = pytest.mark.usefixtures("optimized")  # they train
+
 # On random gradients, from 1.3 times the predicted rms.
 SIZE = 3000
 

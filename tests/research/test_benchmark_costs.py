@@ -17,6 +17,7 @@ def test_explain_speed():
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("optimized")
 def test_fused_outputs(tmp_path):
     """With the flag XLA moves fewer numbers for every optimizer, and computes the same bits."""
     module = "benchmarks.cost.fused_outputs"

@@ -8,6 +8,8 @@ import pytest
 
 import optax_decoupled as od
 
+pytestmark = pytest.mark.usefixtures("optimized")  # they train
+
 DIM, STEPS, DECAY = 200, 2000, 5e-3
 
 

@@ -9,6 +9,8 @@ import optax_decoupled as od
 from benchmarks.lib.modular import B2, TRAIN, lower_edge, modular_task
 from optax_decoupled import sweep
 
+pytestmark = pytest.mark.usefixtures("optimized")  # they train
+
 SHORT, LONG = 1000, 2000
 WITHOUT = 2.0**-30
 

@@ -10,6 +10,8 @@ import pytest
 
 import optax_decoupled as od
 
+pytestmark = pytest.mark.usefixtures("optimized")  # they train
+
 C = 2e-3
 SHAPE = (64, 64)
 

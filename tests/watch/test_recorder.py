@@ -144,6 +144,7 @@ def test_memory_is_bounded(shapes, elements, capacity):
         assert used <= len(shapes) * (4 * max(elements, 2) + 20 * capacity)
 
 
+@pytest.mark.usefixtures("optimized")
 def test_updates_pass_bit_for_bit_and_nothing_compiles_twice():
     params = {"a": normal((50, 60)), "b": normal((60,), jnp.bfloat16), "n": jnp.arange(3)}
     grads = {
