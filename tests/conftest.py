@@ -26,6 +26,7 @@ import jax
 import pytest
 from fast_subset import is_left_to_the_slow_tests
 
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # the workers share the processors
 gc.set_threshold(20_000, 20, 50)  # traced programs are many objects, and each pass sees them all
 
 collect_ignore = ["ecosystem/golden"]  # a script that needs PyTorch

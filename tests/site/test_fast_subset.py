@@ -21,3 +21,10 @@ def test_a_case_runs_if_a_text_of_its_entry_is_in_its_id():
     assert is_left_to_the_slow_tests(file, test, "rosenbrock-float32-adamw cautious")
     assert not is_left_to_the_slow_tests(file, test, "rosenbrock-float32-adamw")
     assert not is_left_to_the_slow_tests(file, "test_of_no_entry", "")
+
+
+def test_a_case_of_a_tuple_has_all_of_its_texts():
+    file, test = "test_contract.py", "test_dtypes_are_stable_with_float32_hyperparameters"
+    assert not is_left_to_the_slow_tests(file, test, "bfloat16-adamw")
+    assert is_left_to_the_slow_tests(file, test, "bfloat16-adamw cautious")
+    assert is_left_to_the_slow_tests(file, test, "float16-adamw")

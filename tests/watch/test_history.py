@@ -10,8 +10,6 @@ import pytest
 
 import optax_decoupled as od
 
-pytestmark = pytest.mark.usefixtures("optimized")  # they train
-
 C = 2e-3
 SHAPE = (64, 64)
 
@@ -71,6 +69,7 @@ WALKS = {
 }
 
 
+@pytest.mark.usefixtures("optimized")  # it trains for long
 @pytest.mark.parametrize("name", WALKS)
 def test_a_random_walk_is_held_by_noise_at_the_predicted_size(name):
     tx, gradient, rms, b1 = WALKS[name]
@@ -89,6 +88,7 @@ def test_a_random_walk_is_held_by_noise_at_the_predicted_size(name):
     assert row.kind == "settled"
 
 
+@pytest.mark.usefixtures("optimized")  # it trains for long
 def test_a_quadratic_whose_minimum_is_not_0_holds_the_length():
     target = jax.random.normal(jax.random.key(2), SHAPE)
     gradient = lambda p, key: {"w": p["w"] - target + 0.1 * noise(p, key)["w"]}
