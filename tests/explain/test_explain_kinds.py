@@ -144,12 +144,24 @@ def test_l2_alone_is_not_called_double(make):
         lambda: optax.adam(LR),
         lambda: optax.lamb(LR),  # a trust ratio depends on the parameters, but is no decay
         lambda: optax.contrib.schedule_free_adamw(LR),
+        lambda: optax.contrib.schedule_free_adamw(LR, b1=0.7),
+        lambda: optax.contrib.schedule_free_sgd(LR),
         lambda: optax.adaptive_grad_clip(0.01),
         lambda: od.adamw(LR, 0.0),
         lambda: od.sgdw(LR, 1e-4, mask=lambda params: jax.tree.map(lambda _: False, params)),
         lambda: optax.adamw(LR, mask=lambda params: jax.tree.map(lambda _: False, params)),
     ],
-    ids=["adam", "lamb", "schedule-free", "agc", "λ = 0", "our empty mask", "an empty mask"],
+    ids=[
+        "adam",
+        "lamb",
+        "schedule-free",
+        "schedule-free, b1 = 0.7",
+        "schedule-free SGD",
+        "agc",
+        "λ = 0",
+        "our empty mask",
+        "an empty mask",
+    ],
 )
 def test_no_decay_is_a_warning(make):
     report = od.explain_weight_decay(make(), small_params())
