@@ -25,7 +25,7 @@ gpu: $(VENV)/.gpu  ## on a machine with an NVIDIA GPU: what differs there; JSON 
 	$(BIN)/python -c "import jax; assert jax.default_backend() == 'gpu', jax.devices()"
 	for cost in step_cost additions recorder sweep_speed; do \
 	  $(BIN)/python -m benchmarks.cost.$$cost --out $(OUT)/gpu || exit 1; done
-	$(BIN)/python -m pytest -m "not slow" $(PACKAGE_TESTS)
+	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(BIN)/python -m pytest -m "not slow" $(PACKAGE_TESTS)
 	$(BIN)/python -m benchmarks.figures.figure2_mnist1d --out $(OUT)/gpu
 
 lint: $(VENV)/.lint

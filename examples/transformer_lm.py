@@ -81,7 +81,7 @@ def adamw(learning_rate, weight_decay):
 # The error is the cross-entropy on the text after the training text, in nats per character.
 
 grid = dict(learning_rates=0.002 * 2.0 ** np.arange(3), weight_decays=2.0 ** np.arange(-11, -2))
-landscape = sweep.run(task, adamw, **grid, seeds=range(2))
+landscape = sweep.run(task, adamw, **grid, seeds=range(3))
 valley = landscape.valley_slope()
 print("As the rate doubles, log2 of the best decay moves by (range of resampled seeds):")
 for name, shift in {"λ": 0, "v": -1}.items():

@@ -65,7 +65,7 @@ GRIDS = {  # the optimizer; its two axes, in the order in which a sweep passes t
 def main() -> None:
     parser = argparse.ArgumentParser(description=QUESTION)
     parser.add_argument("--out", type=Path, default=RESULTS)
-    parser.add_argument("--quick", action="store_true", help="a tiny grid, to see that it works")
+    parser.add_argument("--quick", action="store_true", help="one cell each, to see that it works")
     arguments = parser.parse_args()
     take, seeds = (4, range(4)) if arguments.quick else (1, range(SEEDS))
     task, sha256 = language.language_task()

@@ -22,8 +22,8 @@ def cast_first_moment(tree: PyTree, old: PyTree) -> Any:
     within 5 units in the last place, up to 4 %. A change that would be lost takes the smallest
     step in its direction instead. On skewed noise that draws a mean towards the median: not
     measurably for b1 = 0.9, 0.6 % for 0.99, 31 % for 0.999 (exponential gradients), where
-    a moment belongs in float32, as second moments always do. Where m = g, rounding in float32
-    may make 0.9 m + 0.1 g differ from m by two units in the last place: that is no change.
+    a moment belongs in float32, as second moments always do. Where m = g, rounding may make
+    0.9 m + 0.1 g differ from m by two units of float32: so small a change counts as none.
     """
 
     def cast(x: Leaf, before: Leaf) -> Any:

@@ -1,4 +1,4 @@
-"""The table of tests that `make test` runs in part names tests and cases that exist."""
+"""The table of tests that `make test` runs in part names tests that exist."""
 
 import pathlib
 import re
