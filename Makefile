@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 OUT ?= runs
 BIN := $(VENV)/bin
+INSTALL ?= $(BIN)/python -m pip install --quiet
 PYTEST ?= -n 2 --dist worksteal
 PACKAGE_TESTS := tests/coupled_and_decoupled tests/package tests/explain tests/watch tests/sweep
 
@@ -45,11 +46,11 @@ build: $(VENV)/.build
 	$(BIN)/python -m build --outdir dist
 
 $(VENV)/.build: | $(BIN)/python
-	$(BIN)/python -m pip install --quiet build
+	$(INSTALL) build
 	touch $@
 
 $(VENV)/.%: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --editable ".[$*]"
+	$(INSTALL) --editable ".[$*]"
 	touch $@
 
 $(BIN)/python:

@@ -29,7 +29,6 @@ def strict_modes(request):
     with (
         jax.numpy_dtype_promotion("strict" if is_strict else "standard"),
         jax.numpy_rank_promotion("raise"),
-        jax.enable_checks(True),
         jax.debug_nans("broken_gradient" not in test and "donation" not in test),
     ):
         yield

@@ -10,6 +10,7 @@ import sys
 
 import numpy as np
 import pytest
+from scripts import run_quickly
 
 from benchmarks.figures import figure2_digits
 from benchmarks.lib import data
@@ -40,11 +41,12 @@ def _run(script, *arguments):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "script", ["figure1", "figure2_digits", "figure3", "figure4", "normalized_decay"]
-)
-def test_digits(script, tmp_path):
-    _check(_run(script, "--out", tmp_path), script, tmp_path)
+def test_digits(tmp_path):
+    scripts = ("figure1", "figure2_digits", "figure3", "figure4", "normalized_decay")
+    modules = [f"benchmarks.figures.{script}" for script in scripts]
+    done = run_quickly(modules, tmp_path)
+    for script in scripts:
+        _check(done, script, tmp_path)
 
 
 @pytest.mark.slow

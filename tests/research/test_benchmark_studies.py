@@ -1,17 +1,13 @@
 """The studies beyond the paper: what is held out, who chooses, and that their scripts run."""
 
 import json
-import pathlib
-import subprocess
-import sys
 
 import numpy as np
 import pytest
+from scripts import run_quickly
 
 from benchmarks.lib import data, fine_tuning
 from benchmarks.study import hyperball, language_model, modular_addition, where_to
-
-ROOT = pathlib.Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("name", fine_tuning.TASKS)
@@ -96,11 +92,11 @@ def test_an_edge_outside_the_grid_does_not_count():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("script", [where_to, hyperball, language_model, modular_addition])
-def test_scripts_run(script, tmp_path):
-    name = script.__name__.rpartition(".")[2]
-    command = [sys.executable, "-m", script.__name__, "--quick", "--out", str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+def test_scripts_run(tmp_path):
+    scripts = (where_to, hyperball, language_model, modular_addition)
+    done = run_quickly([script.__name__ for script in scripts], tmp_path)
     assert done.returncode == 0, done.stderr
-    record = json.loads((tmp_path / f"{name}.json").read_text())
-    assert script.report(record) in done.stdout
+    for script in scripts:
+        name = script.__name__.rpartition(".")[2]
+        record = json.loads((tmp_path / f"{name}.json").read_text())
+        assert script.report(record) in done.stdout

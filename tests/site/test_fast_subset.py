@@ -3,7 +3,7 @@
 import pathlib
 import re
 
-from fast_subset import SUBSET, is_left_to_the_slow_tests
+from fast_subset import SUBSET, left_to_the_slow_tests
 
 ROOT = pathlib.Path(__file__).parents[1]
 TESTS = {path.name: path.read_text() for path in ROOT.rglob("test_*.py")}
@@ -16,15 +16,20 @@ def test_every_entry_names_a_test():
 
 
 def test_a_case_runs_if_a_text_of_its_entry_is_in_its_id():
-    file, test = "test_contract.py", "test_convergence"
-    assert not is_left_to_the_slow_tests(file, test, "parabola-float32-sgdw")
-    assert is_left_to_the_slow_tests(file, test, "rosenbrock-float32-adamw cautious")
-    assert not is_left_to_the_slow_tests(file, test, "rosenbrock-float32-adamw")
-    assert not is_left_to_the_slow_tests(file, "test_of_no_entry", "")
+    cases = ["parabola-float32-sgdw", "rosenbrock-float32-adamw", "rosenbrock-float32-sgdw"]
+    assert left_to_the_slow_tests("test_contract.py", "test_convergence", cases) == cases[2:]
+    assert left_to_the_slow_tests("test_contract.py", "test_of_no_entry", cases) == []
+    whole = left_to_the_slow_tests("test_settling.py", "test_lion_settles_where_predicted", [""])
+    assert whole == [""]
 
 
 def test_a_case_of_a_tuple_has_all_of_its_texts():
-    file, test = "test_contract.py", "test_dtypes_are_stable_with_float32_hyperparameters"
-    assert not is_left_to_the_slow_tests(file, test, "bfloat16-adamw")
-    assert is_left_to_the_slow_tests(file, test, "bfloat16-adamw cautious")
-    assert is_left_to_the_slow_tests(file, test, "float16-adamw")
+    cases = ["bfloat16-adamw", "bfloat16-adamw cautious", "float16-adamw"]
+    test = "test_dtypes_are_stable_with_float32_hyperparameters"
+    assert left_to_the_slow_tests("test_contract.py", test, cases) == cases[1:]
+
+
+def test_a_number_of_cases_is_spread_over_all():
+    cases = [str(i) for i in range(13)]
+    test = "test_weight_dynamics_in_every_mode"
+    assert left_to_the_slow_tests("test_modes_of_jax.py", test, cases) == cases[1::2]
