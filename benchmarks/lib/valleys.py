@@ -6,6 +6,7 @@ than what the two together allow. This reads the valleys of all resamples at onc
 `valley_slope` describes them: in each row the smoothed, capped ranks of the mean errors.
 """
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -52,15 +53,24 @@ def slopes(optimizer: dict[str, Any]) -> np.ndarray:
 
     The resamples depend on the number of seeds alone: those of two landscapes are the same.
     """
-    errors = np.array(optimizer["error_percent"], float)
+    names = ("error_percent", "learning_rates", "weight_decays")
+    arrays = (np.array(optimizer[name], float) for name in names)
+    return _slopes(*((x.tobytes(), x.shape) for x in arrays))
+
+
+@functools.cache  # a report compares each landscape with several others
+def _slopes(*arrays: tuple[bytes, tuple[int, ...]]) -> np.ndarray:
+    errors, rates, decays = (np.frombuffer(data).reshape(shape) for data, shape in arrays)
     count = errors.shape[-1]
     picks = np.random.default_rng(0).integers(0, count, (RESAMPLES, count))
     drawn = (picks[..., None] == np.arange(count)).sum(1)  # [RESAMPLES, S]: how often each seed
     weights = np.concatenate([np.ones((1, count)), drawn])
     with np.errstate(invalid="ignore"):  # 0 / 0 where every seed diverged
         total = np.nan_to_num(errors) @ weights.T / (np.isfinite(errors) @ weights.T)
-    decays = best_decays(np.moveaxis(total, -1, 0), np.log2(optimizer["weight_decays"]))
-    return _least_squares(np.log2(optimizer["learning_rates"]), decays)
+    best = best_decays(np.moveaxis(total, -1, 0), np.log2(decays))
+    found = _least_squares(np.log2(rates), best)
+    found.flags.writeable = False
+    return found
 
 
 def best_decays(mean: np.ndarray, decays: np.ndarray) -> np.ndarray:
