@@ -123,7 +123,6 @@ SUBSET: dict[str, int | tuple[str | tuple[str, ...], ...]] = {
     ),
     "test_explain_errors.py::test_an_update_that_takes_a_loss_is_passed_one": ("True",),
     "test_recorder_wrapped.py::test_on_a_mesh_the_history_is_that_of_one_device": (
-        "sharded-AxisType.Auto",
         "columns-AxisType.Explicit",
     ),
     "test_dynamics.py::test_the_sum_over_a_hundred_million_elements_does_not_stall": (),
@@ -231,8 +230,8 @@ SUBSET: dict[str, int | tuple[str | tuple[str, ...], ...]] = {
     "test_precision.py::test_derivatives_through_a_step_are_those_of_float32": (),
     "test_settling.py::test_adamw_settles_where_predicted": ("0.001-0.01-",),
     "test_settling.py::test_sgdw_settles_where_predicted": ("0.1-0.9",),
-    "test_settling.py::test_sgd_with_l2_settles_where_predicted": ("0.1-0.9",),
-    "test_settling.py::test_cautious_decay_acts_like_half_of_it_and_less_with_momentum": ("0.01-",),
+    "test_settling.py::test_sgd_with_l2_settles_where_predicted": (),
+    "test_settling.py::test_cautious_decay_acts_like_half_of_it_and_less_with_momentum": (),
     "test_history.py::test_a_random_walk_is_held_by_noise_at_the_predicted_size": ("adamw]",),
     "test_settling.py::test_lion_settles_where_predicted": (),
     # Damaged files: one of each kind of damage, in a cell and in the manifest.
@@ -319,6 +318,13 @@ SUBSET: dict[str, int | tuple[str | tuple[str, ...], ...]] = {
     "test_benchmark_mnist1d.py::test_kernels_decay_and_only_batch_norm_keeps_statistics": 1,
     "test_benchmark_models.py::test_another_key_draws_other_coefficients": (),
     "test_recorder.py::test_merged_intervals_are_the_means_of_their_calls": 3,
+    "test_history.py::test_a_quadratic_whose_minimum_is_not_0_holds_the_length": (),
+    "test_sweep_directory.py::test_a_killed_process_blocks_no_directory": (),
+    "test_sweep_output.py::test_an_interrupt_without_a_directory_suggests_one": (),
+    "test_sweep_numbers.py::test_an_optimizer_that_takes_the_losss_value_gets_it": (),
+    "test_sweep_numbers.py::test_a_task_may_hold_unhashable_objects_and_releases_them": (),
+    "test_program.py::test_random_numbers_are_those_of_jit": 1,
+    "test_sweep_resume.py::test_a_cell_without_an_entry_is_refused": 2,
 }
 
 

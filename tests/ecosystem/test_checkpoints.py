@@ -55,9 +55,23 @@ def test_a_run_resumed_in_a_fresh_process_is_bit_equal(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("delay", [0.0, 0.02, 0.1])
-def test_killed_while_saving_the_previous_checkpoint_restores(tmp_path, delay):
-    process = _start(tmp_path / "run", 0, 40, tmp_path / "never.npz")
+def test_killed_while_saving_the_previous_checkpoint_restores(tmp_path):
+    _run(tmp_path / "whole", 0, 40, tmp_path / "whole.npz")
+    whole = _final(tmp_path / "whole.npz")
+    for delay in (0.0, 0.02, 0.1):
+        run, end = tmp_path / f"run {delay}", tmp_path / f"resumed {delay}.npz"
+        _killed_while_saving(run, delay)
+        latest = _latest(run)
+        assert latest in (10, 20)
+        _run(run, latest, 40, end)
+        resumed = _final(end)
+        for name, value in whole.items():
+            np.testing.assert_array_equal(resumed[name], value)
+
+
+def _killed_while_saving(directory, delay):
+    """A run that ends so many seconds after it began to save step 20."""
+    process = _start(directory, 0, 40, directory.with_suffix(".never.npz"))
     assert process.stdout is not None
     for line in process.stdout:
         if line == "saving 20\n":
@@ -66,13 +80,6 @@ def test_killed_while_saving_the_previous_checkpoint_restores(tmp_path, delay):
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert process.returncode == -signal.SIGKILL
-    latest = _latest(tmp_path / "run")
-    assert latest in (10, 20)
-    _run(tmp_path / "run", latest, 40, tmp_path / "resumed.npz")
-    _run(tmp_path / "whole", 0, 40, tmp_path / "whole.npz")
-    resumed, whole = (_final(tmp_path / f"{x}.npz") for x in ("resumed", "whole"))
-    for name, value in whole.items():
-        np.testing.assert_array_equal(resumed[name], value)
 
 
 PULLED = {

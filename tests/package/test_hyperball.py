@@ -75,7 +75,7 @@ def test_the_relative_step_is_the_learning_rate(alpha, scale):
     params = scale * jnp.array([[3.0, 0.0], [0.0, 0.0]])
     grads = jnp.array([[0.0, 2.0], [0.0, 0.0]]) / scale
     tx = od.hyperball(optax.identity(), alpha)
-    updates, _ = tx.update(grads, tx.init(params), params)
+    updates, _ = jax.jit(tx.update)(grads, tx.init(params), params)
     moved = np.asarray(params + updates, np.float64)
     assert -moved[0, 1] / moved[0, 0] == pytest.approx(alpha, rel=1e-5)
     assert np.linalg.norm(moved) == pytest.approx(3 * scale, rel=1e-6)
@@ -143,8 +143,9 @@ def test_explain_finds_the_norm_held_at_any_rate(rate):
 def test_the_size_of_the_direction_does_not_matter(size):
     params = jnp.linspace(-1, 2, 12).reshape(3, 4)
     tx = od.hyperball(optax.identity(), 0.1)
-    expected, _ = tx.update(_noise(params, 0), tx.init(params), params)
-    updates, _ = tx.update(size * _noise(params, 0), tx.init(params), params)
+    update, state, noise = jax.jit(tx.update), tx.init(params), normal(params.shape)
+    expected, _ = update(noise, state, params)
+    updates, _ = update(np.float32(size) * noise, state, params)
     assert np.abs(expected).max() > 0.05
     np.testing.assert_allclose(updates, expected, rtol=1e-4, atol=1e-6)
 
@@ -222,7 +223,7 @@ def test_a_float32_radius_serves_float64_weights_under_strict_promotion():
         params, tx = jnp.array([3.0, 4.0]), od.hyperball(optax.identity(), 0.5)
         state = tx.init(params)
         state = state._replace(radius=state.radius.astype(jnp.float32))
-        moved = params + tx.update(jnp.array([1.0, -2.0]), state, params)[0]
+        moved = params + jax.jit(tx.update)(jnp.array([1.0, -2.0]), state, params)[0]
         assert np.linalg.norm(moved) == pytest.approx(5.0)
         assert moved[1] > 4.5
 
@@ -238,16 +239,17 @@ def test_weights_whose_radius_is_zero_stay_as_they_are(params):
 
 
 def test_slices_of_a_stack_are_weights_of_their_own():
-    params = jnp.arange(1.0, 4.0)[:, None] * jnp.ones((3, 5))
-    grads = _noise(params, 0)
+    params = np.arange(1, 4, dtype=np.float32)[:, None] * np.ones((3, 5), np.float32)
+    grads = normal(params.shape)
     stacked = od.hyperball(optax.identity(), 0.1, stacked=1)
-    updates, state = stacked.update(grads, stacked.init(params), params)
+    updates, state = jax.jit(stacked.update)(grads, stacked.init(params), params)
     assert state.radius.shape == (3,)
     single = od.hyperball(optax.identity(), 0.1)
+    update = jax.jit(single.update)
     for i in range(3):
-        expected, _ = single.update(grads[i], single.init(params[i]), params[i])
+        expected, _ = update(grads[i], single.init(params[i]), params[i])
         np.testing.assert_allclose(updates[i], expected, rtol=1e-5)
-    whole, _ = single.update(grads, single.init(params), params)
+    whole, _ = update(grads, single.init(params), params)
     assert np.abs(whole - updates).max() > 1e-2
 
 
@@ -257,7 +259,7 @@ def test_beside_adamw_in_a_partition():
         {"sphere": od.hyperball(optax.scale_by_adam(), 0.1), "plain": od.adamw(0.1, 1e-3)},
         {"kernel": "sphere", "bias": "plain"},
     )
-    grads = {"kernel": _noise(params["kernel"], 0), "bias": jnp.zeros(4)}
+    grads = {"kernel": normal((4, 4)), "bias": jnp.zeros(4)}
     updates, _ = jax.jit(tx.update)(grads, tx.init(params), params)
     np.testing.assert_allclose(updates["bias"], -1e-3, rtol=1e-6)
     assert jnp.linalg.norm(params["kernel"] + updates["kernel"]) == pytest.approx(4.0, rel=1e-6)
@@ -266,8 +268,8 @@ def test_beside_adamw_in_a_partition():
 def test_sharded_weights_have_the_norm_of_the_whole():
     mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
-    params, tx = _noise(jnp.ones((16, 4)), 1), od.hyperball(optax.scale_by_adam(), 0.1)
-    grads = _noise(params, 2)
+    params, tx = normal((16, 4), seed=1), od.hyperball(optax.scale_by_adam(), 0.1)
+    grads = normal((16, 4), seed=2)
     expected, _ = jax.jit(tx.update)(grads, tx.init(params), params)
     placed = jax.device_put((grads, params), sharding)
     updates, _ = jax.jit(tx.update)(placed[0], tx.init(placed[1]), placed[1])
@@ -279,7 +281,7 @@ def test_narrow_weights_are_moved_in_float32(dtype):
     params = jnp.linspace(1, 2, 64, dtype=dtype)
     tx = od.hyperball(optax.identity(), 0.1)
     with jax.numpy_dtype_promotion("strict"):
-        updates, state = tx.update(_noise(params, 0), tx.init(params), params)
+        updates, state = jax.jit(tx.update)(normal(params.shape), tx.init(params), params)
     assert updates.dtype == jnp.float32
     assert state.radius.dtype == jnp.float32
     moved = np.float64(params) + np.float64(updates)

@@ -33,8 +33,9 @@ def decayed_paths(tx, params, update_params=None) -> dict[str, float]:
             str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", ""))))
             for k in (keys[:-1] if boxed else keys)
         ]
-        assert float(jnp.ptp(u)) == 0.0
-        fractions["/".join(names)] = -float(u.ravel()[0])
+        first = np.ravel(u)[0]
+        assert np.all(np.asarray(u) == first)
+        fractions["/".join(names)] = -float(first)
     return fractions
 
 
