@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 OUT ?= runs
 BIN := $(VENV)/bin
-INSTALL ?= $(BIN)/python -m pip install --quiet
+INSTALL = $(BIN)/python -m pip install --quiet
 PYTEST ?= -n 2 --dist worksteal
 PACKAGE_TESTS := tests/coupled_and_decoupled tests/package tests/explain tests/watch tests/sweep
 

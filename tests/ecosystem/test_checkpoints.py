@@ -62,16 +62,16 @@ def test_killed_while_saving_the_previous_checkpoint_restores(tmp_path):
         run, end = tmp_path / f"run {delay}", tmp_path / f"resumed {delay}.npz"
         _killed_while_saving(run, delay)
         latest = _latest(run)
-        assert latest in (10, 20)
+        assert latest in (10, 20), f"killed after {delay} s"
         _run(run, latest, 40, end)
         resumed = _final(end)
         for name, value in whole.items():
-            np.testing.assert_array_equal(resumed[name], value)
+            np.testing.assert_array_equal(resumed[name], value, f"killed after {delay} s")
 
 
 def _killed_while_saving(directory, delay):
-    """A run that ends so many seconds after it began to save step 20."""
-    process = _start(directory, 0, 40, directory.with_suffix(".never.npz"))
+    """Starts a run, and kills it `delay` seconds after it began to save step 20."""
+    process = _start(directory, 0, 40, directory.with_name("never.npz"))
     assert process.stdout is not None
     for line in process.stdout:
         if line == "saving 20\n":

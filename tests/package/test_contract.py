@@ -21,7 +21,8 @@ def strict_modes(request):
     """Runs the suite in JAX's strict modes; `test_modes_of_jax.py` has them one by one.
 
     Exceptions: Optax's own Adam and MultiSteps mix dtypes; one test makes NaNs on purpose;
-    and JAX donates no buffers while it looks for NaNs.
+    and JAX donates no buffers while it looks for NaNs. JAX's checks of its own programs take a
+    quarter of the time, so the slow cases alone have them.
     """
     test = request.node.originalname or request.node.name
     case = getattr(request.node, "callspec", None) and request.node.callspec.params.get("case")
@@ -29,6 +30,7 @@ def strict_modes(request):
     with (
         jax.numpy_dtype_promotion("strict" if is_strict else "standard"),
         jax.numpy_rank_promotion("raise"),
+        jax.enable_checks(request.node.get_closest_marker("slow") is not None),
         jax.debug_nans("broken_gradient" not in test and "donation" not in test),
     ):
         yield

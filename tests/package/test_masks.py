@@ -34,6 +34,7 @@ def decayed_paths(tx, params, update_params=None) -> dict[str, float]:
             for k in (keys[:-1] if boxed else keys)
         ]
         first = np.ravel(u)[0]
+        assert np.isfinite(first)
         assert np.all(np.asarray(u) == first)
         fractions["/".join(names)] = -float(first)
     return fractions

@@ -22,7 +22,6 @@ import optax_decoupled as od
 every_case = pytest.mark.parametrize("name", CASES)
 SHAPES = {"scalar": (), "one": (1,), "three": (3,), "matrix": (4, 2), "empty": (0,)}
 STRICT_MODE = "strict promotion"
-CHECKED_MODE = "internal checks"  # one that no other test has, so each case does
 
 
 @contextlib.contextmanager
@@ -41,7 +40,7 @@ MODES = {
     "rank promotion": lambda: jax.numpy_rank_promotion("raise"),
     "NaNs": lambda: jax.debug_nans(True),
     "infinities": lambda: jax.debug_infs(True),
-    CHECKED_MODE: lambda: jax.enable_checks(True),
+    "internal checks": lambda: jax.enable_checks(True),
     "tracer leaks": _checking_leaks,
     "no jit": lambda: jax.disable_jit(),
 }
@@ -95,9 +94,9 @@ SOME = ("adamw scheduled", "adamw to the start", "adamwr", "sgdw", "adam_l2", "d
     [(name, STRICT_MODE) for name in CASES]
     + [
         pytest.param(name, mode, marks=pytest.mark.slow)
+        for name in SOME
         for mode in MODES
         if mode != STRICT_MODE
-        for name in (CASES if mode == CHECKED_MODE else SOME)
     ],
 )
 def test_a_mode_of_jax_changes_nothing(name, mode):

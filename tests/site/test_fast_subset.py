@@ -3,7 +3,8 @@
 import pathlib
 import re
 
-from fast_subset import SUBSET, left_to_the_slow_tests
+import pytest
+from fast_subset import COLLECTED, SUBSET, left_to_the_slow_tests
 
 ROOT = pathlib.Path(__file__).parents[1]
 TESTS = {path.name: path.read_text() for path in ROOT.rglob("test_*.py")}
@@ -13,6 +14,21 @@ def test_every_entry_names_a_test():
     for name in SUBSET:
         file, _, test = name.partition("::")
         assert re.search(rf"^def {test}\(", TESTS[file], re.MULTILINE), name
+
+
+def test_every_text_is_in_the_id_of_a_case(request):
+    """Of the tests that this run collected; a number is less than that of the cases."""
+    collected = request.config.stash[COLLECTED]
+    if any("::" in argument for argument in request.config.args):
+        pytest.skip("only some cases are collected")
+    for name, cases in collected.items():
+        kept = SUBSET.get(name, ())
+        if isinstance(kept, int):
+            assert 0 < kept < len(cases), name
+            continue
+        for texts in kept:
+            each = (texts,) if isinstance(texts, str) else texts
+            assert any(all(text in f"[{case}]" for text in each) for case in cases), (name, texts)
 
 
 def test_a_case_runs_if_a_text_of_its_entry_is_in_its_id():
