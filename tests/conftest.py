@@ -32,7 +32,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 import hypothesis
 import jax
 import pytest
-from fast_subset import COLLECTED, left_to_the_slow_tests
+from fast_subset import COLLECTED, left_to_the_slow_tests, spread
 
 # Traced programs are many objects, and each full collection visits all: 5 % of the tests' time.
 gc.set_threshold(20_000, 20, 50)
@@ -82,6 +82,10 @@ def optimized(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     jax.config.update("jax_disable_most_optimizations", before)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--most-cases", type=int, help="run at most so many fast cases of each test")
+
+
 @pytest.hookimpl(tryfirst=True)  # before pytest selects by mark
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     tests: dict[tuple[str, str], list[tuple[str, pytest.Item]]] = {}
@@ -89,11 +93,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         test, _, case = item.name.partition("[")
         tests.setdefault((item.path.name, test), []).append((case.removesuffix("]"), item))
     collected = config.stash[COLLECTED] = {}
+    most, left_out = config.getoption("--most-cases"), set()
     for (file, test), cases in tests.items():
         collected[f"{file}::{test}"] = [case for case, _ in cases]
         slow = left_to_the_slow_tests(file, test, [case for case, _ in cases])
         for case, item in cases:
             if case in slow:
                 item.add_marker(pytest.mark.slow)
+        fast = [item for _, item in cases if not item.get_closest_marker("slow")]
+        if most and len(fast) > most:
+            left_out |= set(fast) - {fast[i] for i in spread(most, len(fast))}
+    config.hook.pytest_deselected(items=list(left_out))
+    items[:] = [item for item in items if item not in left_out]
     # First those that start scripts of a minute: begun last, one would leave a processor idle.
     items.sort(key=lambda item: item.path.parent.name not in ("research", "sweep"))

@@ -3,7 +3,7 @@
 A test that is not listed runs with all of its cases. ``()`` leaves the whole test to
 `make test-slow`, and a number runs so many cases, spread over all. Otherwise a case runs if its id
 contains one of the texts, or all of a tuple of texts. On the newest Python the gate runs only
-what `make test` runs.
+what `make test` runs, and at most two cases of each test (``--most-cases 2``).
 """
 
 from collections.abc import Sequence
@@ -337,14 +337,19 @@ SUBSET: dict[str, int | tuple[str | tuple[str, ...], ...]] = {
 }
 
 
+def spread(count: int, total: int) -> list[int]:
+    """So many of the numbers below the total, the first and the last among them."""
+    return [int(i) for i in np.linspace(0, total - 1, count).round()]
+
+
 def left_to_the_slow_tests(file: str, test: str, cases: Sequence[str]) -> list[str]:
     """Which of a test's cases `make test` does not run."""
     kept = SUBSET.get(f"{file}::{test}")
     if kept is None:
         return []
     if isinstance(kept, int):
-        spread = np.linspace(0, len(cases) - 1, kept).round().astype(int)
-        return [case for i, case in enumerate(cases) if i not in spread]
+        chosen = spread(kept, len(cases))
+        return [case for i, case in enumerate(cases) if i not in chosen]
     texts = [(x,) if isinstance(x, str) else x for x in kept]
     in_id = lambda each, case: all(text in f"[{case}]" for text in each)
     return [case for case in cases if not any(in_id(each, case) for each in texts)]

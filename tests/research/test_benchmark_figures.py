@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from scripts import run_quickly
 
-from benchmarks.figures import figure2_digits
+from benchmarks.figures import figure2_cifar10, figure2_digits
 from benchmarks.lib import data
 from benchmarks.lib.sizes import run_from_arguments
 
@@ -62,14 +62,15 @@ def test_cifar10_and_going_on_after_a_kill(cifar, tmp_path):
     assert json.loads(path.read_text())["networks"] == before["networks"]
 
 
-@pytest.mark.slow
-def test_missing_data_are_named(tmp_path):
-    unnamed = _run("figure2_cifar10", "--out", tmp_path)
-    assert unnamed.returncode == 2
-    assert "--data" in unnamed.stderr
-    missing = _run("figure2_cifar10", "--out", tmp_path, "--data", tmp_path)
-    assert missing.returncode != 0
-    assert "data_batch_1.bin" in missing.stderr
+def test_missing_data_are_named(tmp_path, monkeypatch, capsys):
+    arguments = ["", "--quick", "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", arguments)
+    with pytest.raises(SystemExit, match="2"):
+        figure2_cifar10.main()
+    assert "--data" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", [*arguments, "--data", str(tmp_path)])
+    with pytest.raises(ValueError, match=r"data_batch_1\.bin"):
+        figure2_cifar10.main()
 
 
 def _check(done, script, out):
