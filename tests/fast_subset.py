@@ -246,6 +246,7 @@ SUBSET: dict[str, int | tuple[str | tuple[str, ...], ...]] = {
         "changes7",
     ),
     "test_sweep_output.py::test_an_interrupt_before_the_first_cell_is_explained": ("[1]",),
+    # Tests of a second or more whose cases differ little, or whose mechanism has another test.
     "test_modes_of_jax.py::test_weight_dynamics_in_every_mode": 7,
     "test_settling.py::test_the_equilibrium_of_lion_is_within_2_percent_of_a_simulation": (
         "[0.01-0.9-0.99]",
